@@ -1,0 +1,5 @@
+"""Lightning callbacks of calosim; YAML names them as ``callbacks.<ClassName>``."""
+
+from callbacks.checkerboard_validation import CheckerboardValidation
+
+__all__ = ["CheckerboardValidation"]

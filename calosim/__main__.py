@@ -1,0 +1,73 @@
+"""The ``calosim`` command: training verbs by LightningCLI, tools by jsonargparse, all listed by ``calosim --help``."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+VERBS: dict[str, str] = {
+    "simulate": "make showers with the toy Monte Carlo and write them to a ROOT file",
+    "convert": "convert npz pairs, Extract.C text or ROOT files to calosim's ROOT form",
+    "fit": "train a model (LightningCLI; -c conf/teacher.yaml, any value can be overridden)",
+    "validate": "validation metrics of a checkpoint",
+    "test": "test metrics of a checkpoint",
+    "predict": "run a checkpoint's predict step over the test split",
+    "generate": "primaries in (ROOT or CSV), simulated responses out (ROOT)",
+    "evaluate": "judge a fast simulation on the test split, with floor and trivial model",
+}
+TRAINING = ("fit", "validate", "test", "predict")
+
+
+def usage() -> str:
+    """The text of ``calosim --help``."""
+    width = max(map(len, VERBS))
+    lines = ["usage: calosim VERB [options]", "", "Fast simulation of ALICE forward calorimeters.", ""]
+    lines += [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
+    lines += [
+        "",
+        "`calosim VERB --help` explains a verb's options. Set CALOSIM_TRACEBACK=1 to see where an error arose.",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: Arguments without the program's name; the process's own if not given.
+
+    Returns:
+        The exit status: 0 on success, 2 after one line on standard error about what was wrong, 130 when interrupted.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        from calosim import __version__
+
+        print(f"calosim {__version__}")
+        return 0
+    if argv[0] not in VERBS:
+        print(f"calosim: error: unknown verb {argv[0]!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    try:
+        # Imported only when there is work for them: torch and lightning take seconds.
+        if argv[0] in TRAINING:
+            from calosim.cli import train as run
+        else:
+            from calosim.tools import run
+        run(argv)
+    except (ValueError, OSError) as error:
+        if os.environ.get("CALOSIM_TRACEBACK"):
+            raise
+        print(f"calosim: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("calosim: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Names of particle types: PDG codes, the short names used on the command line, and their printed form."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+__all__ = ["STUDY_PARTICLES", "particle_code", "particle_name", "particle_symbol"]
+
+#: Short names for the particles people select; any other name known to the ``particle`` package works as well.
+_CODES: dict[str, int] = {
+    "gamma": 22,
+    "neutron": 2112,
+    "proton": 2212,
+    "lambda": 3122,
+    "k0s": 310,
+    "k0l": 130,
+    "sigma+": 3222,
+    "sigma-": 3112,
+    "pi+": 211,
+    "pi-": -211,
+    "k+": 321,
+    "k-": -321,
+    "electron": 11,
+    "positron": -11,
+    "antineutron": -2112,
+    "antiproton": -2212,
+    "antilambda": -3122,
+}
+_NAMES: dict[int, str] = {code: name for name, code in _CODES.items()}
+_ALIASES: dict[str, int] = {
+    "photon": 22,
+    "n": 2112,
+    "p": 2212,
+    "sigmaplus": 3222,
+    "k-short": 310,
+    "kshort": 310,
+    "k-long": 130,
+}
+
+#: The particle types of P4's fine-tuning study, in its order.
+STUDY_PARTICLES: tuple[int, ...] = (22, 2112, 3122, 310, 3222)
+
+
+@lru_cache
+def particle_name(pdg: int) -> str:
+    """The short name of a PDG code, safe in file names and metric keys (``gamma``, ``k0s``, ``sigma+``).
+
+    Args:
+        pdg: A PDG Monte Carlo code.
+
+    Raises:
+        ValueError: If the code is not in the PDG tables.
+    """
+    if pdg in _NAMES:
+        return _NAMES[pdg]
+    return _lookup(pdg).programmatic_name.lower()
+
+
+@lru_cache
+def particle_symbol(pdg: int) -> str:
+    """The printed form of a PDG code in Unicode, for tables and captions (``γ``, ``K⁰S``)."""
+    symbols = {22: "γ", 2112: "n", 2212: "p", 3122: "Λ", 310: "K⁰S", 130: "K⁰L", 3222: "Σ⁺", 3112: "Σ⁻"}
+    return symbols.get(pdg) or _lookup(pdg).name
+
+
+def particle_code(name: str | int) -> int:
+    """The PDG code of a particle given by name or code.
+
+    Args:
+        name: A PDG code (``3122`` or ``"3122"``), a short name in any case (``lambda``, ``k0s``, ``sigma+``) or a name
+            of the ``particle`` package (``Lambda``, ``K(S)0``).
+
+    Raises:
+        ValueError: If nothing matches.
+    """
+    text = str(name).strip()
+    if text.lower() in _CODES:
+        return _CODES[text.lower()]
+    if text.lower() in _ALIASES:
+        return _ALIASES[text.lower()]
+    if text.lstrip("+-").isdigit():
+        return int(_lookup(int(text)).pdgid)
+    from particle import Particle  # slow to import, and only needed for rare particles
+
+    for keyword in ("name", "programmatic_name", "evtgen_name"):
+        found = Particle.findall(**{keyword: text})
+        if len(found) == 1:
+            return int(found[0].pdgid)
+    raise ValueError(f"unknown particle {name!r}; expected a PDG code or a name such as {', '.join(list(_CODES)[:7])}")
+
+
+def _lookup(pdg: int):
+    from particle import Particle, ParticleNotFound
+
+    try:
+        return Particle.from_pdgid(pdg)
+    except ParticleNotFound:
+        raise ValueError(f"unknown PDG code {pdg}; expected a code of the PDG Monte Carlo numbering scheme") from None

@@ -1,0 +1,268 @@
+r"""The photon sum of a response: a Bayesian network with a Gaussian head, as published, or a mixture density head.
+
+Decays and secondaries give the sums of Lambda, K0S and Sigma+ several modes, which a Gaussian cannot make; the default
+head is therefore a mixture of Gaussians of :math:`\log N`, each truncated below the smallest sum of the training split.
+
+References:
+    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), sections 3.1 and 4.2: the photon
+      sum is the bottleneck of the two-stage model, https://arxiv.org/abs/2608.12795
+    | Mixture Density Networks (Bishop, 1994)
+    | Weight Uncertainty in Neural Networks (Blundell et al., 2015), https://arxiv.org/abs/1505.05424
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from zuko.bayesian import BayesianModel
+
+from calosim import draws
+from calosim.base import CalosimModule, evaluating, fit_sample
+from calosim.preprocessing import FeatureScaler
+
+__all__ = ["PhotonSum"]
+
+#: Bounds of the standard deviations of the heads, in units of the standardized target.
+MIN_SCALE, MAX_LOG_SCALE = 1e-2, 5.0
+
+
+class PhotonSum(CalosimModule):
+    r"""Bayesian network for :math:`p(N \mid \text{primary})`.
+
+    Args:
+        detector: The detector's name; on the command line it follows ``--data.detector``.
+        head: ``mixture``: mixture density on the log of the sum; ``gaussian``: mean and width of the sum itself.
+        components: Components of the mixture.
+        hidden: Widths of the hidden layers.
+        physics: Whether log-energy and the straight-flight spot join the nine features.
+        prior_scale: Standard deviation of the weights' Gaussian prior.
+        posterior_samples: Networks drawn from the posterior for sampling and prediction; every row uses one of them.
+        optimizer: From parameters to an optimizer.
+        scheduler: From an optimizer to a learning-rate scheduler, stepped once an epoch.
+    """
+
+    center: Tensor
+    spread: Tensor
+    lower: Tensor
+    upper: Tensor
+
+    def __init__(
+        self,
+        detector: str = "zn",
+        head: Literal["mixture", "gaussian"] = "mixture",
+        components: int = 8,
+        hidden: tuple[int, ...] = (128, 128, 128),
+        physics: bool = True,
+        prior_scale: float = 1.0,
+        posterior_samples: int = 16,
+        optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-3, fused=True),
+        scheduler: LRSchedulerCallable | None = None,
+    ):
+        super().__init__(
+            detector,
+            optimizer,
+            scheduler,
+            head=head,
+            components=components,
+            hidden=list(hidden),
+            physics=physics,
+            prior_scale=prior_scale,
+            posterior_samples=posterior_samples,
+        )
+        if head not in ("mixture", "gaussian"):
+            raise ValueError(f"unknown head {head!r}; expected mixture or gaussian")
+        self.head, self.components = head, components
+        self.prior_scale, self.posterior_samples = prior_scale, posterior_samples
+        self.features = FeatureScaler(self.detector, physics=physics)
+        outputs = 3 * components if head == "mixture" else 2
+        widths = [self.features.width, *hidden]
+        layers: list[nn.Module] = []
+        for n, m in pairwise(widths):
+            layers += [nn.Linear(n, m), nn.SiLU()]
+        network = nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
+        if head == "mixture":
+            # Components start spread over the range of sums; equal starts would stay equal.
+            with torch.no_grad():
+                network[-1].bias[components : 2 * components].copy_(torch.linspace(-1.5, 1.5, components))
+        self.bayes = BayesianModel(network)
+        # The wrapper's means replace these; left trainable, DDP would wait for gradients that never come.
+        self.bayes.base.requires_grad_(False)
+        self.register_buffer("center", torch.tensor(0.0))
+        self.register_buffer("spread", torch.tensor(1.0))
+        self.register_buffer("lower", torch.tensor(0.0))
+        self.register_buffer("upper", torch.tensor(math.inf))
+        self.val_nll = MeanMetric()
+        self.test_nll = MeanMetric()
+        self._networks: dict[int, list[nn.Module]] = {}
+
+    def setup(self, stage: str) -> None:
+        """Fits the standardizations on the training split, unless a checkpoint brought them."""
+        if stage != "fit" or bool(self.features.fitted):
+            return
+        _, particles, images = fit_sample(self.trainer.datamodule)  # type: ignore[attr-defined]
+        total = images.flatten(1).sum(1)
+        self.features.fit(particles)
+        self.lower.fill_(total.min())
+        self.upper.fill_(total.max())
+        target = total.double().log() if self.head == "mixture" else total.double()
+        # Quartiles, not moments: one artefact of a hundred thousand photons must not set the scale.
+        low, middle, high = target.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+        self.center.fill_(middle)
+        self.spread.fill_(((high - low) / 1.349).clamp(min=1e-3))
+
+    # -- the two heads ------------------------------------------------------------------------------------------------
+
+    def _edge(self) -> Tensor:
+        """Half a photon below the smallest sum, as a standardized target."""
+        return ((self.lower - 0.5).clamp(min=0.5).log() - self.center) / self.spread
+
+    def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights, means and standard deviations of the components, each (B, K)."""
+        if self.head == "gaussian":
+            mean, log_scale = outputs.chunk(2, dim=1)
+            return torch.zeros_like(mean), mean, MIN_SCALE + log_scale.clamp(max=MAX_LOG_SCALE).exp()
+        weight, mean, log_scale = outputs.chunk(3, dim=1)
+        return weight.log_softmax(1), mean, MIN_SCALE + log_scale.clamp(max=MAX_LOG_SCALE).exp()
+
+    def log_density(self, outputs: Tensor, photon_sum: Tensor, jitter: Tensor) -> Tensor:
+        """Log-density of the photon sums, in nats.
+
+        Args:
+            outputs: The network's outputs with shape (B, outputs).
+            photon_sum: Photons with shape (B,).
+            jitter: Uniform numbers in (0, 1) with shape (B,), which spread each integer over its unit interval.
+
+        Returns:
+            Log-density per photon with shape (B,), comparable between heads.
+        """
+        log_weight, mean, scale = self._split(outputs)
+        noisy = photon_sum.to(outputs) + jitter - 0.5
+        if self.head == "gaussian":
+            target, volume = (noisy - self.center) / self.spread, self.spread.log()
+        else:
+            noisy = noisy.clamp(min=0.5)
+            target, volume = (noisy.log() - self.center) / self.spread, self.spread.log() + noisy.log()
+        z = (target[:, None] - mean) / scale
+        log_prob = log_weight - z.square() / 2 - scale.log() - math.log(2 * math.pi) / 2
+        if self.head == "mixture":
+            log_prob = log_prob - torch.special.log_ndtr((mean - self._edge()) / scale)
+        return log_prob.logsumexp(1) - volume
+
+    def draw(self, outputs: Tensor, numbers: Tensor) -> Tensor:
+        """Photon sums from the head's distribution.
+
+        Args:
+            outputs: The network's outputs with shape (B, outputs).
+            numbers: Uniform numbers in (0, 1) with shape (B, 2).
+
+        Returns:
+            Photon counts with shape (B,), int64, between 0 and the largest sum of the training split.
+        """
+        log_weight, mean, scale = self._split(outputs)
+        cumulative = log_weight.exp().cumsum(1)
+        chosen = (numbers[:, :1] * cumulative[:, -1:] > cumulative).sum(1, keepdim=True).clamp(max=mean.shape[1] - 1)
+        mean, scale = mean.gather(1, chosen)[:, 0], scale.gather(1, chosen)[:, 0]
+        u = numbers[:, 1]
+        if self.head == "gaussian":
+            total = self.center + self.spread * (mean + scale * torch.special.ndtri(u))
+        else:
+            # Upper tail probability of the truncated component, by symmetry, where ndtri keeps its digits.
+            tail = torch.special.ndtr((mean - self._edge()) / scale) * u
+            y = mean - scale * torch.special.ndtri(tail.clamp(min=1e-300))
+            total = (self.center + self.spread * y).exp()
+        return total.round().clamp(min=0.0).minimum(self.upper.to(total)).to(torch.int64)
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def _log_likelihood(self, network: nn.Module, batch: dict[str, Tensor], epoch: int = -1) -> Tensor:
+        jitter = draws.uniform(draws.row_keys(batch["rows"], draws.NOISE_STREAM, epoch + 1), 1)[:, 0]
+        total = batch["images"].flatten(1).sum(1)
+        return self.log_density(network(self.features(batch["particles"])), total, jitter)
+
+    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
+        """Minimizes the negative evidence lower bound per row."""
+        with self.bayes.reparameterize(local_trick=True) as network:
+            nll = -self._log_likelihood(network, batch, self.current_epoch).mean()
+        rows = len(self.trainer.datamodule.rows("train"))  # type: ignore[attr-defined]
+        kl = self.bayes.kl_divergence(self.prior_scale**2) / rows
+        self.log_dict({"train/nll": nll, "train/kl": kl}, batch_size=len(batch["rows"]))
+        self.log("train/loss", nll + kl, prog_bar=True, batch_size=len(batch["rows"]))
+        return nll + kl
+
+    def on_train_epoch_start(self) -> None:
+        """Forgets networks drawn from an older posterior."""
+        self._networks.clear()
+
+    def _evaluation_step(self, batch: dict[str, Tensor]) -> Tensor:
+        """Negative log of the posterior predictive density, shape (B,)."""
+        logs = torch.stack([self._log_likelihood(n, batch) for n in self.networks(0)])
+        return math.log(len(logs)) - logs.logsumexp(0)
+
+    def on_validation_epoch_start(self) -> None:
+        """Draws the networks of this epoch's posterior."""
+        self._networks.clear()
+
+    def validation_step(self, batch: dict[str, Tensor]) -> None:
+        """Accumulates the negative log predictive density over all rows of all processes."""
+        self.val_nll.update(self._evaluation_step(batch))
+        self.log("val/loss", self.val_nll, prog_bar=True)
+
+    def test_step(self, batch: dict[str, Tensor]) -> None:
+        """Accumulates the negative log predictive density of the test split."""
+        self.test_nll.update(self._evaluation_step(batch))
+        self.log("test/loss", self.test_nll)
+
+    # -- inference ----------------------------------------------------------------------------------------------------
+
+    def networks(self, seed: int) -> list[nn.Module]:
+        """Networks drawn from the posterior; the same for the same seed, and global random state stays untouched.
+
+        Args:
+            seed: Seed of the weights.
+        """
+        if seed not in self._networks:
+            self._networks.clear()
+            device = self.center.device
+            with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+                torch.manual_seed(seed)
+                self._networks[seed] = [self.bayes.sample_model() for _ in range(self.posterior_samples)]
+        return self._networks[seed]
+
+    def sample(self, particles: Tensor, seed: int, rows: Tensor) -> Tensor:
+        """Draws one photon sum per row from the posterior predictive.
+
+        Each row uses one network of the posterior. In float64, so that a row's sum does not depend on the rows computed
+        beside it.
+
+        Args:
+            particles: Features with shape (B, 9).
+            seed: Seed of the draws.
+            rows: Row numbers with shape (B,), int64; with the seed they key the draws.
+
+        Returns:
+            Photon counts with shape (B,), int64.
+        """
+        with evaluating(self):
+            keys = draws.row_keys(rows, draws.PHOTON_STREAM, seed)
+            numbers = draws.uniform(keys, 3).double()
+            features = self.features(particles).double()
+            networks = self.networks(seed)
+            chosen = (numbers[:, 2] * len(networks)).long()
+            total = torch.empty(len(rows), dtype=torch.int64, device=particles.device)
+            for k, network in enumerate(networks):
+                mine = chosen == k
+                if mine.any():
+                    outputs = network.double()(features[mine])
+                    total[mine] = self.draw(outputs, numbers[mine, :2])
+                    network.to(self.center.dtype)
+            return total
+
+    def predict_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Draws one photon sum per row."""
+        return {"photon_sum": self.sample(batch["particles"], 0, batch["rows"]), "rows": batch["rows"]}

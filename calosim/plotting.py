@@ -1,0 +1,63 @@
+"""Pictures that several commands share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["image_rows"]
+
+
+def image_rows(reference: NDArray, generated: NDArray, labels: Sequence[str], path: str | os.PathLike[str]) -> Path:
+    """Draws a row of Monte Carlo responses with the generated ones below, on one color scale a pair.
+
+    Args:
+        reference: Photon counts with shape (B, nx, ny), B at least 1.
+        generated: Photon counts with shape (B, nx, ny).
+        labels: A title for each column.
+        path: The file to write; its suffix decides the format. Missing folders are made.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If the numbers of images and labels differ, or there is none.
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure  # without pyplot: no global state, no display
+
+    if not 0 < len(labels) == len(reference) == len(generated):
+        raise ValueError(
+            f"expected one label for each pair of images, got {len(reference)} Monte Carlo images, "
+            f"{len(generated)} generated ones and {len(labels)} labels"
+        )
+    figure = Figure(figsize=(1.7 * len(labels) + 0.6, 4.2), layout="constrained")
+    axes = figure.subplots(2, len(labels), squeeze=False)
+    for column, label in enumerate(labels):
+        pair = np.asarray(reference[column]), np.asarray(generated[column])
+        norm = LogNorm(vmin=1, vmax=max(2, *(image.max() for image in pair)))
+        for axis, image, side in zip(axes[:, column], pair, ("Monte Carlo", "generated"), strict=True):
+            # x runs to the right and y upwards; dark pixels stay white.
+            axis.imshow(np.ma.masked_less_equal(image.T, 0), norm=norm, origin="lower", cmap="viridis")
+            axis.set(xticks=[], yticks=[], xlabel=f"{image.sum():.0f} photons")
+            if column == 0:
+                axis.set_ylabel(side)
+        axes[0, column].set_title(label, fontsize="medium")
+    return _save(figure, Path(path))
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside and renamed, so that nobody ever reads half a picture.
+    partial = path.with_name(f".{os.getpid()}-{path.name}")
+    figure.savefig(partial, dpi=130)
+    partial.replace(path)
+    return path

@@ -1,0 +1,60 @@
+"""The tools of the ``calosim`` command: functions whose arguments are the options."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+__all__ = ["run", "simulate"]
+
+#: Where each tool's function lives; imported when it is called, so that one tool does not pay for another.
+TOOLS: dict[str, str] = {
+    "simulate": "calosim.tools:simulate",
+    "convert": "calosim.rootio:convert",
+    "generate": "calosim.simulator:generate",
+    "evaluate": "calosim.evaluation:evaluate_run",
+}
+
+
+def run(argv: list[str]) -> None:
+    """Runs a tool: its options are the arguments of its function, explained by its docstring."""
+    module, _, name = TOOLS[argv[0]].partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    parser = ArgumentParser(prog=f"calosim {argv[0]}", description=(function.__doc__ or "").split("\n\n")[0])
+    parser.add_argument("-c", "--config", action="config", help="Read options from a YAML file.")
+    parser.add_function_arguments(function, as_group=False)
+    options = parser.parse_args(argv[1:])
+    options.pop("config", None)
+    function(**parser.instantiate_classes(options))
+
+
+def simulate(
+    detector: str = "zn",
+    primaries: int | str = 1000,
+    responses_per_primary: int = 20,
+    seed: int = 1,
+    out: str = "data/zn.root",
+    workers: int = 2,
+    quiet: bool = False,
+) -> None:
+    """Makes showers with the toy Monte Carlo and writes them to a ROOT file.
+
+    Args:
+        detector: zn, zp or focal_h.
+        primaries: How many primaries to draw from the published mix, or a ROOT or CSV file whose primaries to take: with
+            another seed, the Monte Carlo's own floor.
+        responses_per_primary: Mean number of kept responses (at least 10 photons) to a primary.
+        seed: Seed; one seed, one data set, whatever the number of workers.
+        out: The ROOT file to write.
+        workers: Threads.
+        quiet: Show no progress.
+    """
+    from calosim import montecarlo, rootio
+
+    source = rootio.read_primaries(primaries) if isinstance(primaries, str) else primaries
+    showers = montecarlo.simulate(source, responses_per_primary, detector, seed, workers=workers, progress=not quiet)
+    rootio.write(out, showers)
+    print(f"{out}: {len(showers)} responses of {showers.geometry.title} to {showers.inputs.max() + 1} primaries")
