@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -86,7 +87,8 @@ class CalosimModule(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Keys dropout and weight noise by (seed, step, process), so that a resumed run repeats the uninterrupted one."""
-        words = (int(os.environ.get("PL_GLOBAL_SEED", 0)), self.global_step, self.global_rank)
+        # The batch too: gradient accumulation takes several batches to a step.
+        words = (int(os.environ.get("PL_GLOBAL_SEED", 0)), self.global_step, batch_idx, self.global_rank)
         torch.manual_seed(int(draws.row_keys(torch.zeros(1, dtype=torch.int64), draws.TRAINING_STREAM, *words)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -144,10 +146,18 @@ def load_module(path: str | Path, device: str | torch.device = "cpu") -> Calosim
         raise ValueError(f"{path}: expected a checkpoint written by calosim, found no `calosim` entry")
     name, init = checkpoint["calosim"]["class"], checkpoint["calosim"]["init"]
     package, _, attribute = name.rpartition(".")
-    if not package.startswith("calosim."):
+    kind = None
+    if package.startswith("calosim."):
+        with suppress(ImportError):
+            kind = getattr(importlib.import_module(package), attribute, None)
+    # Nothing else of calosim: a checkpoint must not choose which function is called with which arguments.
+    if not (isinstance(kind, type) and issubclass(kind, CalosimModule)):
         raise ValueError(f"{path}: expected a module of calosim, got {name}")
-    module = getattr(importlib.import_module(package), attribute)(**init)
-    module.load_state_dict(checkpoint["state_dict"])
+    module = kind(**init)
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(f"{path}: its weights do not fit {name} ({' '.join(str(error).split())[:200]})") from None
     return module.to(device).eval()
 
 

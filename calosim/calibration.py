@@ -15,13 +15,16 @@ References:
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 
 from calosim.detectors import Detector, get_detector
+from calosim.metrics import diversity
 from calosim.montecarlo import SETUPS, Flight, draw_primaries, illuminate, simulate_with_truth, transport
 from calosim.particles import particle_symbol
 from calosim.rootio import FEATURES
@@ -62,8 +65,15 @@ class Target:
         return "inside" if self.band[0] <= self.ours <= self.band[1] else "MISSED"
 
 
-#: Why a target is missed, printed only where it is.
-_REASONS: dict[str, str] = {}
+#: Why a target is missed, or may be with another seed; printed where it is.
+_REASONS: dict[str, str] = {
+    "images: zero pixels of ZP, %": "only ZN is calibrated: ZP has ZN's primaries and line, and invented light yields",
+    "images: zero pixels, %": "showers as wide as the pictured ones, at photon sums with the published median",
+    "feature means: px": "a fluctuation of the published sample's inputs, imitated by a crossing angle; band within two errors",
+    "feature means: py": "a fluctuation of the published sample's inputs, imitated by a crossing angle; band within two errors",
+    "feature means: pz": "a fluctuation of the published sample's inputs, imitated by uneven sides; band within our error",
+    "neutrons on the face: lit pixels at 698 photons": "a narrow one; the same picture decodes to 269 lit pixels",
+}
 
 
 def _relative(value: float, fraction: float) -> tuple[float, float]:
@@ -76,7 +86,8 @@ def _absolute(value: float, width: float) -> tuple[float, float]:
 
 def _blocked(statistic: Callable[[np.ndarray], float], block: np.ndarray) -> tuple[float, float]:
     """A statistic of all rows, with the error of the mean over blocks of rows; both from masks over the rows."""
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)  # blocks of a rare particle may be empty: their nan is dropped
         parts = [statistic(block == b) for b in range(_BLOCKS) if (block == b).any()]
         finite = np.array([p for p in parts if np.isfinite(p)])
         error = finite.std(ddof=1) / np.sqrt(len(finite)) if len(finite) > 1 else np.nan
@@ -103,11 +114,13 @@ def _mix_targets(seed: int, scale: float, workers: int) -> list[Target]:
     add("images", "median photon sum", "234", lambda m: np.median(total[m]), _relative(234, 0.15))
     add("images", "zero pixels, %", "96.1", lambda m: 100 * zero[m].mean(), _absolute(96.1, 1))
     ordinary = ~truth.artifact
-    hottest = "an extreme of 306,780 responses to about 1,200 primaries; artifacts left out"
+    hottest = "an extreme value; our spectra reach the beam momentum; artifacts left out"
     targets.append(Target("images", "largest pixel", "591", showers.images[ordinary].max(), np.nan, None, hottest))
     targets.append(Target("images", "largest sum", "3360", total[ordinary].max(), np.nan, None, hottest))
     targets.append(
-        Target("images", "artifacts per 100,000", "about 1", 1e5 * truth.artifact.mean(), np.nan, None, "rare by design")
+        Target(
+            "images", "artifacts per 100,000", "about 1", 1e5 * truth.artifact.mean(), np.nan, None, "rare by design"
+        )
     )
     for code, percent in zip(_STUDIED, (45, 78, 46, 21, 0), strict=True):
         add(
@@ -129,14 +142,22 @@ def _mix_targets(seed: int, scale: float, workers: int) -> list[Target]:
     tried = (drawn == 22).sum()
     kept_gamma = (pdg == 22).sum() / tried
     for code, inputs, samples in zip(_STUDIED, (608, 207, 45, 87, 19), (37329, 14310, 1861, 1305, 247), strict=True):
+        # Energies that make Λ and Σ⁺ as diverse and direct as published also let them leave light too often.
+        note = "as diverse as published, so kept too often" if code in (3122, 3222) else ""
         name, each = particle_symbol(code), samples / inputs * 608 / 37329
         targets.append(
-            Target("responses per input, relative to γ", name, f"{each:.2f}",
-                   (pdg == code).sum() / (drawn == code).sum() / kept_gamma, np.nan, None)
+            Target(
+                "responses per input, relative to γ",
+                name,
+                f"{each:.2f}",
+                (pdg == code).sum() / (drawn == code).sum() / kept_gamma,
+                np.nan,
+                None,
+                note,
+            )
         )
-        targets.append(
-            Target("inputs, relative to γ", name, f"{inputs / 608:.3f}", (drawn == code).sum() / tried, np.nan, None)
-        )
+        ours = (drawn == code).sum() / tried
+        targets.append(Target("inputs, relative to γ", name, f"{inputs / 608:.3f}", ours, np.nan, None, note))
     zp, _ = simulate_with_truth(int(6000 * scale), 1, "zp", seed, workers=workers)
     zeros = 100 * (zp.images == 0).mean((1, 2))
     targets.append(
@@ -145,22 +166,16 @@ def _mix_targets(seed: int, scale: float, workers: int) -> list[Target]:
     return targets
 
 
-def _diversity(images: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Sum over pixels of the standard deviation over the responses of each input; ``start`` are the inputs' rows."""
-    return np.array([x.std(0).sum() for x in np.split(images, start[1:])])
-
-
 def _diversity_targets(seed: int, scale: float, workers: int) -> list[Target]:
     """Diversity per particle, from samples with as many inputs as the published one."""
     values = []
     for repeat in range(6):
-        showers, truth = simulate_with_truth(1240, max(8, int(30 * scale)), "zn", seed + repeat, workers=workers)
+        showers, truth = simulate_with_truth(1240, ceil(30 * scale), "zn", seed + repeat, workers=workers)
         # An artifact would set the scale for all: the published data, whose largest sum is 3360, has none.
-        showers, primary = showers.select(~truth.artifact), truth.primary[~truth.artifact]
-        _, start, counts = np.unique(primary, return_index=True, return_counts=True)
-        raw, pdg = _diversity(showers.images, start), showers.pdg[start]
-        normalized = (raw - raw.min()) / (raw.max() - raw.min())
-        values.append([np.average(normalized[pdg == c], weights=counts[pdg == c]) for c in _STUDIED])
+        kept = np.flatnonzero(~truth.artifact)
+        found = diversity(showers.images[kept], truth.primary[kept], normalized=True)
+        pdg = showers.pdg[np.searchsorted(truth.primary, found.input)]
+        values.append([np.average(found.value[pdg == c], weights=found.responses[pdg == c]) for c in _STUDIED])
     mean, error = np.mean(values, 0), np.std(values, 0, ddof=1) / len(values) ** 0.5
     published = (0.10, 0.30, 0.48, 0.47, 0.58)
     targets = [
@@ -219,7 +234,13 @@ def _shower_targets(seed: int, scale: float) -> list[Target]:
     add(group, "photons/GeV", "0.658", lambda m: each[m].mean(), _relative(0.658, 0.05))
     add(group, "spread of photons/GeV", "0.197", lambda m: each[m].std(), _relative(0.197, 0.25))
     add(group, "slope of N(E)", "0.692", lambda m: np.polyfit(energy[m], total[m], 1)[0], _relative(0.692, 0.1))
-    add(group, "N(E) at 500 GeV", "332", lambda m: np.polyval(np.polyfit(energy[m], total[m], 1), 500), _relative(332, 0.1))
+    add(
+        group,
+        "N(E) at 500 GeV",
+        "332",
+        lambda m: np.polyval(np.polyfit(energy[m], total[m], 1), 500),
+        _relative(332, 0.1),
+    )
     add(group, "no light, %", "about 5", lambda m: 100 * (total[m] == 0).mean(), _absolute(5, 2))
     half = 0.5 * np.median(each)
     add(group, "below half the median, %", "7", lambda m: 100 * (each[m] < half).mean(), _absolute(7, 2))
@@ -234,21 +255,26 @@ def _shower_targets(seed: int, scale: float) -> list[Target]:
     lit = np.flatnonzero((energy > 100) & (energy < 920) & (total > 50))[: int(2000 * scale)]
     radii = np.array([_radii(images[i]) for i in lit])
     ranges = {25: (1.8, 1.0, 2.9), 50: (4.2, 3.1, 6.9), 75: (9.8, 7.2, 13.6), 90: (16, 11.5, 18)}
-    for i, (percent, (middle, low, high)) in enumerate(ranges.items()):
+    for i, (percent, (typical, inner, outer)) in enumerate(ranges.items()):
         add(
             group,
             f"radius of {percent} % of the light, pixels",
-            f"{middle:g} ({low:g}-{high:g})",
+            f"{typical:g} ({inner:g}-{outer:g})",
             lambda m, i=i: np.median(radii[m, i]),
-            (low, high),
+            (inner, outer),
             blocks=block[lit],
         )
     lit_pixels, hottest = (images > 0).sum((1, 2)), images.max((1, 2)) / np.maximum(total, 1)
     for photons, pixels in ((70, 44), (94, 70), (170, 95), (283, 153), (401, 195), (698, 103)):
         near = np.abs(total / photons - 1) < 0.1
-        note = "one image" if photons < 600 else "one image, called a narrow one; pictured with 269"
-        band = _relative(pixels, 0.25)
-        add(group, f"lit pixels at {photons} photons", f"{pixels}", lambda m, s=near: np.median(lit_pixels[m & s]), band, note)
+        add(
+            group,
+            f"lit pixels at {photons} photons",
+            f"{pixels}",
+            lambda m, s=near: np.median(lit_pixels[m & s]),
+            _relative(pixels, 0.25),
+            "one image",
+        )
     bright = total > 100
     add(group, "hottest pixel, % of the sum", "5-10", lambda m: 100 * np.median(hottest[m & bright]), (5, 10))
 
@@ -300,7 +326,13 @@ def _shower_targets(seed: int, scale: float) -> list[Target]:
     for at in (10.0, 50.0):
         sums = _on_face(22, np.full(n, at), central(n), detector, rng).sum((1, 2))
         expected = 0.9 / np.sqrt(at)
-        add(group, f"electromagnetic resolution at {at:g} GeV", f"{expected:.3f}", lambda m, s=sums: s[m].std() / s[m].mean(), _relative(expected, 0.25))
+        add(
+            group,
+            f"electromagnetic resolution at {at:g} GeV",
+            f"{expected:.3f}",
+            lambda m, s=sums: s[m].std() / s[m].mean(),
+            _relative(expected, 0.25),
+        )
     return targets
 
 
@@ -309,7 +341,11 @@ def _decay_targets(seed: int, scale: float) -> list[Target]:
     detector, rng = get_detector("zn"), np.random.default_rng(seed)
     targets = []
     n = int(20_000 * scale)
-    for code, survival in {3122: (0.04, 0.20, 0.45, 0.59), 310: (0.015, 0.12, 0.35, 0.50), 3222: (0.0, 0.004, 0.06, 0.16)}.items():
+    for code, survival in {
+        3122: (0.04, 0.20, 0.45, 0.59),
+        310: (0.015, 0.12, 0.35, 0.50),
+        3222: (0.0, 0.004, 0.06, 0.16),
+    }.items():
         for momentum, value in zip((500.0, 1000.0, 2000.0, 3000.0), survival, strict=True):
             particles = np.zeros((n, 9))
             particles[:, 6] = momentum

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
 import uuid
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
 
 from calosim import __version__
 from calosim.base import CalosimModule
@@ -29,22 +32,13 @@ class RunRecord(SaveConfigCallback):
         super().__init__(parser, config, **{**kwargs, "save_to_log_dir": False})
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Writes both files, on one process.
-
-        Raises:
-            ValueError: If the folder holds another run that is not being resumed.
-        """
+        """Writes both files, on one process."""
         folder = Path(trainer.default_root_dir)
         if stage != "fit":
             return
-        name = "config.yaml"
-        if (folder / name).exists():
-            if not trainer.ckpt_path and not self._resuming():
-                raise ValueError(
-                    f"{folder}: holds a run already; choose another --run, or resume it with --ckpt_path last"
-                )
-            # What the run was started with stays; how it was resumed stands beside it.
-            name = f"config.resumed-{len(list(folder.glob('config.resumed-*.yaml'))) + 1}.yaml"
+        # What the run was started with stays; how it was resumed stands beside it.
+        resumed = len(list(folder.glob("config*.yaml")))
+        name = f"config.resumed-{resumed}.yaml" if resumed else "config.yaml"
         dumped = self.parser.dump(self.config, skip_none=False)
         atomic_write(folder / name, dumped)
         record = {
@@ -64,9 +58,6 @@ class RunRecord(SaveConfigCallback):
             json.dumps(record, indent=2) + "\n",
         )
 
-    def _resuming(self) -> bool:
-        return bool(self.config.get("ckpt_path"))
-
 
 class CalosimCLI(LightningCLI):
     """LightningCLI with one more option, ``--run``, and the detector named once, in ``--data.detector``."""
@@ -82,9 +73,17 @@ class CalosimCLI(LightningCLI):
         parser.link_arguments("data.detector", "model.init_args.detector")
 
     def before_instantiate_classes(self) -> None:
-        """Chooses the run folder and puts logs, checkpoints and pictures into it."""
+        """Chooses the run folder and puts logs, checkpoints and pictures into it.
+
+        Raises:
+            ValueError: If the folder holds another run that is not being resumed.
+        """
         config = self.config[self.subcommand] if self.subcommand else self.config
         run = config.get("run") or os.environ.get("CALOSIM_RUN")
+        checkpoint = config.get("ckpt_path")
+        if run is None and checkpoint not in (None, "best", "last"):
+            # Judging or resuming a checkpoint belongs to the run that wrote it.
+            run = str(Path(checkpoint).parent.parent)
         if run is None:
             model = config.model.class_path.rpartition(".")[2].lower()
             # Under Slurm all processes must choose the same folder without talking to each other.
@@ -92,6 +91,13 @@ class CalosimCLI(LightningCLI):
             run = f"runs/{model}/{time.strftime('%Y%m%d-%H%M%S')}-{unique}"
             if "SLURM_JOB_ID" in os.environ:
                 run = f"runs/{model}/slurm-{unique}"
+        if (
+            self.subcommand == "fit"
+            and not checkpoint
+            and rank_zero_only.rank == 0
+            and (Path(run) / "config.yaml").exists()
+        ):
+            raise ValueError(f"{run}: holds a run already; choose another --run, or resume it with --ckpt_path last")
         # Processes that Lightning launches repeat the command line; they inherit the folder by the environment.
         os.environ["CALOSIM_RUN"] = run
         config.run = run
@@ -99,13 +105,16 @@ class CalosimCLI(LightningCLI):
         for logger in _as_list(config.trainer.get("logger")):
             if "save_dir" in logger.get("init_args", {}):
                 logger.init_args.save_dir = run
+            if logger.class_path.endswith("CSVLogger") and (Path(run) / "metrics.csv").exists():
+                # CSVLogger starts its file anew; what was logged before must stay.
+                logger.init_args.version = f"{self.subcommand}-{len(list(Path(run).glob(f'{self.subcommand}-*'))) + 1}"
         for callback in _as_list(config.trainer.get("callbacks")):
             if callback.class_path.endswith("ModelCheckpoint") and callback.init_args.get("dirpath") is None:
                 callback.init_args.dirpath = f"{run}/checkpoints"
         if any("Wandb" in c.class_path for c in _as_list(config.trainer.get("logger"))):
             _wandb_offline_without_key()
-        if config.get("ckpt_path") in ("best", "last"):
-            config.ckpt_path = f"{run}/checkpoints/{config.ckpt_path}.ckpt"
+        if checkpoint in ("best", "last"):
+            config.ckpt_path = f"{run}/checkpoints/{checkpoint}.ckpt"
 
 
 def _wandb_offline_without_key() -> None:
@@ -127,15 +136,20 @@ def _as_list(value: Any) -> list[Any]:
 
 def train(argv: list[str]) -> None:
     """Runs fit, validate, test or predict."""
+    # Lightning 2.6 calls what torch 2.13 deprecates and advertises a logger at every start: not the user's doing.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # A folder of its own is chosen below where one holds metrics already.
+    warnings.filterwarnings("ignore", message="Experiment logs directory")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
     os.environ.pop("CALOSIM_RUN", None) if "LOCAL_RANK" not in os.environ else None
     base = Path(__file__).resolve().parent.parent / "conf" / "base.yaml"
     defaults = {"default_config_files": [str(base)]} if base.exists() else {}
+    # Processes that Lightning launches repeat sys.argv, and the run's record quotes it.
+    sys.argv[1:] = argv
     CalosimCLI(
         model_class=CalosimModule,
         datamodule_class=RootDataModule,
         subclass_mode_model=True,
         save_config_callback=RunRecord,
         parser_kwargs=dict.fromkeys(("fit", "validate", "test", "predict"), defaults),
-        # LightningCLI warns of arguments that are not the process's own, and of those that are when they are passed.
-        args=None if argv == sys.argv[1:] else argv,
     )

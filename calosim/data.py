@@ -57,14 +57,15 @@ def split_rows(
     Raises:
         ValueError: If the fractions do not sum to 1 or are negative.
     """
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
+    if len(fractions) != 3 or min(fractions) < 0 or not abs(sum(fractions) - 1) <= 1e-9:
         raise ValueError(f"expected three split fractions that sum to 1, got {tuple(fractions)}")
     rng = np.random.default_rng(seed)
 
     def divide(items: np.ndarray) -> list[np.ndarray]:
-        held = [round(len(items) * f) for f in fractions[1:]]
-        items = rng.permutation(items)
-        return np.split(items, [len(items) - sum(held), len(items) - held[1]])
+        # Halves round up, so that a type with five inputs has one for validation.
+        held = [int(len(items) * f + 0.5) for f in fractions[1:]]
+        kept = max(len(items) - sum(held), 0)
+        return np.split(rng.permutation(items), [kept, kept + held[0]])
 
     if by == "response":
         return {name: np.sort(part) for name, part in zip(SPLITS, divide(np.arange(len(inputs))), strict=True)}

@@ -61,7 +61,7 @@ def uniform(keys: Tensor, n: int) -> Tensor:
         n: Numbers per row.
 
     Returns:
-        float32 with shape (B, n), multiples of :math:`2^{-24}` plus half of that: neither 0 nor 1 occurs.
+        float32 with shape (B, n), odd multiples of :math:`2^{-24}`: neither 0 nor 1 occurs.
     """
     # 23 bits and a half step: with 24, the largest value would round to 1 in float32.
     return ((_bits(keys, n) >> 41) & 0x7FFFFF).to(torch.float32).add_(0.5).mul_(2.0**-23)

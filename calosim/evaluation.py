@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from tqdm import tqdm
 
 from calosim import __version__, draws
@@ -169,10 +170,10 @@ def photon_report(samples: np.ndarray, photon_sum: np.ndarray, pdg: np.ndarray) 
 
 
 def evaluate_run(
-    data: RootDataModule,
-    photons: list[str],
     out: str,
     shape: str | None = None,
+    photons: list[str] | None = None,
+    files: list[str] | None = None,
     floor: str | None = None,
     runs: int = 5,
     responses: int = 5,
@@ -185,11 +186,13 @@ def evaluate_run(
 ) -> None:
     """Judges a fast simulation on the test split and writes tables and pictures.
 
+    The data set and its split are those that the shape model (else the first photon-sum model) was trained with.
+
     Args:
-        data: The data set; its test split is judged, its training split feeds the trivial model.
-        photons: Run folders or checkpoints of photon-sum models; the first is used with the shape model, all are compared.
         out: Folder for the results.
         shape: Run folder or checkpoint of the shape model; without it only the photon sums are judged.
+        photons: Run folders or checkpoints of photon-sum models; the first is used with the shape model, all are compared.
+        files: Data files, if they are no longer where the models were trained.
         floor: Showers of the same primaries simulated with another seed (``calosim simulate --primaries FILE``). Without
             it, one half of each input's test responses is held against the other half.
         runs: Repetitions with other seeds.
@@ -203,8 +206,11 @@ def evaluate_run(
     """
     if min(runs, responses) < 1 or (rows is not None and rows < 1):
         raise ValueError(f"expected runs, responses and rows of at least 1, got {runs}, {responses} and {rows}")
+    photons = photons or []
+    if shape is None and not photons:
+        raise ValueError("nothing to evaluate: name a shape model with --shape or photon-sum models with --photons")
     where = pick_device(device)
-    data.setup()
+    data = trained_data(shape or photons[0], files)
     models = {str(p): PhotonSum.load(p, where) for p in photons}
     chosen = np.arange(len(data.rows("test")))
     if rows is not None:
@@ -296,6 +302,32 @@ def evaluate_run(
     print(tables)
     print(f"Tables: {folder}/evaluation.md, .csv, .json", end="")
     print(f"\nPictures: {folder}/responses.png, {folder}/channels.png" if shape else "")
+
+
+def trained_data(run: str | Path, files: list[str] | None = None) -> RootDataModule:
+    """The data set that a run was trained with, split as it was then.
+
+    Args:
+        run: A run folder or a checkpoint in it.
+        files: Other places of its files.
+
+    Raises:
+        ValueError: If the run folder has no ``config.yaml``, or the files' contents have changed since.
+    """
+    folder = Path(run) if Path(run).is_dir() else Path(run).parent.parent
+    for name in ("config.yaml", "run.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder}: expected a run folder with {name}, which names the data of the training")
+    settings = yaml.safe_load((folder / "config.yaml").read_text())["data"]
+    data = RootDataModule(**{**settings, "files": files or settings["files"]})
+    data.setup()
+    trained = json.loads((folder / "run.json").read_text())["data"]["data_hash"]
+    if data.data_hash != trained:
+        raise ValueError(
+            f"{', '.join(data.files)}: not the data of {folder} (hash {data.data_hash}, expected {trained}); its test split "
+            "would not be the one held out in training"
+        )
+    return data
 
 
 def _rank_within(groups: np.ndarray) -> np.ndarray:

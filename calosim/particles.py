@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 __all__ = ["STUDY_PARTICLES", "particle_code", "particle_name", "particle_symbol"]
@@ -68,7 +69,7 @@ def particle_code(name: str | int) -> int:
 
     Args:
         name: A PDG code (``3122`` or ``"3122"``), a short name in any case (``lambda``, ``k0s``, ``sigma+``) or a name
-            of the ``particle`` package (``Lambda``, ``K(S)0``).
+            of the ``particle`` package (``Lambda``, ``K(S)0``, ``xi_minus``).
 
     Raises:
         ValueError: If nothing matches.
@@ -80,19 +81,30 @@ def particle_code(name: str | int) -> int:
         return _ALIASES[text.lower()]
     if text.lstrip("+-").isdigit():
         return int(_lookup(int(text)).pdgid)
-    from particle import Particle  # slow to import, and only needed for rare particles
-
-    for keyword in ("name", "programmatic_name", "evtgen_name"):
-        found = Particle.findall(**{keyword: text})
+    # As spelled first: names are printed in lower case, but some particles differ by their case alone.
+    for fold in (str, str.lower):
+        found = _spellings(fold).get(fold(text), ())
         if len(found) == 1:
-            return int(found[0].pdgid)
+            return next(iter(found))
     raise ValueError(f"unknown particle {name!r}; expected a PDG code or a name such as {', '.join(list(_CODES)[:7])}")
 
 
+@lru_cache
+def _spellings(fold: Callable[[str], str]) -> dict[str, set[int]]:
+    """Codes by the names of the ``particle`` package."""
+    from particle import Particle  # slow to import, and only needed for rare particles
+
+    spellings: dict[str, set[int]] = {}
+    for particle in Particle.all():
+        for name in (particle.name, particle.programmatic_name):
+            spellings.setdefault(fold(name), set()).add(int(particle.pdgid))
+    return spellings
+
+
 def _lookup(pdg: int):
-    from particle import Particle, ParticleNotFound
+    from particle import InvalidParticle, Particle, ParticleNotFound
 
     try:
         return Particle.from_pdgid(pdg)
-    except ParticleNotFound:
+    except (InvalidParticle, ParticleNotFound):
         raise ValueError(f"unknown PDG code {pdg}; expected a code of the PDG Monte Carlo numbering scheme") from None

@@ -100,6 +100,7 @@ class PhotonSum(CalosimModule):
         self.val_nll = MeanMetric()
         self.test_nll = MeanMetric()
         self._networks: dict[int, list[nn.Module]] = {}
+        self.register_load_state_dict_post_hook(_forget_networks)
 
     def setup(self, stage: str) -> None:
         """Fits the standardizations on the training split, unless a checkpoint brought them."""
@@ -162,7 +163,8 @@ class PhotonSum(CalosimModule):
             numbers: Uniform numbers in (0, 1) with shape (B, 2).
 
         Returns:
-            Photon counts with shape (B,), int64, between 0 and the largest sum of the training split.
+            Photon counts with shape (B,), int64, up to the largest sum of the training split and not below the smallest
+            (``mixture``) or 0 (``gaussian``).
         """
         log_weight, mean, scale = self._split(outputs)
         cumulative = log_weight.exp().cumsum(1)
@@ -176,19 +178,22 @@ class PhotonSum(CalosimModule):
             tail = torch.special.ndtr((mean - self._edge()) / scale) * u
             y = mean - scale * torch.special.ndtri(tail.clamp(min=1e-300))
             total = (self.center + self.spread * y).exp()
-        return total.round().clamp(min=0.0).minimum(self.upper.to(total)).to(torch.int64)
+        # Far in the tail of a truncated component, rounding alone would fall below its edge.
+        lowest = self.lower if self.head == "mixture" else torch.zeros_like(self.lower)
+        return total.round().clamp(lowest.to(total), self.upper.to(total)).to(torch.int64)
 
     # -- training -----------------------------------------------------------------------------------------------------
 
-    def _log_likelihood(self, network: nn.Module, batch: dict[str, Tensor], epoch: int = -1) -> Tensor:
+    def _log_likelihood(
+        self, network: nn.Module, features: Tensor, batch: dict[str, Tensor], epoch: int = -1
+    ) -> Tensor:
         jitter = draws.uniform(draws.row_keys(batch["rows"], draws.NOISE_STREAM, epoch + 1), 1)[:, 0]
-        total = batch["images"].flatten(1).sum(1)
-        return self.log_density(network(self.features(batch["particles"])), total, jitter)
+        return self.log_density(network(features), batch["images"].flatten(1).sum(1), jitter)
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         """Minimizes the negative evidence lower bound per row."""
         with self.bayes.reparameterize(local_trick=True) as network:
-            nll = -self._log_likelihood(network, batch, self.current_epoch).mean()
+            nll = -self._log_likelihood(network, self.features(batch["particles"]), batch, self.current_epoch).mean()
         rows = len(self.trainer.datamodule.rows("train"))  # type: ignore[attr-defined]
         kl = self.bayes.kl_divergence(self.prior_scale**2) / rows
         self.log_dict({"train/nll": nll, "train/kl": kl}, batch_size=len(batch["rows"]))
@@ -201,7 +206,8 @@ class PhotonSum(CalosimModule):
 
     def _evaluation_step(self, batch: dict[str, Tensor]) -> Tensor:
         """Negative log of the posterior predictive density, shape (B,)."""
-        logs = torch.stack([self._log_likelihood(n, batch) for n in self.networks(0)])
+        features = self.features(batch["particles"]).double()
+        logs = torch.stack([self._log_likelihood(n, features, batch) for n in self.networks(0)])
         return math.log(len(logs)) - logs.logsumexp(0)
 
     def on_validation_epoch_start(self) -> None:
@@ -221,7 +227,7 @@ class PhotonSum(CalosimModule):
     # -- inference ----------------------------------------------------------------------------------------------------
 
     def networks(self, seed: int) -> list[nn.Module]:
-        """Networks drawn from the posterior; the same for the same seed, and global random state stays untouched.
+        """Networks drawn from the posterior, in float64; the same for the same seed, and global random state stays untouched.
 
         Args:
             seed: Seed of the weights.
@@ -229,9 +235,14 @@ class PhotonSum(CalosimModule):
         if seed not in self._networks:
             self._networks.clear()
             device = self.center.device
-            with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+            # Lightning evaluates in inference mode; what is kept must be usable outside of it.
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+                torch.random.fork_rng([device] if device.type == "cuda" else []),
+            ):
                 torch.manual_seed(seed)
-                self._networks[seed] = [self.bayes.sample_model() for _ in range(self.posterior_samples)]
+                self._networks[seed] = [self.bayes.sample_model().double() for _ in range(self.posterior_samples)]
         return self._networks[seed]
 
     def sample(self, particles: Tensor, seed: int, rows: Tensor) -> Tensor:
@@ -258,11 +269,14 @@ class PhotonSum(CalosimModule):
             for k, network in enumerate(networks):
                 mine = chosen == k
                 if mine.any():
-                    outputs = network.double()(features[mine])
-                    total[mine] = self.draw(outputs, numbers[mine, :2])
-                    network.to(self.center.dtype)
+                    total[mine] = self.draw(network(features[mine]), numbers[mine, :2])
             return total
 
     def predict_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Draws one photon sum per row."""
         return {"photon_sum": self.sample(batch["particles"], 0, batch["rows"]), "rows": batch["rows"]}
+
+
+def _forget_networks(module: PhotonSum, incompatible_keys: object) -> None:
+    """Networks drawn from a posterior that was replaced by a checkpoint's, as by ``test`` after ``fit``."""
+    module._networks.clear()

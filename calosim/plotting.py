@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["image_rows"]
+__all__ = ["channel_histograms", "image_rows"]
 
 
 def image_rows(reference: NDArray, generated: NDArray, labels: Sequence[str], path: str | os.PathLike[str]) -> Path:
@@ -51,6 +51,56 @@ def image_rows(reference: NDArray, generated: NDArray, labels: Sequence[str], pa
             if column == 0:
                 axis.set_ylabel(side)
         axes[0, column].set_title(label, fontsize="medium")
+    return _save(figure, Path(path))
+
+
+def channel_histograms(
+    reference: NDArray, generated: NDArray, names: Sequence[str], path: str | os.PathLike[str]
+) -> Path:
+    """Draws the distribution of each channel with the ratio generated over Monte Carlo below.
+
+    Bands are the statistical uncertainty of the counts, one standard deviation.
+
+    Args:
+        reference: Channel values of the Monte Carlo with shape (N, C).
+        generated: Channel values of the generated responses with shape (M, C).
+        names: The channels' names.
+        path: The file to write; its suffix decides the format. Missing folders are made.
+
+    Returns:
+        The path.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.1 * len(names), 4.2), layout="constrained")
+    axes = figure.subplots(2, len(names), sharex="col", squeeze=False, height_ratios=(3, 1))
+    for column, name in enumerate(names):
+        sides = np.asarray(reference)[:, column], np.asarray(generated)[:, column]
+        # The tail beyond the 99.9th percentile would press everything else into one bin.
+        edges = np.linspace(0, max(1.0, np.quantile(sides[0], 0.999)), 31)
+        densities, errors = [], []
+        for values in sides:
+            counts = np.histogram(values, edges)[0]
+            densities.append(counts / len(values))
+            errors.append(np.sqrt(counts) / len(values))
+        top, bottom = axes[0, column], axes[1, column]
+        for density, color, label in zip(densities, ("0.35", "C0"), ("Monte Carlo", "generated"), strict=True):
+            top.stairs(
+                density, edges, color=color, label=label, fill=color == "0.35", alpha=0.5 if color == "0.35" else 1
+            )
+        top.set(yscale="log", title=name)
+        safe = np.maximum(densities[0], 1e-12)
+        for ratio, error, color in (
+            (np.ones_like(safe), errors[0] / safe, "0.35"),
+            (densities[1] / safe, errors[1] / safe, "C0"),
+        ):
+            shown = densities[0] > 0
+            low, high = np.where(shown, ratio - error, np.nan), np.where(shown, ratio + error, np.nan)
+            bottom.stairs(high, edges, baseline=low, fill=True, color=color, alpha=0.4)
+        bottom.set(ylim=(0, 2), xlabel="photons")
+    axes[0, 0].set_ylabel("share of responses")
+    axes[1, 0].set_ylabel("ratio")
+    axes[0, -1].legend(frameon=False, fontsize="small")
     return _save(figure, Path(path))
 
 

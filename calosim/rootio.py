@@ -375,7 +375,7 @@ def _damage(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # random bytes can make uproot, zipfile and numpy raise almost anything
-        kind = type(error).__name__
+        kind = f"{type(error).__module__}.{type(error).__name__}".removeprefix("builtins.")
         raise ValueError(f"{path}: the file is damaged or incomplete; reading it ends in {kind}") from error
 
 
@@ -473,7 +473,8 @@ def _root_source(path: Path, wanted: str | None) -> _Source:
 def _root_pieces(path: Path, detector: str, rows: int) -> Iterator[tuple[Showers, Where]]:
     with _tree(path) as (_, tree):
         # Whole baskets at a time: a basket cut in two would be decompressed twice.
-        edges = [int(edge) for edge in tree["response"].entry_offsets]
+        with _damage(path):
+            edges = [int(edge) for edge in tree["response"].entry_offsets]
         start = 0
         for edge in edges[1:]:
             if edge - start < rows and edge != edges[-1]:
@@ -910,7 +911,11 @@ class Writer:
     def __enter__(self) -> Self:
         with self._write_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._open()
+        try:
+            self._open()
+        except ValueError:
+            self._discard()
+            raise
         return self
 
     def extend(self, showers: Showers) -> None:
@@ -929,10 +934,14 @@ class Writer:
         where = partial(_row, self.rows)
         _validate(showers, str(self.path), where)
         images = _counts(showers.images, str(self.path), where)
-        self._pending.append(Showers(showers.particles, showers.pdg, images, showers.detector))
         self.rows += len(showers)
-        while sum(map(len, self._pending)) >= _BASKET:
-            self._flush()
+        for first in range(0, len(showers), _BASKET):
+            # Copies: the caller may fill the same arrays again before the basket is full.
+            part = slice(first, first + _BASKET)
+            arrays = (showers.particles[part].copy(), showers.pdg[part].copy(), images[part].copy())
+            self._pending.append(Showers(*arrays, self.geometry.name))
+            if sum(map(len, self._pending)) >= _BASKET:
+                self._flush()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -941,10 +950,13 @@ class Writer:
             if kind is None:
                 self._finish()
         finally:
-            if self._file is not None:
-                with suppress(OSError):  # after a full disk, closing fails again and would hide the reason
-                    self._file.close()
-            self._temporary.unlink(missing_ok=True)
+            self._discard()
+
+    def _discard(self) -> None:
+        if self._file is not None:
+            with suppress(OSError):  # after a full disk, closing fails again and would hide the reason
+                self._file.close()
+        self._temporary.unlink(missing_ok=True)
 
     def _finish(self) -> None:
         if self.rows == 0:
@@ -959,9 +971,9 @@ class Writer:
         import uproot
 
         with self._write_errors():
-            # On ZN images (96 % zeros; `make bench` has no line for it, a loop over uproot's codecs shows it): zstd
-            # reads as fast as uncompressed at 1/27 of the size; zlib 1 is larger and slower both ways, lz4 reads 20 %
-            # faster at 1.7 times the size, zstd 9 saves 12 % for four times the writing time.
+            # On ZN images with 96 % zeros zstd 1 reads as fast as no compression, at 1/27 of the size; zlib 1 is 1.3
+            # times as large and slower both ways, lz4 reads 20 % faster at 1.7 times the size, and zstd 9 saves 12 %
+            # for four times the writing time.
             self._file = uproot.recreate(self._temporary, compression=uproot.ZSTD(1))
             self._file["detector"] = self.geometry.name
             self._file["format"] = _FORMAT
@@ -1025,8 +1037,7 @@ def write(path: str | os.PathLike[str], showers: Showers) -> None:
         ValueError: If the rows are not valid (see :func:`validate`) or the file cannot be written.
     """
     with Writer(path, showers.detector) as writer:
-        for first in range(0, len(showers), _BASKET):
-            writer.extend(showers.select(slice(first, first + _BASKET)))
+        writer.extend(showers)
 
 
 def convert(

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from jsonargparse import ArgumentParser
 
 __all__ = ["run", "simulate"]
@@ -28,7 +29,7 @@ def run(argv: list[str]) -> None:
     parser.add_function_arguments(function, as_group=False)
     options = parser.parse_args(argv[1:])
     options.pop("config", None)
-    function(**parser.instantiate_classes(options))
+    function(**parser.instantiate(options))
 
 
 def simulate(
@@ -54,7 +55,12 @@ def simulate(
     """
     from calosim import montecarlo, rootio
 
-    source = rootio.read_primaries(primaries) if isinstance(primaries, str) else primaries
+    source: Any = primaries
+    if isinstance(primaries, str):
+        particles, pdg = rootio.read_primaries(primaries)
+        # A file of showers repeats a primary for each of its responses.
+        _, first = np.unique(np.column_stack([particles, pdg]), axis=0, return_index=True)
+        source = particles[np.sort(first)], pdg[np.sort(first)]
     showers = montecarlo.simulate(source, responses_per_primary, detector, seed, workers=workers, progress=not quiet)
     rootio.write(out, showers)
     print(f"{out}: {len(showers)} responses of {showers.geometry.title} to {showers.inputs.max() + 1} primaries")

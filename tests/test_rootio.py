@@ -36,6 +36,8 @@ ARTEFACT = 177_940
 SIX_DIGITS = 1e-5
 #: Masses of the PDG's editions differ by less, relatively.
 EDITIONS = 1e-5
+#: Double precision through a square and a root.
+ROUNDING = 1e-12
 EXAMPLES = Path(
     os.environ.get("CALOSIM_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
 ) / "o2_zdc_examples.csv"  # fmt: skip
@@ -108,7 +110,9 @@ def test_pieces_do_not_matter(chunk: int, tmp_path: Path) -> None:
     showers = make(50)
     with Writer(tmp_path / "a.root", "zn") as writer:
         for first in range(0, len(showers), chunk):
-            writer.extend(showers.select(slice(first, first + chunk)))
+            piece = join([showers.select(slice(first, first + chunk))])
+            writer.extend(piece)
+            piece.images[:] = 9  # the writer must not look again
     check_equal(read(tmp_path / "a.root"), showers)
     with uproot.open(tmp_path / "a.root") as file:
         assert file["showers"]["response"].num_baskets == 8  # of 7 rows, whatever the pieces were
@@ -184,27 +188,27 @@ def test_full_disk_keeps_the_old_file(size: int, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
 def test_memory_and_imports(tmp_path: Path) -> None:
     """Reading takes less than twice the images; importing takes no slow library along."""
-    rows = 40_000
-    pdg, images = np.full(4000, 2112, np.int32), make(4000).images
-    particles = np.tile([100.0, *[0.0] * 6, 939.5654, 0.0], (4000, 1))
+    showers = make(1000)
     with Writer(tmp_path / "a.root", "zn") as writer:
-        for _ in range(rows // 4000):
-            writer.extend(Showers(particles, pdg, images, "zn"))
+        for _ in range(40):
+            writer.extend(showers)
+    # Not getrusage, whose peak begins with that of the parent process.
     script = (
-        "import resource, sys; from calosim.rootio import read\n"
+        "import sys; from calosim.rootio import read\n"
         "slow = {'uproot', 'particle', 'awkward'} & set(sys.modules)\n"
-        "import uproot, particle; peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "import uproot, particle; from pathlib import Path\n"
+        "peak = lambda: 1024 * int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
         "before = peak(); showers = read(sys.argv[1])\n"
         "print(len(slow), len(showers), (peak() - before) / (2 * showers.images.size))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "a.root")], capture_output=True, text=True, check=True
-    )
-    slow, got, ratio = done.stdout.split()
-    assert (int(slow), int(got)) == (0, rows)
-    assert 1 <= float(ratio) < 2
+    command = [sys.executable, "-c", script, str(tmp_path / "a.root")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    slow, rows, ratio = done.stdout.split()
+    assert (int(slow), int(rows)) == (0, 40_000)
+    assert 0.9 < float(ratio) < 2
 
 
 # The record
@@ -314,7 +318,7 @@ def test_text_without_momenta(tmp_path: Path) -> None:
     energy, px, py, pz, mass = got.particles[:, [0, 4, 5, 6, 7]].T
     on_shell = energy > mass / 1000
     assert on_shell.sum() > 10
-    np.testing.assert_allclose(pz**2 + (mass / 1000) ** 2, energy**2, rtol=1e-9, where=on_shell)
+    np.testing.assert_allclose(np.hypot(pz, mass / 1000)[on_shell], energy[on_shell], rtol=ROUNDING)
     assert not px.any()
     assert not py.any()
     np.testing.assert_array_equal(np.sign(pz[on_shell]), np.sign(got.particles[on_shell, 3]))
@@ -330,7 +334,6 @@ def test_real_output_of_o2(tmp_path: Path) -> None:
     assert set(proton["Detector"]) == {"P"}
     for name in ("Pdg", "Energy", "Vx", "Vy", "Vz"):
         np.testing.assert_array_equal(neutron[name], proton[name])
-    assert ((neutron["PhotonSum"] > 0) | (proton["PhotonSum"] > 0)).all()
     assert proton["PhotonSum"].max() == ARTEFACT
 
     # The images are not public: put all photons of a track into one pixel.

@@ -3,8 +3,9 @@ r"""Autoregressive spline transformations with a fast direction and an exact, ch
 The fast direction evaluates the conditioner once, :math:`v_i = h(u_i; \phi_i(u_{<i}))`. Its inverse needs :math:`u` to
 compute :math:`\phi`. Instead of one full pass per feature, it walks through chunks of features: the prefix of all
 earlier chunks enters each layer by one matrix product, then the chunk itself is iterated to its fixed point. Inside a
-chunk the iteration is triangular: after pass :math:`n` its first :math:`n` features are final, whatever the weights
-are, so it ends after at most chunk + 1 passes, and in practice after a few.
+chunk the iteration is triangular: in every pass, the features up to the first that changed are final, whatever the
+weights are, so it ends after at most one pass per feature of the chunk, and in practice after a few. It stops when
+nothing changes bitwise; what the passes have in common is computed once, and what is final is not computed again.
 
 References:
     | Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017), https://arxiv.org/abs/1705.07057
@@ -28,7 +29,7 @@ from torch.distributions import Transform, constraints
 from zuko.lazy import LazyTransform
 from zuko.utils import broadcast
 
-from .made import MaskedConditioner, compute_dtype, weight_gradient
+from .made import BlockTriangularLinear, MaskedConditioner, compute_dtype, weight_gradient
 from .spline import rqs_adjoint, rqs_apply
 
 __all__ = ["AutoregressiveSpline", "AutoregressiveSplineTransform"]
@@ -166,8 +167,8 @@ class AutoregressiveSpline(LazyTransform):
         x = v.new_zeros(len(v), made.context + made.features, dtype=dtype)
         if c is not None:
             x[:, : made.context] = c
-        layers = [*made.layers, made.output]
-        states = [x, *(x.new_empty(len(v), layer.bias.numel()) for layer in made.layers)]
+        layers = [m for m in (*made.layers, made.output) if isinstance(m, BlockTriangularLinear)]
+        states = [x, *(x.new_empty(len(v), layer.bias.numel()) for layer in layers[:-1])]
         done = torch.empty_like(v)
         with torch.autocast(v.device.type, enabled=False):
             for i, (start, stop) in enumerate(pairwise(made.edges)):
@@ -176,25 +177,29 @@ class AutoregressiveSpline(LazyTransform):
                 for layer, state in zip(layers, states, strict=True):
                     weight = layer.weights[i].to(dtype)
                     known = layer.known[i]
-                    fixed.append(torch.addmm(layer.bias[layer.rows(i)].to(dtype), state[:, :known], weight[:known]))
+                    bias = layer.bias[layer.rows(i)].to(dtype)
+                    fixed.append(torch.addmm(bias, state[:, :known], weight[:known]))
                     strips.append(weight[known:])
-                target = v[:, start:stop]
-                u = target
-                for _ in range(stop - start + 1):
-                    h = u.to(dtype)[:, : strips[0].shape[0]]
+                target = u = v[:, start:stop]
+                final = 0  # features of this chunk that no further pass can change
+                while final < stop - start:
+                    h = u.to(dtype)
                     hidden = []
                     for constant, strip in zip(fixed[:-1], strips[:-1], strict=True):
-                        h = torch.addmm(constant, h, strip).relu_()
+                        h = torch.addmm(constant, h[:, : len(strip)], strip).relu_()
                         hidden.append(h)
                     h = torch.cat((h, u[:, :-1].to(dtype)), dim=1)
-                    phi = torch.addmm(fixed[-1], h, strips[-1]).unflatten(1, (-1, stop - start))
-                    new, _, _ = self._run(rqs_apply, phi, target, self.bound, not self.inverse, False)
-                    if torch.equal(new, u):
+                    phi = torch.addmm(fixed[-1], h, strips[-1]).unflatten(1, (-1, stop - start))[..., final:]
+                    new, _, _ = rqs_apply(phi, target[:, final:], self.bound, not self.inverse, ladj=False)
+                    changed = (new != u[:, final:]).any(0)
+                    if not changed.any():
                         break
-                    u = new
+                    # All before the first change are where they were, so the first to change saw final values only.
+                    u = torch.cat((u[:, :final], new), dim=1)
+                    final += int(changed.int().argmax()) + 1
                 done[:, start:stop] = u
                 x[:, made.context + start : made.context + stop] = u
-                for layer, state, h in zip(made.layers, states[1:], hidden, strict=True):
+                for layer, state, h in zip(layers[:-1], states[1:], hidden, strict=True):
                     state[:, layer.rows(i)] = h
         return done[:, self.order.argsort()]
 
@@ -207,7 +212,9 @@ def checked_order(order: Tensor, features: int) -> Tensor:
     """
     order = torch.as_tensor(order).long()
     if order.shape != (features,) or not torch.equal(order.sort().values, torch.arange(features, device=order.device)):
-        raise ValueError(f"expected an order that is a permutation of {features} features, got {tuple(order.shape)} values")
+        raise ValueError(
+            f"expected an order that is a permutation of {features} features, got {tuple(order.shape)} values"
+        )
     return order
 
 

@@ -57,12 +57,12 @@ def feature_orders(
     """
     if permutation not in get_args(Permutation):
         raise ValueError(f"unknown permutation {permutation!r}; expected one of {', '.join(get_args(Permutation))}")
-    current = torch.arange(features) if order is None else checked_order(torch.as_tensor(order), features)
+    current = torch.arange(features, device="cpu") if order is None else checked_order(torch.as_tensor(order), features)
     generator = torch.Generator().manual_seed(seed)
     orders = []
     for i in range(transforms):
         if permutation == "random" or (permutation == "alternate" and i % 2 == 1):
-            current = current[torch.randperm(features, generator=generator)]
+            current = current[torch.randperm(features, generator=generator, device="cpu")]
         elif permutation == "alternate" or i > 0:
             current = current.flip(0)
         orders.append(current)

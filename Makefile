@@ -1,0 +1,65 @@
+# calosim: `make` prints the targets. ARGS="..." adds options to the training and tool targets.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash -o pipefail
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CALOSIM := $(BIN)/calosim
+STAMP := $(VENV)/.installed
+DATA := data/zn.root
+SEED ?= 1
+
+help:  ## print the targets
+	@echo 'calosim: fast simulation of ALICE forward calorimeters'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | expand -t 18
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(STAMP)  ## make .venv and install calosim with everything its targets need
+
+$(DATA): | $(STAMP)
+	$(CALOSIM) simulate --detector zn --primaries 10000 --responses_per_primary 20 --seed $(SEED) --out $@ $(ARGS)
+
+data: $(DATA)  ## simulate the default data set, data/zn.root, with the toy Monte Carlo (about 200,000 responses)
+
+calibrate: | $(STAMP)  ## table of the toy Monte Carlo against every published calibration figure
+	$(BIN)/python -m calosim.calibration $(ARGS)
+
+train-teacher: $(DATA)  ## train the shape model; ARGS="--trainer.max_epochs 5"
+	$(CALOSIM) fit -c conf/teacher.yaml $(ARGS)
+
+train-photons: $(DATA)  ## train the photon-sum model; ARGS="--model.head gaussian"
+	$(CALOSIM) fit -c conf/photons.yaml $(ARGS)
+
+demo: | $(STAMP)  ## simulate, train, generate and evaluate in a few minutes; results in demo/
+	@rm -rf demo && mkdir -p demo
+	$(CALOSIM) simulate -c conf/demo/simulate.yaml --out demo/zn.root
+	$(CALOSIM) simulate -c conf/demo/simulate.yaml --primaries demo/zn.root --seed 2 --out demo/zn-other-seed.root
+	$(CALOSIM) fit -c conf/photons.yaml -c conf/demo/photons.yaml --run demo/photons
+	$(CALOSIM) fit -c conf/teacher.yaml -c conf/demo/teacher.yaml --run demo/teacher
+	$(CALOSIM) generate --shape demo/teacher --photons demo/photons --primaries conf/demo/primaries.csv --responses 100 --out demo/generated.root
+	$(CALOSIM) evaluate -c conf/demo/evaluate.yaml --shape demo/teacher --photons "[demo/photons]" --floor demo/zn-other-seed.root --out demo/evaluation
+
+test: | $(STAMP)  ## lint, types and tests (about ten minutes on two cores)
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest
+
+test-all: | $(STAMP)  ## all tests, the slow ones too
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: | $(STAMP)  ## ruff (lint and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: | $(STAMP)  ## speed, side by side with nflows, zuko and scipy
+	$(BIN)/python -m benchmarks.flows $(ARGS)
+	$(BIN)/python -m benchmarks.loading $(ARGS)
+
+clean:  ## remove the virtual environment, caches, data and results
+	rm -rf $(VENV) demo data runs .pytest_cache .ruff_cache .mypy_cache *.egg-info
+
+.PHONY: help install data calibrate train-teacher train-photons demo test test-all lint bench clean

@@ -1,0 +1,1 @@
+"""Measurements beside peers; run as modules, for instance ``python -m benchmarks.flows``."""

@@ -1,0 +1,145 @@
+r"""What a flow learns in equal training: the engine's masks beside zuko's and nflows', and the choices around them.
+
+``python -m benchmarks.quality`` trains small flows on simulated ZN showers (16 x 16 pixels, hidden layers narrower than
+the image, as in the reference training) and prints the validation negative log-likelihood of the logits in nats per
+image, mean and standard deviation over seeds, lower is better. Peers are compared after as many steps (equal widths, so
+equal numbers of connections) and after as much processor time as the engine took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from calosim import draws
+from calosim.detectors import Detector, get_detector
+from calosim.flows import maf
+from calosim.montecarlo import simulate
+from calosim.preprocessing import FeatureScaler, ShapeLogits
+
+from .flows import Size, log_prob, nflows_model, zuko_model
+
+TRANSFORMS = 2
+
+
+class Data:
+    """Logits and standardized features of a training and a validation split by primary."""
+
+    def __init__(self, detector: Detector, primaries: int, responses: int, standardize: bool) -> None:
+        showers = simulate(primaries, responses, detector, seed=1)
+        images = torch.as_tensor(np.asarray(showers.images).astype(np.int32))
+        particles = torch.as_tensor(showers.particles, dtype=torch.float64)
+        _, primary = np.unique(showers.particles, axis=0, return_inverse=True)
+        validation = torch.as_tensor(primary.reshape(-1) % 5 == 0)
+        sums = images.flatten(1).sum(1)
+        keys = draws.row_keys(torch.arange(len(images)), 1)
+        scaler, logits = FeatureScaler(detector, photon_sum=True), ShapeLogits(detector.shape, standardize=standardize)
+        scaler.fit(particles[~validation], sums[~validation])
+        logits.fit(images[~validation], keys[~validation])
+        x, c = logits(images, keys), scaler(particles, sums).float()
+        self.train, self.validation = (x[~validation], c[~validation]), (x[validation], c[validation])
+        self.volume = logits.log_volume().item()
+
+
+@torch.no_grad()
+def validate(model: nn.Module, data: Data) -> float:
+    """Mean negative log-likelihood of the validation logits in nats per image."""
+    model.eval()
+    x, c = data.validation
+    total = sum(log_prob(model, a, b).sum().item() for a, b in zip(x.split(256), c.split(256), strict=True))
+    model.train()
+    return -total / len(x) - data.volume
+
+
+def train(model: nn.Module, data: Data, steps: int, seed: int, budget: float | None) -> tuple[float, float, float]:
+    """Trains by Adam.
+
+    Returns:
+        The validation loss at the end, that when the budget of processor seconds was used up, and the seconds.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, fused=True)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    x, c = data.train
+    used, at_budget = 0.0, float("nan")
+    for _ in range(steps):
+        start = time.process_time()
+        rows = torch.randint(len(x), (128,), generator=generator)
+        optimizer.zero_grad()
+        (-log_prob(model, x[rows], c[rows]).mean()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 100.0)
+        optimizer.step()
+        scheduler.step()
+        used += time.process_time() - start
+        if budget is not None and at_budget != at_budget and used >= budget:
+            at_budget = validate(model, data)
+    final = validate(model, data)
+    return final, final if at_budget != at_budget else at_budget, used
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--pixels", type=int, default=16, help="pixels along each side")
+    parser.add_argument("--hidden", type=int, default=160)
+    parser.add_argument("--primaries", type=int, default=1000)
+    args = parser.parse_args()
+    zn = get_detector("zn")
+    detector = zn.replace(shape=(args.pixels, args.pixels), pitch=zn.size[0] / args.pixels)
+    data = {s: Data(detector, args.primaries, 10, standardize=s) for s in (True, False)}
+    pixels, context = detector.pixels, data[True].train[1].shape[1]
+    sx, sy = detector.pixel_centers
+    radial = torch.as_tensor(np.argsort(np.hypot(sx[:, None], sy).ravel(), kind="stable"))
+    size = Size(pixels, (args.hidden, args.hidden), TRANSFORMS, context)
+
+    def engine(bins: int = 8, order: Tensor | None = None, permutation: str = "reverse") -> nn.Module:
+        return maf(
+            pixels,
+            context,
+            TRANSFORMS,
+            size.hidden,
+            bins,
+            dropout=0.05,
+            order=order,
+            permutation=permutation,  # type: ignore[arg-type]
+        )
+
+    cases = {
+        "engine (standardized, 8 bins, raster and reversed)": (engine, True),
+        "zuko": (partial(zuko_model, size), True),
+        "nflows": (partial(nflows_model, size), True),
+        "engine, logits not standardized": (engine, False),
+        "engine, 4 bins": (partial(engine, bins=4), True),
+        "engine, radial and reversed": (partial(engine, order=radial), True),
+        "engine, random": (partial(engine, permutation="random"), True),
+        "engine, reversed and random (reference recipe)": (partial(engine, permutation="alternate"), True),
+    }
+    results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in cases}
+    for seed in range(args.seeds):
+        budget = None
+        for name, (build, standardized) in cases.items():
+            torch.manual_seed(seed)
+            results[name].append(train(build(), data[standardized], args.steps, seed, budget))
+            budget = results[next(iter(cases))][seed][2]
+            print(f"seed {seed}, {name}: {results[name][-1]}", flush=True)
+
+    def spread(values: list[float]) -> str:
+        return f"{statistics.mean(values):.1f} +- {statistics.stdev(values) if len(values) > 1 else 0.0:.1f}"
+
+    rows = len(data[True].train[0])
+    print(f"\n{pixels} pixels, hidden {size.hidden}, {TRANSFORMS} transforms, {rows} rows, {args.steps} steps of 128\n")
+    print("| flow | nats per image, equal steps | equal time | CPU seconds |\n|---|---|---|---|")
+    for name, runs in results.items():
+        final, at_budget, used = (list(v) for v in zip(*runs, strict=True))
+        print(f"| {name} | {spread(final)} | {spread(at_budget)} | {statistics.mean(used):.0f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Every file of conf/ runs through the real command, on tiny data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from calosim.__main__ import main
+from calosim.rootio import write
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+FILES = sorted(p.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml"))
+LIMITS = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
+LIMITS += ["--trainer.enable_progress_bar", "false", "--data.batch_size", "16"]
+SMALL = {
+    "calosim.teacher.Teacher": ["--model.hidden", "[8,8]", "--model.transforms", "1"],
+    "calosim.photons.PhotonSum": ["--model.hidden", "[8]"],
+}
+#: Which file an overlay lies on; others stand alone.
+BASES = {
+    "base.yaml": "photons.yaml",
+    "data/zn.yaml": "photons.yaml",
+    "data/zp.yaml": "photons.yaml",
+    "data/focal_h.yaml": "photons.yaml",
+    "logger/wandb.yaml": "photons.yaml",
+    "demo/photons.yaml": "photons.yaml",
+    "demo/teacher.yaml": "teacher.yaml",
+}
+#: Files of other verbs; the commands that take them are tried in test_cli.py with the options named here.
+TOOLS = {"demo/simulate.yaml": "simulate", "demo/evaluate.yaml": "evaluate"}
+
+
+@pytest.mark.parametrize("name", [f for f in FILES if f not in TOOLS])
+def test_training_configuration(name, make_showers, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    base = BASES.get(name, name)
+    detector = yaml.safe_load((CONF / name).read_text()).get("data", {}).get("detector", "zn")
+    write(tmp_path / "showers.root", make_showers(detector, responses=3))
+    model = yaml.safe_load((CONF / base).read_text())["model"]["class_path"]
+    files = ["-c", str(CONF / base)] + (["-c", str(CONF / name)] if name != base else [])
+    # The checkerboard callback generates; its default of 512 rows is for real trainings.
+    words = [*LIMITS, *SMALL[model], "--data.files", str(tmp_path / "showers.root"), "--run", str(tmp_path / "run")]
+    if model.endswith("Teacher"):
+        words += ["--trainer.callbacks.rows", "4"]
+    assert main(["fit", *files, *words]) == 0
+    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").exists()
+    if name == "logger/wandb.yaml":
+        assert list(tmp_path.rglob("run-*.wandb")), "no offline W&B run was written"
+
+
+@pytest.mark.parametrize("name", sorted(TOOLS))
+def test_tool_configuration(name, tmp_path, monkeypatch, run_folders, root_file, capfd):
+    monkeypatch.chdir(tmp_path)
+    if name == "demo/simulate.yaml":
+        words = ["--primaries", "20", "--out", "x.root", "--quiet", "true"]
+        assert main(["simulate", "-c", str(CONF / name), *words]) == 0
+        assert (tmp_path / "x.root").exists()
+    else:
+        # The fixture's folders were not made by the command, so the data cannot be known: the settings are read, then refused.
+        assert main(["evaluate", "-c", str(CONF / name), "--shape", str(run_folders["teacher"]), "--out", "e"]) == 2
+        assert "config.yaml" in capfd.readouterr().err

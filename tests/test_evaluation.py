@@ -1,0 +1,76 @@
+"""The judge: a perfect candidate scores zero, perfect samples are calibrated, pools answer with the right rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from calosim.evaluation import INTERVALS, Pool, _match_inputs, _rank_within, evaluate, photon_report
+
+#: Standard deviations that a share may lie off its expectation.
+SIGMAS = 4.0
+
+
+def test_the_monte_carlo_itself_scores_zero(showers):
+    few = showers.select(slice(0, 120))
+    results = evaluate(few, few.inputs, {"itself": lambda run, n: few.images[n]}, runs=2, responses=1, quiet=True)
+    assert set(results["itself"]["mean"]) >= {"ws_all", "mae_cond_all", "mae_w_gamma", "delta_all", "jacc_all"}
+    assert all(v == 0 or np.isnan(v) for v in results["itself"]["mean"].values())
+    assert results["itself"]["std"]["ws_all"] == 0
+
+
+def test_a_brighter_candidate_is_worse(showers):
+    few = showers.select(slice(0, 120))
+    candidates = {f"{k} times": lambda run, n, k=k: k * few.images[n // 2] for k in (2, 3)}
+    results = evaluate(few, few.inputs, candidates, runs=1, responses=2, quiet=True)
+    twice, thrice = (results[name]["mean"] for name in candidates)
+    channels = few.geometry.channels(few.images)
+    # W1 between a positive variable and twice itself is its mean.
+    assert twice["ws_all"] == pytest.approx(channels.mean(), rel=1e-9)
+    assert thrice["ws_all"] == pytest.approx(2 * channels.mean(), rel=1e-9)
+
+
+def test_predictive_samples_from_the_truth_are_calibrated():
+    rng = np.random.default_rng(1)
+    rows, samples = 4000, 400
+    scale = rng.uniform(20, 200, rows)
+    truth = np.round(rng.normal(1000, scale)).astype(np.int64)
+    report = photon_report(rng.normal(1000, scale[:, None], (rows, samples)), truth, np.full(rows, 2112))
+    for p in INTERVALS:
+        # Quantiles of a finite number of samples and rounded sums blur the limits a little beyond the binomial error.
+        error = SIGMAS * np.sqrt(p * (1 - p) / rows) + 2 / samples
+        assert report["neutron"][f"coverage_{100 * p:.0f}"] == pytest.approx(p, abs=error)
+    assert report["all"]["rows"] == rows
+    assert report["all"]["w1"] < 5
+    assert report["all"]["rmse"] == pytest.approx(np.sqrt(np.mean(scale**2)), rel=0.1)
+
+
+def test_a_point_prediction_covers_nothing():
+    report = photon_report(np.full((100, 10), 7.5), np.arange(100), np.full(100, 22))
+    assert report["gamma"]["coverage_95"] == 0
+
+
+def test_pool_answers_with_the_key_or_falls_back():
+    keys, fallback = np.array([5, 5, 9, 9]), np.array([1, 1, 1, 2])
+    pool = Pool(np.zeros((4, 1, 1)), keys, fallback)
+    rows = np.arange(1000)
+    drawn = pool.draw(np.full(1000, 5), np.full(1000, 2), 0, rows)
+    assert set(drawn) == {0, 1}
+    assert abs((drawn == 0).mean() - 0.5) < SIGMAS * np.sqrt(0.25 / 1000)
+    assert set(pool.draw(np.full(1000, 7), np.full(1000, 2), 0, rows)) == {3}
+    assert set(pool.draw(np.full(9, 7), np.full(9, 8), 0, rows[:9])) == {-1}
+    assert np.array_equal(drawn[500:], pool.draw(np.full(500, 5), np.full(500, 2), 0, rows[500:]))
+
+
+def test_rank_within_counts_earlier_rows():
+    assert _rank_within(np.array([3, 1, 3, 3, 0, 1])).tolist() == [0, 0, 1, 2, 0, 1]
+
+
+def test_inputs_of_another_file_are_matched(showers):
+    test, pool = showers.select(slice(0, 50)), showers.select(slice(25, 120))
+    matched = _match_inputs(pool, test, test.inputs)
+    for number, particle, pdg in zip(matched[:40], pool.particles, pool.pdg, strict=False):
+        same = (test.particles == particle).all(1) & (test.pdg == pdg)
+        assert number == (test.inputs[same][0] if same.any() else -1)
+    assert (matched == -1).any()
+    assert (matched >= 0).any()

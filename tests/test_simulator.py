@@ -1,0 +1,107 @@
+"""The fast simulation: routing of its parts, and what its results may not depend on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from calosim.photons import PhotonSum
+from calosim.simulator import FastSimulator, noise_removals, pick_device
+from calosim.teacher import Teacher
+
+ROWS = 6
+
+
+@pytest.fixture(scope="module")
+def simulator(run_folders) -> FastSimulator:
+    return FastSimulator.load(run_folders["teacher"], run_folders["photons"])
+
+
+def test_batch_size_changes_nothing(simulator, showers):
+    rows = np.arange(100, 100 + ROWS)
+    whole = simulator.sample(showers.particles[:ROWS], showers.pdg[:ROWS], 3, rows)
+    parts = simulator.sample(showers.particles[:ROWS], showers.pdg[:ROWS], 3, rows, batch_size=2)
+    assert whole.shape == (ROWS, 44, 44)
+    assert np.array_equal(whole, parts)
+
+
+def test_a_row_depends_on_seed_and_row_alone(simulator, showers):
+    few = showers.select(slice(0, 3))
+    both = simulator.sample(few.particles, few.pdg, 3, np.array([7, 8, 9]))
+    alone = simulator.sample(few.particles[1:2], few.pdg[1:2], 3, np.array([8]))
+    assert np.array_equal(both[1], alone[0])
+    assert not np.array_equal(both, simulator.sample(few.particles, few.pdg, 4, np.array([7, 8, 9])))
+    assert not np.array_equal(both, simulator.sample(few.particles, few.pdg, 3, np.array([1, 2, 3])))
+
+
+def test_given_photon_sums_are_kept_to_rounding(simulator, run_folders, showers):
+    few = showers.select(slice(0, ROWS))
+    images = simulator.sample(few.particles, few.pdg, 0, photon_sum=few.photon_sum)
+    floored = FastSimulator.load(run_folders["teacher"], noise_removal=1)
+    lit = (floored.sample(few.particles, few.pdg, 0, photon_sum=few.photon_sum) > 0).sum((1, 2))
+    # Renormalizing the floored image rounds each of its lit pixels once, by half a photon at most.
+    assert (np.abs(images.sum((1, 2)) - few.photon_sum) <= lit / 2).all()
+
+
+def test_no_photons_no_light(simulator, showers):
+    few = showers.select(slice(0, 2))
+    images = simulator.sample(few.particles, few.pdg, 0, photon_sum=np.array([0, 50]))
+    assert images[0].sum() == 0
+    assert images[1].sum() > 0
+
+
+def test_noise_removal_by_particle(run_folders, showers):
+    pdg = np.array([22, 2112], dtype=np.int32)
+    few = showers.select(slice(0, 2))
+
+    def images(methods):
+        simulator = FastSimulator.load(run_folders["teacher"], noise_removal=methods)
+        return simulator.sample(few.particles, pdg, 0, photon_sum=few.photon_sum)
+
+    mixed = images({0: 3, 2112: 2})
+    assert np.array_equal(mixed[0], images(3)[0])
+    assert np.array_equal(mixed[1], images(2)[1])
+
+
+def test_stream_is_the_sample_in_pieces(simulator, showers):
+    few = showers.select(slice(0, 2))
+    pieces = list(simulator.stream(few.particles, few.pdg, 3, seed=5, batch_size=4))
+    assert [len(p) for p in pieces] == [4, 2]
+    repeated = np.repeat([0, 1], 3)
+    whole = simulator.sample(few.particles[repeated], few.pdg[repeated], 5)
+    assert np.array_equal(np.concatenate([p.images for p in pieces]), whole)
+
+
+def test_models_of_two_detectors_are_refused():
+    with pytest.raises(ValueError, match="ZN and a photon-sum model of ZP"):
+        FastSimulator(Teacher("zn", transforms=1, hidden=(8,), bins=4), PhotonSum("zp", hidden=(8,)))
+
+
+def test_photon_sums_must_come_from_somewhere(run_folders, showers):
+    simulator = FastSimulator.load(run_folders["teacher"])
+    with pytest.raises(ValueError, match="--photons"):
+        simulator.sample(showers.particles[:1], showers.pdg[:1], 0)
+
+
+def test_a_photon_model_is_no_shape_model(run_folders):
+    with pytest.raises(ValueError, match="expected a checkpoint of ShapeModule, got one of PhotonSum"):
+        FastSimulator.load(run_folders["photons"])
+
+
+def test_noise_removals_are_read():
+    assert noise_removals(3, ["neutron=1", "k0s=2"]) == {0: 3, 2112: 1, 310: 2}
+    with pytest.raises(ValueError, match="particle=1"):
+        noise_removals(3, ["neutron"])
+
+
+def test_unknown_noise_removal(run_folders):
+    with pytest.raises(ValueError, match="unknown noise removal 7"):
+        FastSimulator.load(run_folders["teacher"], noise_removal=7)
+
+
+def test_missing_device_is_said():
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="'cuda' is not available"):
+            pick_device("cuda")
+    assert pick_device("cpu").type == "cpu"
