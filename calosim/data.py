@@ -347,9 +347,9 @@ def cached_arrays(files: Sequence[str], detector: str, cache_dir: str | None = N
     data_hash = _content_hash(files)
     key = hashlib.blake2b(f"{_CACHE_VERSION} {detector} {data_hash}".encode(), digest_size=10).hexdigest()
     places = [Path(cache_dir)] if cache_dir else [Path(files[0]).resolve().parent / ".calosim_cache", _user_cache()]
-    for place in places:
-        if (place / key / "meta.json").exists():
-            return place / key
+    for known in places:
+        if (known / key / "meta.json").exists():
+            return known / key
     place = next((p for p in places if _writable(p)), None)
     if place is None:
         raise ValueError(f"{places[0]}: the cache folder is not writable; choose another with --data.cache_dir")

@@ -85,12 +85,12 @@ class PhotonSum(CalosimModule):
         layers: list[nn.Module] = []
         for n, m in pairwise(widths):
             layers += [nn.Linear(n, m), nn.SiLU()]
-        network = nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
+        last = nn.Linear(widths[-1], outputs)
         if head == "mixture":
             # Components start spread over the range of sums; equal starts would stay equal.
             with torch.no_grad():
-                network[-1].bias[components : 2 * components].copy_(torch.linspace(-1.5, 1.5, components))
-        self.bayes = BayesianModel(network)
+                last.bias[components : 2 * components].copy_(torch.linspace(-1.5, 1.5, components))
+        self.bayes = BayesianModel(nn.Sequential(*layers, last))
         # The wrapper's means replace these; left trainable, DDP would wait for gradients that never come.
         self.bayes.base.requires_grad_(False)
         self.register_buffer("center", torch.tensor(0.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_a_checkpoint_holds_the_trained_weights_and_standardizations(root_file, 
 
 def test_best_comes_before_last(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(ValueError, match="expected a checkpoint or a run folder with checkpoints/best.ckpt"):
+    with pytest.raises(ValueError, match=r"expected a checkpoint or a run folder with checkpoints/best\.ckpt"):
         checkpoint_path(tmp_path)
     for name in ("last.ckpt", "best.ckpt"):
         path = tmp_path / "checkpoints" / name
@@ -203,18 +204,20 @@ def test_two_epochs_are_one_and_a_resumed_one(root_file, tmp_path, fit, name):
         assert all(torch.equal(a[key], b[key]) for key in ("exp_avg", "exp_avg_sq"))
 
 
-def test_dropout_is_keyed_by_seed_step_and_batch(monkeypatch):
+def test_dropout_is_keyed_by_seed_step_batch_and_process(monkeypatch):
     module = MODULES["teacher"]()
 
-    def numbers(batch_idx):
+    def numbers(step=0, batch_idx=0, rank=0):
+        module._trainer = SimpleNamespace(global_step=step, global_rank=rank)
         module.on_train_batch_start(None, batch_idx)
         return torch.rand(4)
 
-    first = numbers(0)
-    assert torch.equal(numbers(0), first)
-    assert not torch.equal(numbers(1), first)  # accumulated batches share their step
+    first = numbers()
+    assert torch.equal(numbers(), first)
+    for others in ({"step": 1}, {"batch_idx": 1}, {"rank": 1}):  # accumulated batches share their step
+        assert not torch.equal(numbers(**others), first)
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
-    assert not torch.equal(numbers(0), first)
+    assert not torch.equal(numbers(), first)
 
 
 @every

@@ -70,7 +70,7 @@ def test_uniform_numbers_are_odd_multiples_of_a_power_of_two():
     # ... and therefore lie strictly inside (0, 1), symmetrically around 1/2.
     steps = uniform(row_keys(torch.arange(2000), 1), 500).double() * 2**24
     assert torch.equal(steps % 2, torch.ones_like(steps))
-    assert 0 < steps.min()
+    assert steps.min() > 0
     assert steps.max() < 2**24
 
 

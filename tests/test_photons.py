@@ -267,6 +267,23 @@ def test_seeds_and_rows_give_other_draws(trained, primaries):
     assert first.max() <= trained.upper
 
 
+def test_samples_follow_the_posterior_predictive(monkeypatch):
+    module, networks = make(upper=3360), []
+    for row in (1, 2):  # two networks that disagree, each of several components
+        networks.append(torch.nn.Linear(module.features.width, 9, dtype=torch.float64).requires_grad_(False))
+        networks[-1].weight.zero_()
+        networks[-1].bias.copy_(outputs_of("mixture")[row])
+    monkeypatch.setattr(module, "networks", lambda seed: networks)
+    count = 20_000
+    drawn = module.sample(torch.ones(count, 9), 1, torch.arange(count))
+    numbers = support(module)
+    expected = (probabilities(module, networks[0].bias, numbers) + probabilities(module, networks[1].bias, numbers)) / 2
+    edges = torch.tensor([10, 20, 40, 80, 120, 180, 234, 300, 400, 500, 600, 800, 1000, 1500, 60_000])
+    wanted = torch.stack([expected[(numbers >= a) & (numbers < b)].sum() for a, b in itertools.pairwise(edges)])
+    got = torch.stack([((drawn >= a) & (drawn < b)).sum() for a, b in itertools.pairwise(edges)])
+    assert stats.chisquare(got.numpy(), (wanted / wanted.sum() * count).numpy()).pvalue > P_MIN
+
+
 def test_every_network_of_the_posterior_is_used(trained, primaries):
     networks = trained.networks(4)
     assert len(networks) == trained.posterior_samples
@@ -311,8 +328,10 @@ def test_testing_the_best_checkpoint_after_training_uses_its_weights(root_file, 
     (after_training,) = trainer.test(module, RootDataModule(str(root_file)), ckpt_path=best, verbose=False)
     (fresh,) = trainer.test(load_module(best), RootDataModule(str(root_file)), verbose=False)
     assert after_training == fresh
-    # What evaluation kept can be used outside of its inference mode.
-    assert module.sample(torch.zeros(1, 9), 0, torch.zeros(1, dtype=torch.int64)).shape == (1,)
+    # What evaluation kept can be used outside of its inference mode, for instance to explain it by its gradients.
+    features = torch.zeros(1, module.features.width, dtype=torch.float64, requires_grad=True)
+    module.networks(0)[0](features).sum().backward()
+    assert features.grad.any()
 
 
 def test_the_test_loss_is_the_posterior_predictive(trained, showers):
