@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 import zuko
@@ -154,17 +155,24 @@ def peak_memory(name: str, size_name: str, batch: int) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+def resident_peak() -> float:
+    """Peak resident memory of this process in GB (Linux).
+
+    Not ``getrusage``: its maximum survives ``exec``, so a child would report the benchmark that started it.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1e6
+
+
 def measure_memory(name: str, size: Size, batch: int) -> None:
     """Takes three training steps and prints the peak resident memory of this process, less that of the imports."""
-    import resource
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident_peak()
     model, fused = built(name, size)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=fused)
     x, c = torch.randn(batch, size.features), torch.randn(batch, size.context)
     for _ in range(3):
         train_step(model, optimizer, x, c)
-    print(max((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6, 1e-3))
+    print(resident_peak() - before)
 
 
 def built(name: str, size: Size) -> tuple[nn.Module, bool]:

@@ -72,7 +72,9 @@ def main() -> None:
         data.setup()
         ours = forever(data.train_dataloader())
         theirs = forever(DataLoader(PerItem(data), batch_size=options.batch_size, shuffle=True))
-        print(f"batch {options.batch_size}, {torch.get_num_threads()} threads, medians of {options.repeats}, interleaved\n")
+        print(
+            f"batch {options.batch_size}, {torch.get_num_threads()} threads, medians of {options.repeats}, interleaved\n"
+        )
         print("| model | training step, ms | loading, ms | share | per-item Dataset, ms | share | ratio |")
         print("|---|---|---|---|---|---|---|")
         for size in options.sizes:
@@ -91,7 +93,9 @@ def main() -> None:
             step()  # the first step allocates
             rounds = []
             for _ in range(options.repeats):
-                rounds.append([median_ms(step, 1), median_ms(lambda: next(ours), 20), median_ms(lambda: next(theirs), 3)])
+                rounds.append(
+                    [median_ms(step, 1), median_ms(lambda: next(ours), 20), median_ms(lambda: next(theirs), 3)]
+                )
             training, own, item = (statistics.median(column) for column in zip(*rounds, strict=True))
             cells = [f"{training:.1f}", f"{own:.3f}", f"{100 * own / training:.2f} %", f"{item:.1f}"]
             print(f"| {size} | " + " | ".join([*cells, f"{100 * item / training:.1f} %", f"{item / own:.0f}"]) + " |")

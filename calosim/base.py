@@ -211,26 +211,27 @@ class ShapeModule(CalosimModule):
         """The flow's context, shape (B, width), from features (B, 9) and photon sums (B,)."""
         return self.features(particles, photon_sum)
 
-    def inputs(self, batch: dict[str, Tensor], epoch: int = -1) -> tuple[Tensor, Tensor]:
+    def inputs(self, batch: dict[str, Tensor], step: int = -1) -> tuple[Tensor, Tensor]:
         """A batch as logits and context.
 
         Args:
             batch: A batch of :class:`~calosim.data.RootDataModule`.
-            epoch: Keys the dequantization noise together with the row; -1 is the fixed noise of validation.
+            step: The training step, which keys the dequantization noise together with the row, so that a row that is
+                sampled twice gets other noise; -1 is the fixed noise of validation.
 
         Returns:
             Logits (B, nx * ny) and context (B, width).
         """
-        keys = draws.row_keys(batch["rows"], draws.NOISE_STREAM, epoch + 1)
+        keys = draws.row_keys(batch["rows"], draws.NOISE_STREAM, step + 1)
         images = batch["images"]
         return self.logits(images, keys), self.context(batch["particles"], images.flatten(1).sum(1))
 
-    def log_likelihood(self, batch: dict[str, Tensor], epoch: int = -1) -> Tensor:
+    def log_likelihood(self, batch: dict[str, Tensor], step: int = -1) -> Tensor:
         """Log-density of the (not standardized) logits in nats per pixel, shape (B,).
 
         The standardization's volume is included, so that models with and without it can be compared.
         """
-        logits, context = self.inputs(batch, epoch)
+        logits, context = self.inputs(batch, step)
         return (self.flow(context).log_prob(logits) + self.logits.log_volume()) / self.detector.pixels
 
     def generate(

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_only
 
 from calosim import __version__
 from calosim.base import CalosimModule
@@ -94,7 +93,7 @@ class CalosimCLI(LightningCLI):
         if (
             self.subcommand == "fit"
             and not checkpoint
-            and rank_zero_only.rank == 0
+            and int(os.environ.get("SLURM_PROCID", os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))) == 0
             and (Path(run) / "config.yaml").exists()
         ):
             raise ValueError(f"{run}: holds a run already; choose another --run, or resume it with --ckpt_path last")

@@ -30,7 +30,8 @@ __all__ = ["EpochSampler", "RootDataModule", "ShowerDataset", "split_rows"]
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
+_ARRAYS = ("particles", "pdg", "images", "inputs", "photon_sum")
 
 
 def split_rows(
@@ -250,8 +251,9 @@ class RootDataModule(LightningDataModule):
             return
         folder = cached_arrays(self.files, self.detector.name, self.cache_dir)
         self.data_hash = json.loads((folder / "meta.json").read_text())["data_hash"]
-        arrays = {a: np.load(folder / f"{a}.npy", mmap_mode="r") for a in ("particles", "pdg", "images", "inputs")}
-        self.arrays = {**arrays, "pdg": np.array(arrays["pdg"]), "inputs": np.array(arrays["inputs"])}
+        arrays = {a: np.load(folder / f"{a}.npy", mmap_mode="r") for a in _ARRAYS}
+        # All but the images are small and read in pieces all the time.
+        self.arrays = {a: v if a == "images" else np.array(v) for a, v in arrays.items()}
         pdg = self.arrays["pdg"]
         splits = split_rows(self.arrays["inputs"], pdg, self.split_by, self.fractions, self.seed)
         if self.particle is not None:
@@ -262,8 +264,10 @@ class RootDataModule(LightningDataModule):
                     f"{', '.join(self.files)}: no row of particle {particle_name(self.particle)}; the files hold {present}"
                 )
         if not len(splits["train"]):
+            selected = sum(map(len, splits.values()))
             raise ValueError(
-                f"{', '.join(self.files)}: the training split is empty; expected more than {len(pdg)} rows"
+                f"{', '.join(self.files)}: none of the {selected} selected rows is in the training split; expected more "
+                "primaries or a larger first fraction"
             )
         self._splits = splits
 
@@ -293,6 +297,8 @@ class RootDataModule(LightningDataModule):
     def _loader(self, split: Split) -> DataLoader:
         rows, a = self.rows(split), self.arrays
         world = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        if len(rows) < world[0]:
+            raise ValueError(f"expected at least one {split} row for each of {world[0]} processes, got {len(rows)}")
         sampler = EpochSampler(
             a["pdg"][rows],
             self.batch_size,
@@ -338,8 +344,8 @@ def cached_arrays(files: Sequence[str], detector: str, cache_dir: str | None = N
         cache_dir: The folder of caches, see :class:`RootDataModule`.
 
     Returns:
-        A folder with ``particles``, ``pdg``, ``images`` and ``inputs`` as ``.npy`` and ``meta.json``. Its name is a hash of the
-        contents, so that changed files never meet an old cache.
+        A folder with ``particles``, ``pdg``, ``images``, ``inputs`` and ``photon_sum`` as ``.npy`` and ``meta.json``. Its
+        name is a hash of the contents, so that changed files never meet an old cache.
 
     Raises:
         ValueError: If a file is missing or bad, or no folder is writable.
@@ -365,7 +371,7 @@ def cached_arrays(files: Sequence[str], detector: str, cache_dir: str | None = N
                 np.concatenate([p.pdg for p in parts]),
             )
             showers = Showers(particles, pdg, images, detector)
-        for name in ("particles", "pdg", "images", "inputs"):
+        for name in _ARRAYS:
             np.save(temporary / f"{name}.npy", getattr(showers, name))
         meta = {"data_hash": data_hash, "detector": detector, "files": [str(f) for f in files], "rows": rows}
         (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
@@ -373,9 +379,10 @@ def cached_arrays(files: Sequence[str], detector: str, cache_dir: str | None = N
         try:
             temporary.rename(place / key)
         except OSError:
-            # Another process was faster; its cache is as good as ours.
+            # Another process was faster, and its cache is as good as ours; or a half-deleted cache is in the way.
             if not (place / key / "meta.json").exists():
-                raise
+                shutil.rmtree(place / key)
+                temporary.rename(place / key)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return place / key

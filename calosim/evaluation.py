@@ -36,8 +36,13 @@ from calosim.simulator import FastSimulator, noise_removals, pick_device
 __all__ = ["Pool", "evaluate", "evaluate_run", "photon_report"]
 
 #: Metrics of the table: key, heading, format.
-METRICS = (("ws", "WS", ".2f"), ("mae_cond", "MAE_cond", ".2f"), ("mae_w", "MAE_w", ".2f"))
-METRICS += (("delta", "δ", ".3f"), ("jacc", "JaccErr", ".3f"))
+METRICS: tuple[tuple[str, str, str], ...] = (
+    ("ws", "WS", ".2f"),
+    ("mae_cond", "MAE_cond", ".2f"),
+    ("mae_w", "MAE_w", ".2f"),
+    ("delta", "δ", ".3f"),
+    ("jacc", "JaccErr", ".3f"),
+)
 
 #: Nominal contents of the central predictive intervals whose coverage is reported.
 INTERVALS = (0.5, 0.68, 0.9, 0.95)
@@ -280,7 +285,7 @@ def evaluate_run(
         simulator = FastSimulator.load(shape, photons[0] if photons else None, methods, where)
         true_sum = test.photon_sum
 
-        def model(full: bool) -> Candidate:
+        def generated(full: bool) -> Candidate:
             def images(run: int, numbers: np.ndarray) -> np.ndarray:
                 row = numbers // responses
                 total = None if full else true_sum[row]
@@ -288,9 +293,9 @@ def evaluate_run(
 
             return images
 
-        candidates: dict[str, Candidate] = {"shape alone (true photon sums)": model(False)}
+        candidates: dict[str, Candidate] = {"shape alone (true photon sums)": generated(False)}
         if photons:
-            candidates["full chain"] = model(True)
+            candidates["full chain"] = generated(True)
         candidates["floor (Monte Carlo, other seed)"] = lambda run, n: pool.images[floor_rows(run, n)]
         candidates["trivial (random training response)"] = lambda run, n: train.images[trivial_rows(run, n)]
         results["images"] = evaluate(test, inputs, candidates, runs, responses, quiet=quiet)

@@ -16,6 +16,7 @@ import math
 from itertools import pairwise
 from typing import Literal
 
+import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from torchmetrics import MeanMetric
 from zuko.bayesian import BayesianModel
 
 from calosim import draws
-from calosim.base import CalosimModule, evaluating, fit_sample
+from calosim.base import CalosimModule, evaluating
 from calosim.preprocessing import FeatureScaler
 
 __all__ = ["PhotonSum"]
@@ -106,16 +107,17 @@ class PhotonSum(CalosimModule):
         """Fits the standardizations on the training split, unless a checkpoint brought them."""
         if stage != "fit" or bool(self.features.fitted):
             return
-        _, particles, images = fit_sample(self.trainer.datamodule)  # type: ignore[attr-defined]
-        total = images.flatten(1).sum(1)
-        self.features.fit(particles)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        rows = data.rows("train")
+        total = torch.from_numpy(data.arrays["photon_sum"][rows])
+        self.features.fit(torch.from_numpy(data.arrays["particles"][rows]))
         self.lower.fill_(total.min())
         self.upper.fill_(total.max())
         target = total.double().log() if self.head == "mixture" else total.double()
         # Quartiles, not moments: one artefact of a hundred thousand photons must not set the scale.
-        low, middle, high = target.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+        low, middle, high = np.quantile(target.numpy(), [0.25, 0.5, 0.75])
         self.center.fill_(middle)
-        self.spread.fill_(((high - low) / 1.349).clamp(min=1e-3))
+        self.spread.fill_(max((high - low) / 1.349, 1e-3))
 
     # -- the two heads ------------------------------------------------------------------------------------------------
 
@@ -184,16 +186,14 @@ class PhotonSum(CalosimModule):
 
     # -- training -----------------------------------------------------------------------------------------------------
 
-    def _log_likelihood(
-        self, network: nn.Module, features: Tensor, batch: dict[str, Tensor], epoch: int = -1
-    ) -> Tensor:
-        jitter = draws.uniform(draws.row_keys(batch["rows"], draws.NOISE_STREAM, epoch + 1), 1)[:, 0]
+    def _log_likelihood(self, network: nn.Module, features: Tensor, batch: dict[str, Tensor], step: int = -1) -> Tensor:
+        jitter = draws.uniform(draws.row_keys(batch["rows"], draws.NOISE_STREAM, step + 1), 1)[:, 0]
         return self.log_density(network(features), batch["images"].flatten(1).sum(1), jitter)
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         """Minimizes the negative evidence lower bound per row."""
         with self.bayes.reparameterize(local_trick=True) as network:
-            nll = -self._log_likelihood(network, self.features(batch["particles"]), batch, self.current_epoch).mean()
+            nll = -self._log_likelihood(network, self.features(batch["particles"]), batch, self.global_step).mean()
         rows = len(self.trainer.datamodule.rows("train"))  # type: ignore[attr-defined]
         kl = self.bayes.kl_divergence(self.prior_scale**2) / rows
         self.log_dict({"train/nll": nll, "train/kl": kl}, batch_size=len(batch["rows"]))

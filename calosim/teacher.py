@@ -86,7 +86,7 @@ class Teacher(ShapeModule):
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         """Minimizes the negative log-likelihood in nats per pixel."""
-        loss = -self.log_likelihood(batch, self.current_epoch).mean()
+        loss = -self.log_likelihood(batch, self.global_step).mean()
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["rows"]))
         return loss
 

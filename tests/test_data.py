@@ -342,7 +342,7 @@ def test_bad_selections_and_files_get_one_clear_line(root_file, tmp_path):
         (RootDataModule(str(root_file), particle="k0l"), rf"{root_file}: no row of particle k0l; .* gamma, neutron"),
         (RootDataModule(str(root_file), detector="zp"), str(root_file)),
         (RootDataModule(str(tmp_path / "no.root")), "no.root: no such file"),
-        (RootDataModule(str(root_file), fractions=(0.0, 0.5, 0.5)), "the training split is empty"),
+        (RootDataModule(str(root_file), fractions=(0.0, 0.5, 0.5)), "selected rows is in the training split"),
     ]
     for module, message in cases:
         with pytest.raises(ValueError, match=message) as caught:
@@ -373,7 +373,7 @@ def stamps(folder: Path) -> dict[str, int]:
 def test_the_cache_is_built_once(small):
     folder = cached_arrays([str(small)], "zn")
     assert folder.parent == small.parent / ".calosim_cache"
-    assert set(stamps(folder)) == {"particles.npy", "pdg.npy", "images.npy", "inputs.npy", "meta.json"}
+    assert set(stamps(folder)) == {"particles.npy", "pdg.npy", "photon_sum.npy", "images.npy", "inputs.npy", "meta.json"}
     before = stamps(folder)
     assert cached_arrays([str(small)], "zn") == folder
     module = RootDataModule(str(small))
