@@ -289,7 +289,7 @@ def evaluate_run(
             def images(run: int, numbers: np.ndarray) -> np.ndarray:
                 row = numbers // responses
                 total = None if full else true_sum[row]
-                return simulator.sample(test.particles[row], test.pdg[row], seed + run, numbers, total)
+                return simulator.sample(test.particles[row], test.pdg[row], seed + run, numbers, total, batch_size=1024)
 
             return images
 
@@ -403,7 +403,7 @@ def _pictures(folder: Path, test: Showers, inputs: np.ndarray, simulator: FastSi
         if len(rows) and test.pdg[rows[0]] not in test.pdg[shown]:
             ids, counts = np.unique(inputs[rows], return_counts=True)
             shown += rows[inputs[rows] == ids[counts.argmax()]][:2].tolist()
-    picked = np.array(shown[:12])
+    picked = np.array(shown[:10])
     total = None if full else test.photon_sum
     generated = simulator.sample(test.particles, test.pdg, seed, photon_sum=total)
     labels = [

@@ -9,6 +9,7 @@ from torchmetrics import MeanMetric
 
 from calosim.base import ShapeModule
 from calosim.flows import maf
+from calosim.flows.build import Permutation
 
 __all__ = ["Teacher"]
 
@@ -26,6 +27,9 @@ class Teacher(ShapeModule):
         bins: Bins of the splines.
         bound: The splines act on [-bound, bound].
         dropout: Dropout probability in the conditioners.
+        permutation: How pixel orders follow each other: ``alternate`` (reversal and random permutation in turn, as
+            published), ``reverse`` (raster order and its reversal) or ``random``.
+        context_share: Share of hidden units that see the primary and the photon sum only, and are seen by all pixels.
         noise: Width of the dequantization noise in photons.
         alpha: Squeezing of the shape before the logit.
         standardize: Whether logits are standardized per pixel.
@@ -48,6 +52,8 @@ class Teacher(ShapeModule):
         bins: int = 8,
         bound: float = 14.0,
         dropout: float = 0.05,
+        permutation: Permutation = "alternate",
+        context_share: float = 0.0,
         noise: float = 0.5,
         alpha: float = 1e-6,
         standardize: bool = True,
@@ -69,6 +75,8 @@ class Teacher(ShapeModule):
             bins=bins,
             bound=bound,
             dropout=dropout,
+            permutation=permutation,
+            context_share=context_share,
             flow_seed=flow_seed,
         )
         self.flow = maf(
@@ -79,6 +87,8 @@ class Teacher(ShapeModule):
             bins=bins,
             bound=bound,
             dropout=dropout,
+            permutation=permutation,
+            context_share=context_share,
             seed=flow_seed,
         )
         self.val_nll = MeanMetric()

@@ -373,7 +373,14 @@ def stamps(folder: Path) -> dict[str, int]:
 def test_the_cache_is_built_once(small):
     folder = cached_arrays([str(small)], "zn")
     assert folder.parent == small.parent / ".calosim_cache"
-    assert set(stamps(folder)) == {"particles.npy", "pdg.npy", "photon_sum.npy", "images.npy", "inputs.npy", "meta.json"}
+    assert set(stamps(folder)) == {
+        "particles.npy",
+        "pdg.npy",
+        "photon_sum.npy",
+        "images.npy",
+        "inputs.npy",
+        "meta.json",
+    }
     before = stamps(folder)
     assert cached_arrays([str(small)], "zn") == folder
     module = RootDataModule(str(small))

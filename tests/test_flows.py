@@ -597,3 +597,24 @@ def test_two_processes_train_as_one(tmp_path) -> None:
         [sys.executable, str(script), str(tmp_path / "rendezvous")], capture_output=True, text=True, timeout=300
     )
     assert "equal" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_context_units_keep_the_structure_and_reach_every_feature(builder) -> None:
+    flow = build(builder, 33, 3, (24, 16), 8, context_share=0.5)
+    v, c = draws(flow, 3)
+    for _, unit in units(flow):
+        j = jacobian(unit, v[0], c[:1])
+        assert torch.equal(j, j.tril())
+        assert dependencies(unit, 3).equal(torch.ones(33, 33).tril(-1).bool())
+        # The share of the last hidden layer that moves with the context alone is seen by the first feature too.
+        with torch.no_grad():
+            moved = unit.conditioner(v[:1], c[:1]) != unit.conditioner(v[1:2], c[:1])
+        assert not moved[0, :8].any()
+        with torch.no_grad():
+            torch.testing.assert_close(unit.evaluate(unit.invert(v, c), c)[0], v, **EXACT)
+
+
+def test_context_share_must_leave_units_for_the_features() -> None:
+    with pytest.raises(ValueError, match="share of context units"):
+        maf(6, 2, hidden=(8, 8), context_share=1.0)

@@ -59,6 +59,7 @@ class AutoregressiveSpline(LazyTransform):
         bins: The number of bins :math:`K`.
         bound: The bound :math:`B` of the spline.
         dropout: The probability of dropping a hidden unit in training. The exact inverse never drops.
+        context_share: The share of hidden units that see the context only.
         chunk: The number of features per chunk.
         inverse: Whether the univariate map is the inverse of the spline.
         compile: Whether to compile the spline.
@@ -78,6 +79,7 @@ class AutoregressiveSpline(LazyTransform):
         bins: int = 8,
         bound: float = 14.0,
         dropout: float = 0.0,
+        context_share: float = 0.0,
         chunk: int = 64,
         inverse: bool = False,
         compile: bool = False,
@@ -89,7 +91,7 @@ class AutoregressiveSpline(LazyTransform):
             raise ValueError(f"expected a positive bound, got {bound}")
         self.bins, self.bound, self.inverse, self.compile_spline = bins, bound, inverse, compile
         self.register_buffer("order", checked_order(order, features))
-        self.conditioner = MaskedConditioner(features, context, hidden, 3 * bins - 1, chunk, dropout)
+        self.conditioner = MaskedConditioner(features, context, hidden, 3 * bins - 1, chunk, dropout, context_share)
 
     def extra_repr(self) -> str:
         """The spline's settings."""

@@ -78,6 +78,7 @@ def _flow(
     bins: int,
     bound: float,
     dropout: float,
+    context_share: float,
     order: Tensor | Sequence[int] | None,
     permutation: Permutation,
     seed: int,
@@ -87,7 +88,7 @@ def _flow(
     if transforms < 1:
         raise ValueError(f"expected at least one transformation, got {transforms}")
     splines = [
-        AutoregressiveSpline(features, context, o, hidden, bins, bound, dropout, chunk, inverse, compile)
+        AutoregressiveSpline(features, context, o, hidden, bins, bound, dropout, context_share, chunk, inverse, compile)
         for o in feature_orders(features, transforms, order, permutation, seed)
     ]
     base = UnconditionalDistribution(DiagNormal, torch.zeros(features), torch.ones(features), buffer=True)
@@ -102,6 +103,7 @@ def maf(
     bins: int = 8,
     bound: float = 14.0,
     dropout: float = 0.05,
+    context_share: float = 0.0,
     order: Tensor | Sequence[int] | None = None,
     permutation: Permutation = "alternate",
     seed: int = 0,
@@ -118,6 +120,8 @@ def maf(
         bins: The number of spline bins :math:`K`.
         bound: The bound of the splines; features beyond it are not transformed.
         dropout: The probability of dropping a hidden unit in training.
+        context_share: The share of hidden units that see the context only, and are seen by all features. In narrow
+            networks the first features of the order otherwise see the context through a few units only.
         order: The order to start from, for instance radial from the detector's center; raster order if :py:`None`.
         permutation: How orders follow each other, see :func:`feature_orders`.
         seed: The seed of the random permutations. Weights are drawn from torch's global generator.
@@ -143,7 +147,20 @@ def maf(
         | Defaults: reference training of majerzemilia/zdc-fast-simulations
     """
     return _flow(
-        False, features, context, transforms, hidden, bins, bound, dropout, order, permutation, seed, chunk, compile
+        False,
+        features,
+        context,
+        transforms,
+        hidden,
+        bins,
+        bound,
+        dropout,
+        context_share,
+        order,
+        permutation,
+        seed,
+        chunk,
+        compile,
     )
 
 
@@ -155,6 +172,7 @@ def iaf(
     bins: int = 8,
     bound: float = 14.0,
     dropout: float = 0.05,
+    context_share: float = 0.0,
     order: Tensor | Sequence[int] | None = None,
     permutation: Permutation = "alternate",
     seed: int = 0,
@@ -174,6 +192,8 @@ def iaf(
         bins: The number of spline bins.
         bound: The bound of the splines.
         dropout: The probability of dropping a hidden unit in training.
+        context_share: The share of hidden units that see the context only, and are seen by all features. In narrow
+            networks the first features of the order otherwise see the context through a few units only.
         order: The order to start from.
         permutation: How orders follow each other.
         seed: The seed of the random permutations.
@@ -192,7 +212,20 @@ def iaf(
         | CaloFlow II (Krause and Shih, 2021), https://arxiv.org/abs/2110.11377
     """
     return _flow(
-        True, features, context, transforms, hidden, bins, bound, dropout, order, permutation, seed, chunk, compile
+        True,
+        features,
+        context,
+        transforms,
+        hidden,
+        bins,
+        bound,
+        dropout,
+        context_share,
+        order,
+        permutation,
+        seed,
+        chunk,
+        compile,
     )
 
 

@@ -211,6 +211,7 @@ class MaskedConditioner(nn.Module):
         parameters: The number of outputs per feature :math:`P`.
         chunk: The number of features per block; enlarged where a hidden layer would have fewer units than blocks.
         dropout: The probability of dropping a hidden unit in training.
+        context_share: The share of hidden units of degree 0, which see the context only and are seen by all features.
 
     Raises:
         ValueError: If there is no hidden layer, or if a size is not positive.
@@ -224,6 +225,7 @@ class MaskedConditioner(nn.Module):
         parameters: int,
         chunk: int = 64,
         dropout: float = 0.0,
+        context_share: float = 0.0,
     ) -> None:
         super().__init__()
         sizes = {"features": features, "parameters": parameters, "chunk": chunk, "hidden": min(hidden, default=0)}
@@ -232,15 +234,18 @@ class MaskedConditioner(nn.Module):
                 raise ValueError(f"expected {name} to be positive, got {size}")
         if not 0 <= dropout < 1:
             raise ValueError(f"expected a dropout probability in [0, 1), got {dropout}")
+        if not 0 <= context_share < 1:
+            raise ValueError(f"expected a share of context units in [0, 1), got {context_share}")
         self.features, self.context, self.parameters_per_feature, self.dropout = features, context, parameters, dropout
-        size = max(chunk, math.ceil(features / min(hidden)))
+        reserved = [int(context_share * width) for width in hidden]
+        size = max(chunk, math.ceil(features / min(w - r for w, r in zip(hidden, reserved, strict=True))))
         self.edges = (*range(0, features, size), features)
 
         degrees = torch.cat((torch.zeros(context, dtype=torch.long), torch.arange(1, features + 1)))
         known = [context + e for e in self.edges[:-1]]
         self.layers = nn.ModuleList()
-        for width in hidden:
-            units = spread_degrees(width, self.edges)
+        for width, zeros in zip(hidden, reserved, strict=True):
+            units = torch.cat((torch.zeros(zeros, dtype=torch.long), spread_degrees(width - zeros, self.edges)))
             self.layers.append(BlockTriangularLinear(degrees, units, self.edges, known))
             degrees, known = units, torch.searchsorted(units, torch.tensor(self.edges[:-1])).tolist()
         self.output = BlockTriangularLinear(
