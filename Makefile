@@ -55,11 +55,15 @@ lint: | $(STAMP)  ## ruff (lint and format) and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: | $(STAMP)  ## speed, side by side with nflows, zuko and scipy
-	$(BIN)/python -m benchmarks.flows $(ARGS)
-	$(BIN)/python -m benchmarks.loading $(ARGS)
+bench: | $(STAMP)  ## speed, side by side with nflows and zuko; ARGS="--quick"
+	$(BIN)/python -m benchmarks.flows --size demo $(ARGS)
+	$(BIN)/python -m benchmarks.flows --size reference $(ARGS)
+	$(BIN)/python -m benchmarks.loading
+
+bench-gpu: | $(STAMP)  ## speed of the flow engine on a CUDA device
+	$(BIN)/python -m benchmarks.flows_gpu
 
 clean:  ## remove the virtual environment, caches, data and results
 	rm -rf $(VENV) demo data runs .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
-.PHONY: help install data calibrate train-teacher train-photons demo test test-all lint bench clean
+.PHONY: help install data calibrate train-teacher train-photons demo test test-all lint bench bench-gpu clean

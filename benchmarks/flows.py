@@ -228,8 +228,8 @@ def sampling_rows(size: Size, repetitions: int, compile: bool) -> Iterator[Row]:
     peak = gemm_peak()
     teacher, student = engine_model(size).eval(), engine_model(size, iaf).eval()
     ours = {
+        # Not in bfloat16: its rounding keeps the in-chunk iteration going, about 60 passes instead of 8, four times slower.
         "exact teacher": teacher,
-        "exact teacher, bfloat16": cast(teacher, torch.bfloat16),
         "student": student if not compile else cast(student, torch.float32, compile=True),
         "student, bfloat16": cast(student, torch.bfloat16, compile=compile),
     }

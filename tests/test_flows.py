@@ -377,10 +377,14 @@ def test_bfloat16_autocast_has_finite_gradients_near_those_of_float32(builder) -
 
 
 @pytest.mark.parametrize("builder", BUILDERS)
-def test_cast_samples_near_the_original_and_leaves_it_alone(builder) -> None:
+def test_cast_samples_near_the_original_and_leaves_it_alone(builder, monkeypatch, request) -> None:
     torch.manual_seed(0)
     flow = builder(40, 2, transforms=2, hidden=(32, 32), chunk=16)
     low = cast(flow, torch.bfloat16)
+    # Fresh memory is filled with NaN in this mode, so that nothing may depend on it.
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
     assert flow.training
     assert all(p.dtype == torch.float32 for p in flow.parameters())
     assert all(p.dtype == torch.bfloat16 for _, u in units(low) for p in u.parameters())
