@@ -138,7 +138,7 @@ def train(argv: list[str]) -> None:
     # Lightning 2.6 calls what torch 2.13 deprecates and advertises a logger at every start: not the user's doing.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # `deterministic` otherwise also fills all fresh memory with NaN, which costs time and changes no result.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # A folder of its own is chosen below where one holds metrics already.
     warnings.filterwarnings("ignore", message="Experiment logs directory")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)

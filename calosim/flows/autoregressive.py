@@ -170,7 +170,9 @@ class AutoregressiveSpline(LazyTransform):
         if c is not None:
             x[:, : made.context] = c
         layers = [m for m in (*made.layers, made.output) if isinstance(m, BlockTriangularLinear)]
-        states = [x, *(x.new_empty(len(v), layer.bias.numel()) for layer in layers[:-1])]
+        # Zeros, not empty: for odd widths, oneDNN's bfloat16 products read one column beyond a slice and multiply it by
+        # zero, which a NaN in fresh memory survives.
+        states = [x, *(x.new_zeros(len(v), layer.bias.numel()) for layer in layers[:-1])]
         done = torch.empty_like(v)
         with torch.autocast(v.device.type, enabled=False):
             for i, (start, stop) in enumerate(pairwise(made.edges)):
