@@ -202,7 +202,7 @@ def evaluate_run(
             it, one half of each input's test responses is held against the other half.
         runs: Repetitions with other seeds.
         responses: Responses generated for every test row in each run.
-        rows: At most that many test rows, evenly spread; all if not given.
+        rows: About that many test rows, all those of some inputs drawn at random; all if not given.
         noise_removal: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize.
         noise_removal_of: Exceptions by particle, for instance "[neutron=1,k0s=2]".
         seed: Seed of the draws.
@@ -217,9 +217,7 @@ def evaluate_run(
     where = pick_device(device)
     data = trained_data(shape or photons[0], files)
     models = {str(p): PhotonSum.load(p, where) for p in photons}
-    chosen = np.arange(len(data.rows("test")))
-    if rows is not None:
-        chosen = np.unique(np.linspace(0, len(chosen) - 1, min(rows, len(chosen))).round().astype(np.int64))
+    chosen = whole_inputs(data.inputs("test"), rows)
     test, inputs = data.showers("test", chosen), data.inputs("test")[chosen]
     if not len(test):
         raise ValueError(f"{', '.join(data.files)}: the test split is empty; nothing to evaluate")
@@ -309,6 +307,21 @@ def evaluate_run(
     print(f"\nPictures: {folder}/responses.png, {folder}/channels.png" if shape else "")
 
 
+def whole_inputs(inputs: np.ndarray, rows: int | None) -> np.ndarray:
+    """Positions of all rows of some inputs, drawn at random but always the same, ascending.
+
+    Conditional metrics need all responses of an input; evenly spread rows would leave one or two of each.
+
+    Args:
+        inputs: Unique-input numbers with shape (N,).
+        rows: How many rows are wanted; all if None. The last input drawn may exceed that.
+    """
+    ids, counts = np.unique(inputs, return_counts=True)
+    order = np.random.default_rng(0).permutation(len(ids))
+    enough = len(ids) if rows is None else int(np.searchsorted(np.cumsum(counts[order]), rows)) + 1
+    return np.flatnonzero(np.isin(inputs, ids[order[:enough]]))
+
+
 def trained_data(run: str | Path, files: list[str] | None = None) -> RootDataModule:
     """The data set that a run was trained with, split as it was then.
 
@@ -364,7 +377,7 @@ def tables_of(results: dict[str, Any]) -> str:
     for key, heading, form in METRICS if "images" in results else ():
         lines += ["", f"| {heading} | " + " | ".join(title[n] for n in names) + " |", "|---" * (len(names) + 1) + "|"]
         for candidate, result in results["images"].items():
-            cells = [f"{result['mean'][f'{key}_{n}']:{form}} ± {result['std'][f'{key}_{n}']:{form}}" for n in names]
+            cells = [_cell(result["mean"][f"{key}_{n}"], result["std"][f"{key}_{n}"], form) for n in names]
             lines.append(f"| {candidate} | " + " | ".join(cells) + " |")
     head = ("rows", "mae", "rmse", "median_error", "w1", *(f"coverage_{100 * p:.0f}" for p in INTERVALS))
     lines += ["", "| photon sum | model | rows | MAE | RMSE | median error | W1 | inside 50 % | 68 % | 90 % | 95 % |"]
@@ -375,6 +388,11 @@ def tables_of(results: dict[str, Any]) -> str:
             cells = [f"{v[0]:.0f}", *(f"{x:.1f}" for x in v[1:3]), f"{100 * v[3]:.1f} %", f"{v[4]:.1f}"]
             lines.append(f"| {title[n]} | {model} | " + " | ".join([*cells, *(f"{100 * x:.1f}" for x in v[5:])]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(mean: float, std: float, form: str) -> str:
+    """A mean with its standard deviation; a dash where there was nothing to compare."""
+    return "–" if np.isnan(mean) else f"{mean:{form}} ± {std:{form}}"
 
 
 def _csv(results: dict[str, Any]) -> str:

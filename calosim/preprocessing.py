@@ -61,6 +61,10 @@ def remove_noise(values: Tensor, photon_sum: Tensor, method: int | Tensor = 3, n
     return (counts * factor.view(column)).round().to(torch.int64)
 
 
+#: Half width of a hadronic shower's lateral profile in the ZN, cm (coppedis/fastsimZDC).
+CORE_WIDTH = 0.31
+
+
 class FeatureScaler(nn.Module):
     r"""Standardizes the features of the primaries, and optionally the photon sum, for a network.
 
@@ -68,9 +72,10 @@ class FeatureScaler(nn.Module):
     photon sum as :math:`\log(1 + N)`, so that a single artefact with a hundred thousand photons cannot set the scale.
     Means and scales are buffers, fitted once on the training split.
 
-    With ``physics`` three columns are derived: :math:`\log E` and where the primary would hit the front face if it flew
-    straight, :math:`\operatorname{asinh}(v + |z| \, p_T / |p_z|)` in cm. A network would have to learn that ratio,
-    which decides whether there is a direct hit at all, from a product of inputs.
+    With ``physics`` four columns are derived: :math:`\log E`; where the primary would hit the front face if it flew
+    straight, :math:`\operatorname{asinh}(v + |z| \, p_T / |p_z|)` in cm; and how far inside the face that is, in units of
+    the shower core's width, negative outside. A network would have to learn those ratios, which decide whether there is a
+    direct hit at all and how much of it leaks out, from products of inputs.
 
     Args:
         detector: The detector whose front face is hit.
@@ -86,25 +91,24 @@ class FeatureScaler(nn.Module):
         super().__init__()
         self.photon_sum, self.physics = photon_sum, physics
         self.distance, self.center_x = abs(detector.front_z[0]), detector.center_x
+        self.half_size = (detector.size[0] / 2, detector.size[1] / 2)
         self.register_buffer("mean", torch.zeros(self.width))
         self.register_buffer("scale", torch.ones(self.width))
         self.register_buffer("fitted", torch.tensor(False))
 
     @property
     def width(self) -> int:
-        """The number of columns, 9 to 13."""
-        return 9 + 3 * self.physics + self.photon_sum
+        """The number of columns, 9 to 14."""
+        return 9 + 4 * self.physics + self.photon_sum
 
     def _columns(self, particles: Tensor, photon_sum: Tensor | None) -> Tensor:
         energy, vx, vy, vz, px, py, pz, mass, charge = particles.unbind(1)
         columns = [energy, vx, vy, vz, px, py, pz.abs(), mass, charge]
         if self.physics:
             lever = self.distance / pz.abs().clamp(min=1e-3)
-            columns += [
-                energy.clamp(min=1e-3).log(),
-                (vx + px * lever - self.center_x).asinh(),
-                (vy + py * lever).asinh(),
-            ]
+            x, y = vx + px * lever - self.center_x, vy + py * lever
+            inside = torch.minimum(self.half_size[0] - x.abs(), self.half_size[1] - y.abs())
+            columns += [energy.clamp(min=1e-3).log(), x.asinh(), y.asinh(), (inside / CORE_WIDTH).asinh()]
         if self.photon_sum:
             if photon_sum is None:
                 raise ValueError("this scaler needs the photon sum beside the features")

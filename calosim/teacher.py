@@ -33,7 +33,7 @@ class Teacher(ShapeModule):
         noise: Width of the dequantization noise in photons.
         alpha: Squeezing of the shape before the logit.
         standardize: Whether logits are standardized per pixel.
-        physics: Whether log-energy and the straight-flight spot join the context.
+        physics: Whether log-energy and the spot of a straight flight join the context.
         flow_seed: Seed of the random permutations.
         optimizer: From parameters to an optimizer; Adam with learning rate 1e-4 by default.
         scheduler: From an optimizer to a learning-rate scheduler, stepped once an epoch.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calosim.evaluation import INTERVALS, Pool, _match_inputs, _rank_within, evaluate, photon_report
+from calosim.evaluation import INTERVALS, Pool, _match_inputs, _rank_within, evaluate, photon_report, whole_inputs
 
 #: Standard deviations that a share may lie off its expectation.
 SIGMAS = 4.0
@@ -74,3 +74,11 @@ def test_inputs_of_another_file_are_matched(showers):
         assert number == (test.inputs[same][0] if same.any() else -1)
     assert (matched == -1).any()
     assert (matched >= 0).any()
+
+
+def test_whole_inputs_are_whole():
+    inputs = np.random.default_rng(3).integers(0, 40, 500)
+    chosen = whole_inputs(inputs, 100)
+    assert 100 <= len(chosen) < 100 + np.bincount(inputs).max()
+    assert set(inputs[chosen]).isdisjoint(np.delete(inputs, chosen))
+    assert np.array_equal(whole_inputs(inputs, None), np.arange(500))

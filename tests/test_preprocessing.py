@@ -321,7 +321,7 @@ def test_fitted_features_are_standard(showers, photon_sum, physics):
     assert scaler.fitted
     columns = scaler(particles, total)
     assert columns.shape == (len(particles), scaler.width)
-    assert scaler.width == 9 + 3 * physics + photon_sum
+    assert scaler.width == 9 + 4 * physics + photon_sum
     assert columns.dtype == torch.float32
     torch.testing.assert_close(columns.mean(0), torch.zeros(scaler.width), rtol=0, atol=1e-3)
     torch.testing.assert_close(columns.std(0, correction=0), torch.ones(scaler.width), rtol=1e-3, atol=0)
@@ -370,7 +370,9 @@ def test_physics_columns_by_hand(name):
     columns = FeatureScaler(detector, photon_sum=True)(row, torch.tensor([99]))[0]  # not fitted: unscaled
     x = 1.0 + 1e-4 * detector.front_z[0] - detector.center_x
     y = -2.0 - 2e-4 * detector.front_z[0]
-    expected = [math.log(1000.0), math.asinh(x), math.asinh(y), math.log(100.0)]
+    half = [n * detector.pitch / 2 for n in detector.shape]
+    inside = min(half[0] - abs(x), half[1] - abs(y)) / 0.31  # the hadronic profile's half width, cm
+    expected = [math.log(1000.0), math.asinh(x), math.asinh(y), math.asinh(inside), math.log(100.0)]
     torch.testing.assert_close(columns[9:], torch.tensor(expected), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(columns[:9], torch.where(torch.arange(9) == 6, row.abs(), row)[0])
 
