@@ -201,3 +201,22 @@ def test_the_installed_command_answers():
     done = subprocess.run([command, "--version"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert done.stdout.startswith("calosim ")
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(root_file, tmp_path):
+    """Half the batch size on two processes: the same global batches, the same loss, one run folder."""
+    command = [sys.executable, "-m", "calosim", "fit", "-c", CONF / "teacher.yaml", "--data.files", root_file, *QUICK]
+    command += [*TINY[:-2], "--model.dropout", "0", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1"]
+    command += ["--trainer.callbacks", CALLBACKS]
+    losses = []
+    for processes, batch in ((1, 64), (2, 32)):
+        words = ["--run", tmp_path / str(processes), "--data.batch_size", batch, "--trainer.devices", processes]
+        if processes > 1:
+            words += ["--trainer.strategy", "ddp"]
+        done = subprocess.run([*map(str, [*command, *words])], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        rows = list(csv.DictReader((tmp_path / str(processes) / "metrics.csv").read_text().splitlines()))
+        losses.append([float(next(r[key] for r in rows if r.get(key))) for key in ("val/loss", "val/ws")])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert not list(tmp_path.glob("2/config.resumed*"))
