@@ -46,7 +46,7 @@ class Size:
 
 
 SIZES = {
-    "demo": Size(44 * 44, (256, 256), 2),
+    "demo": Size(44 * 44, (128, 128), 2, bins=4),
     "reference": Size(44 * 44, (1452, 1452), 4),
     "tiny": Size(64, (48, 48), 2, batches=(1, 16)),
 }

@@ -467,13 +467,13 @@ def test_frozen_weights_stay_frozen() -> None:
 
 def test_orders() -> None:
     start = torch.randperm(9)
-    orders = feature_orders(9, 4, start)
+    orders = feature_orders(9, 4, start, "alternate")
     assert all(torch.equal(o.sort().values, torch.arange(9)) for o in orders)
     assert torch.equal(orders[0], start.flip(0))
     assert torch.equal(orders[2], orders[1].flip(0))
-    assert torch.equal(torch.stack(feature_orders(9, 4, start, seed=0)), torch.stack(orders))
-    assert not torch.equal(feature_orders(9, 4, start, seed=1)[1], orders[1])
-    first, second = feature_orders(9, 2, permutation="reverse")
+    assert torch.equal(torch.stack(feature_orders(9, 4, start, "alternate", seed=0)), torch.stack(orders))
+    assert not torch.equal(feature_orders(9, 4, start, "alternate", seed=1)[1], orders[1])
+    first, second = feature_orders(9, 2)
     assert torch.equal(first, torch.arange(9))
     assert torch.equal(second, first.flip(0))
     with pytest.raises(ValueError, match="unknown permutation"):

@@ -36,7 +36,7 @@ def feature_orders(
     features: int,
     transforms: int,
     order: Tensor | Sequence[int] | None = None,
-    permutation: Permutation = "alternate",
+    permutation: Permutation = "reverse",
     seed: int = 0,
 ) -> list[Tensor]:
     r"""Returns the order in which each transformation visits the features.
@@ -105,7 +105,7 @@ def maf(
     dropout: float = 0.05,
     context_share: float = 0.0,
     order: Tensor | Sequence[int] | None = None,
-    permutation: Permutation = "alternate",
+    permutation: Permutation = "reverse",
     seed: int = 0,
     chunk: int = 64,
     compile: bool = False,
@@ -174,7 +174,7 @@ def iaf(
     dropout: float = 0.05,
     context_share: float = 0.0,
     order: Tensor | Sequence[int] | None = None,
-    permutation: Permutation = "alternate",
+    permutation: Permutation = "reverse",
     seed: int = 0,
     chunk: int = 64,
     compile: bool = False,
