@@ -202,7 +202,7 @@ def evaluate_run(
             it, one half of each input's test responses is held against the other half.
         runs: Repetitions with other seeds.
         responses: Responses generated for every test row in each run.
-        rows: About that many test rows, all those of some inputs drawn at random; all if not given.
+        rows: About that many test rows, spread over particle types and inputs, up to five of an input; all if not given.
         noise_removal: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize.
         noise_removal_of: Exceptions by particle, for instance "[neutron=1,k0s=2]".
         seed: Seed of the draws.
@@ -217,7 +217,7 @@ def evaluate_run(
     where = pick_device(device)
     data = trained_data(shape or photons[0], files)
     models = {str(p): PhotonSum.load(p, where) for p in photons}
-    chosen = whole_inputs(data.inputs("test"), rows)
+    chosen = some_rows(data.inputs("test"), data.arrays["pdg"][data.rows("test")], rows)
     test, inputs = data.showers("test", chosen), data.inputs("test")[chosen]
     if not len(test):
         raise ValueError(f"{', '.join(data.files)}: the test split is empty; nothing to evaluate")
@@ -307,19 +307,27 @@ def evaluate_run(
     print(f"\nPictures: {folder}/responses.png, {folder}/channels.png" if shape else "")
 
 
-def whole_inputs(inputs: np.ndarray, rows: int | None) -> np.ndarray:
-    """Positions of all rows of some inputs, drawn at random but always the same, ascending.
+def some_rows(inputs: np.ndarray, pdg: np.ndarray, rows: int | None, together: int = 5) -> np.ndarray:
+    """Positions of some rows that keep the mix of particle types and several responses of an input together, ascending.
 
-    Conditional metrics need all responses of an input; evenly spread rows would leave one or two of each.
+    Conditional metrics need several responses of an input; evenly spread rows would leave one or two of each.
 
     Args:
         inputs: Unique-input numbers with shape (N,).
-        rows: How many rows are wanted; all if None. The last input drawn may exceed that.
+        pdg: PDG codes with shape (N,).
+        rows: About how many rows are wanted; all if None.
+        together: Responses of one input that stay together.
     """
-    ids, counts = np.unique(inputs, return_counts=True)
-    order = np.random.default_rng(0).permutation(len(ids))
-    enough = len(ids) if rows is None else int(np.searchsorted(np.cumsum(counts[order]), rows)) + 1
-    return np.flatnonzero(np.isin(inputs, ids[order[:enough]]))
+    if rows is None or rows >= len(inputs):
+        return np.arange(len(inputs))
+    rank = _rank_within(inputs)
+    order = np.lexsort((rank, inputs, pdg))
+    starts = np.flatnonzero(rank[order] % together == 0)
+    blocks = np.split(order, starts[1:])
+    # Evenly spread over blocks sorted by particle type: every type with its share of the blocks.
+    wanted = max(1, round(len(blocks) * rows / len(inputs)))
+    picked = np.linspace(0, len(blocks) - 1, wanted).round().astype(np.int64)
+    return np.sort(np.concatenate([blocks[i] for i in picked]))
 
 
 def trained_data(run: str | Path, files: list[str] | None = None) -> RootDataModule:

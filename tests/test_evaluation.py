@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calosim.evaluation import INTERVALS, Pool, _match_inputs, _rank_within, evaluate, photon_report, whole_inputs
+from calosim.evaluation import INTERVALS, Pool, _match_inputs, _rank_within, evaluate, photon_report, some_rows
 
 #: Standard deviations that a share may lie off its expectation.
 SIGMAS = 4.0
@@ -76,9 +76,14 @@ def test_inputs_of_another_file_are_matched(showers):
     assert (matched >= 0).any()
 
 
-def test_whole_inputs_are_whole():
-    inputs = np.random.default_rng(3).integers(0, 40, 500)
-    chosen = whole_inputs(inputs, 100)
-    assert 100 <= len(chosen) < 100 + np.bincount(inputs).max()
-    assert set(inputs[chosen]).isdisjoint(np.delete(inputs, chosen))
-    assert np.array_equal(whole_inputs(inputs, None), np.arange(500))
+def test_some_rows_keep_the_mix_and_responses_together():
+    rng = np.random.default_rng(3)
+    inputs = rng.permutation(np.repeat(np.arange(60), rng.integers(1, 40, 60)))
+    pdg = np.where(inputs < 40, 22, 2112)
+    chosen = some_rows(inputs, pdg, 300)
+    assert 200 <= len(chosen) <= 400
+    assert np.array_equal(chosen, np.unique(chosen))
+    assert np.median(np.unique(inputs[chosen], return_counts=True)[1]) >= 4
+    assert abs((pdg[chosen] == 22).mean() - (pdg == 22).mean()) < 0.1
+    assert np.array_equal(some_rows(inputs, pdg, None), np.arange(len(inputs)))
+    assert len(some_rows(inputs, pdg, 1)) <= 5
