@@ -1,4 +1,4 @@
-# calosim: `make` prints the targets. ARGS="..." adds options to the training and tool targets.
+# calosim: `make` prints the targets. ARGS="..." adds options to the training and tool targets; SEED is that of `make data`.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash -o pipefail
 PYTHON ?= python3
@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 install: $(STAMP)  ## make .venv and install calosim with everything its targets need
 
 $(DATA): | $(STAMP)
-	$(CALOSIM) simulate --detector zn --primaries 10000 --responses_per_primary 20 --seed $(SEED) --out $@ $(ARGS)
+	$(CALOSIM) simulate --detector zn --primaries 10000 --responses_per_primary 20 --seed $(SEED) --out $@
 
 data: $(DATA)  ## simulate the default data set, data/zn.root, with the toy Monte Carlo (about 200,000 responses)
 
@@ -43,7 +43,7 @@ demo: | $(STAMP)  ## simulate, train, generate and evaluate in a few minutes; re
 	$(CALOSIM) generate --shape demo/teacher --photons demo/photons --primaries conf/demo/primaries.csv --responses 100 --out demo/generated.root
 	$(CALOSIM) evaluate -c conf/demo/evaluate.yaml --shape demo/teacher --photons "[demo/photons]" --floor demo/zn-other-seed.root --out demo/evaluation
 
-test: | $(STAMP)  ## lint, types and tests (about ten minutes on two cores)
+test: | $(STAMP)  ## lint, types and tests (about four minutes on two cores)
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest
 
@@ -63,7 +63,7 @@ bench: | $(STAMP)  ## speed, side by side with nflows and zuko; ARGS="--quick"
 bench-gpu: | $(STAMP)  ## speed of the flow engine on a CUDA device
 	$(BIN)/python -m benchmarks.flows_gpu
 
-clean:  ## remove the virtual environment, caches, data and results
-	rm -rf $(VENV) demo data runs .pytest_cache .ruff_cache .mypy_cache *.egg-info
+clean:  ## remove the virtual environment, the demo and caches; data/ and runs/ stay
+	rm -rf $(VENV) demo .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
 .PHONY: help install data calibrate train-teacher train-photons demo test test-all lint bench bench-gpu clean

@@ -47,7 +47,7 @@ METRICS: tuple[tuple[str, str, str], ...] = (
 #: Nominal contents of the central predictive intervals whose coverage is reported.
 INTERVALS = (0.5, 0.68, 0.9, 0.95)
 
-#: Generates responses for all test rows: run number -> (rows, responses) photon images, a batch of rows at a time.
+#: Answers for a batch of rows: (run, row numbers with shape (B,)) -> photon images with shape (B, nx, ny).
 Candidate = Callable[[int, np.ndarray], np.ndarray]
 
 
@@ -78,11 +78,11 @@ class Pool:
             rows: Row numbers with shape (B,) that key the draws.
 
         Returns:
-            Positions with shape (B,), -1 where the pool has neither key.
+            Positions with shape (B,); any of the pool's where it has neither key.
         """
         row_keys = draws.row_keys(torch.from_numpy(rows), draws.EVALUATION_STREAM, seed)
         u = draws.uniform(row_keys, 1)[:, 0].numpy().astype(np.float64)
-        position = np.full(len(keys), -1)
+        position = (u * len(self.images)).astype(np.int64)
         for wanted, order, present in zip((fallback, keys), self.orders[::-1], self.sorted[::-1], strict=True):
             low, high = (np.searchsorted(present, wanted, side=s) for s in ("left", "right"))
             found = high > low
@@ -248,6 +248,7 @@ def evaluate_run(
         "seed": seed,
         "shape": shape,
         "photons": list(models),
+        "floor_rows_without_their_input": int((~np.isin(floor_keys, pool_keys)).sum()),
         "floor": floor or "half of each input's test responses against the other half",
         "noise_removal": [noise_removal, noise_removal_of or []],
         "rows": len(test),
@@ -380,7 +381,8 @@ def tables_of(results: dict[str, Any]) -> str:
     title = {"all": "all", **{particle_name(c): f"{particle_symbol(c)} {particle_name(c)}" for c in STUDY_PARTICLES}}
     lines = [
         f"{results['rows']} test rows of {results['inputs']} primaries; {results['responses']} responses per row, "
-        f"{results['runs']} runs; mean ± standard deviation over runs.",
+        f"{results['runs']} runs; mean ± standard deviation over runs. The floor's sample lacks the primaries of "
+        f"{results['floor_rows_without_their_input']} rows; others of their type answer there.",
     ]
     for key, heading, form in METRICS if "images" in results else ():
         lines += ["", f"| {heading} | " + " | ".join(title[n] for n in names) + " |", "|---" * (len(names) + 1) + "|"]

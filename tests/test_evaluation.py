@@ -58,7 +58,7 @@ def test_pool_answers_with_the_key_or_falls_back():
     assert set(drawn) == {0, 1}
     assert abs((drawn == 0).mean() - 0.5) < SIGMAS * np.sqrt(0.25 / 1000)
     assert set(pool.draw(np.full(1000, 7), np.full(1000, 2), 0, rows)) == {3}
-    assert set(pool.draw(np.full(9, 7), np.full(9, 8), 0, rows[:9])) == {-1}
+    assert set(pool.draw(np.full(1000, 7), np.full(1000, 8), 0, rows)) == {0, 1, 2, 3}
     assert np.array_equal(drawn[500:], pool.draw(np.full(500, 5), np.full(500, 2), 0, rows[500:]))
 
 
