@@ -24,7 +24,7 @@ class Teacher(ShapeModule):
         detector: The detector's name; on the command line it follows ``--data.detector``.
         transforms: Number of autoregressive transforms.
         hidden: Widths of the hidden layers.
-        bins: Bins of the splines.
+        bins: Bins of the splines; 0 for an affine flow.
         bound: The splines act on [-bound, bound].
         dropout: Dropout probability in the conditioners.
         permutation: How pixel orders follow each other: ``alternate`` (reversal and random permutation in turn, as

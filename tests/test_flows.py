@@ -17,11 +17,12 @@ from zuko.lazy import Flow
 
 from calosim.flows import AutoregressiveSpline, cast, feature_orders, iaf, maf, trace, units
 from calosim.flows.made import BlockTriangularLinear, spread_degrees
-from calosim.flows.spline import rqs
+from calosim.flows.spline import affine, rqs
 
 EXACT = {"rtol": 0.0, "atol": 1e-9}  # float64, after several transformations
 SINGLE = {"rtol": 0.0, "atol": 2e-4}  # float32, after several transformations
 BUILDERS = [maf, iaf]
+BINS = [8, 0]  # 0: affine
 # features, context, hidden, chunk: wide, narrower than the features, very narrow, ragged chunks, one feature
 SHAPES = [(6, 2, (16, 16), 4), (20, 0, (7, 12), 8), (33, 3, (5,), 4), (12, 1, (12, 30, 9), 5), (1, 2, (4, 4), 8)]
 
@@ -38,6 +39,10 @@ def build(
             for p in unit.conditioner.output.parameters():
                 p *= gain
     return flow
+
+
+def univariate(unit: AutoregressiveSpline, phi: Tensor, x: Tensor, inverse: bool = False) -> Tensor:
+    return (rqs(phi, x, unit.bound, inverse) if unit.bins else affine(phi, x, inverse))[0]
 
 
 def draws(flow: Flow, context: int, rows: int = 5) -> tuple[Tensor, Tensor | None]:
@@ -74,10 +79,11 @@ def dependencies(unit: AutoregressiveSpline, context: int) -> Tensor:
     return (moved[:-1] != moved[-1]).any(1).T
 
 
+@pytest.mark.parametrize("bins", BINS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("builder", BUILDERS)
-def test_jacobian_is_triangular_and_its_determinant_is_reported(builder, shape) -> None:
-    flow = build(builder, *shape)
+def test_jacobian_is_triangular_and_its_determinant_is_reported(builder, shape, bins: int) -> None:
+    flow = build(builder, *shape, bins=bins)
     x, c = draws(flow, shape[1])
     row = None if c is None else c[:1]
     for _, unit in units(flow):
@@ -142,17 +148,18 @@ def sequential(unit: AutoregressiveSpline, v: Tensor, c: Tensor | None) -> Tenso
         parts = []
         for i, (start, stop) in enumerate(pairwise(made.edges)):
             block = phi[:, made.output.rows(i)].unflatten(1, (made.parameters_per_feature, -1))
-            parts.append(rqs(block, v[:, unit.order][:, start:stop], unit.bound, not unit.inverse)[0])
+            parts.append(univariate(unit, block, v[:, unit.order][:, start:stop], not unit.inverse))
         u = torch.cat(parts, dim=1)[:, unit.order.argsort()]
     return u
 
 
-@pytest.mark.parametrize("gain", [1.0, 20.0])
+# Affine maps amplify without bound along the chain of features: no large gain for them.
+@pytest.mark.parametrize(("gain", "bins"), [(1.0, 8), (20.0, 8), (1.0, 0)])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("builder", BUILDERS)
 @pytest.mark.parametrize("permutation", ["alternate", "random"])
-def test_exact_inverse_equals_the_sequential_one(builder, shape, gain: float, permutation: str) -> None:
-    flow = build(builder, *shape, gain=gain, permutation=permutation)
+def test_exact_inverse_equals_the_sequential_one(builder, shape, gain: float, bins: int, permutation: str) -> None:
+    flow = build(builder, *shape, gain=gain, bins=bins, permutation=permutation)
     v, c = draws(flow, shape[1])
     with torch.no_grad():
         for _, unit in units(flow):
@@ -212,10 +219,11 @@ def test_fixed_point_is_bounded_on_an_adversarial_model(monkeypatch: pytest.Monk
         torch.testing.assert_close(u, sequential(unit, v, None), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("bins", BINS)
 @pytest.mark.parametrize("builder", BUILDERS)
-def test_round_trip_in_single_precision(builder) -> None:
+def test_round_trip_in_single_precision(builder, bins: int) -> None:
     torch.manual_seed(0)
-    flow = builder(100, 3, hidden=(80, 80), chunk=16)
+    flow = builder(100, 3, hidden=(80, 80), chunk=16, bins=bins)
     flow.eval()
     x, c = torch.randn(32, 100), torch.randn(32, 3)
     with torch.no_grad():
@@ -225,9 +233,10 @@ def test_round_trip_in_single_precision(builder) -> None:
         torch.testing.assert_close(flow(c).transform.inv(x), rows, **SINGLE)
 
 
+@pytest.mark.parametrize("bins", BINS)
 @pytest.mark.parametrize("builder", BUILDERS)
-def test_gradients_of_both_directions_equal_finite_differences(builder) -> None:
-    flow = build(builder, 7, 2, (9, 11), 3, gain=3.0)
+def test_gradients_of_both_directions_equal_finite_differences(builder, bins: int) -> None:
+    flow = build(builder, 7, 2, (9, 11), 3, gain=3.0, bins=bins)
     x, c = draws(flow, 2, rows=3)
     x.requires_grad_()
     c.requires_grad_()
@@ -255,9 +264,10 @@ def test_gradients_of_both_directions_equal_finite_differences(builder) -> None:
         assert slope == pytest.approx(float(values[0] - values[1]) / (2 * eps), rel=1e-5)
 
 
+@pytest.mark.parametrize("bins", BINS)
 @pytest.mark.parametrize("builder", BUILDERS)
-def test_every_weight_gets_a_gradient_and_nothing_else_does(builder) -> None:
-    flow = build(builder, 20, 2, (40, 40), 8, bound=4.0)  # data in every bin
+def test_every_weight_gets_a_gradient_and_nothing_else_does(builder, bins: int) -> None:
+    flow = build(builder, 20, 2, (40, 40), 8, bound=4.0, bins=bins, gain=5.0 if bins else 1.0)  # data in every bin
     with torch.no_grad():  # no unit is dead
         for _, unit in units(flow):
             for layer in unit.conditioner.layers:
@@ -357,10 +367,11 @@ def test_zuko_interface_shapes(builder) -> None:
         flow().log_prob(torch.randn(5, 6))
 
 
+@pytest.mark.parametrize("bins", BINS)
 @pytest.mark.parametrize("builder", BUILDERS)
-def test_bfloat16_autocast_has_finite_gradients_near_those_of_float32(builder) -> None:
+def test_bfloat16_autocast_has_finite_gradients_near_those_of_float32(builder, bins: int) -> None:
     torch.manual_seed(0)
-    flow = builder(40, 2, transforms=2, hidden=(32, 32), chunk=16, dropout=0.0)
+    flow = builder(40, 2, transforms=2, hidden=(32, 32), chunk=16, dropout=0.0, bins=bins)
     x, c = torch.randn(256, 40) * 4, torch.randn(256, 2)
 
     def loss() -> Tensor:
@@ -376,10 +387,11 @@ def test_bfloat16_autocast_has_finite_gradients_near_those_of_float32(builder) -
     assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.99
 
 
+@pytest.mark.parametrize("bins", BINS)
 @pytest.mark.parametrize("builder", BUILDERS)
-def test_cast_samples_near_the_original_and_leaves_it_alone(builder, monkeypatch, request) -> None:
+def test_cast_samples_near_the_original_and_leaves_it_alone(builder, bins: int, monkeypatch, request) -> None:
     torch.manual_seed(0)
-    flow = builder(40, 2, transforms=2, hidden=(32, 32), chunk=16)
+    flow = builder(40, 2, transforms=2, hidden=(32, 32), chunk=16, bins=bins)
     low = cast(flow, torch.bfloat16)
     # Fresh memory is filled with NaN in this mode, so that nothing may depend on it.
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
@@ -410,9 +422,10 @@ def test_dropout_acts_in_training_and_never_in_the_exact_inverse(builder) -> Non
         torch.testing.assert_close(unit.invert(v, c), u, **SINGLE)
 
 
-def test_a_student_traces_its_teacher() -> None:
+@pytest.mark.parametrize("bins", BINS)
+def test_a_student_traces_its_teacher(bins: int) -> None:
     """Equal weights: the states and parameters of trace agree wherever both see the same thing."""
-    teacher, student = build(maf, 12, 2, (16, 16), 4, seed=3), build(iaf, 12, 2, (16, 16), 4, seed=3)
+    teacher, student = (build(b, 12, 2, (16, 16), 4, seed=3, bins=bins) for b in BUILDERS)
     x, c = draws(teacher, 2)
     down = trace(teacher, x, c)
     assert len(down.states) == 3
@@ -426,9 +439,10 @@ def test_a_student_traces_its_teacher() -> None:
     # A spline with the student's parameters turns its input into its output: they describe data to noise.
     (_, unit) = units(student)[0]
     made = unit.conditioner
-    phi = [p.unflatten(1, (23, -1)) for p in up.parameters[0].split([23 * 4] * 3, dim=1)]
+    count = made.parameters_per_feature
+    phi = [p.unflatten(1, (count, -1)) for p in up.parameters[0].split([count * 4] * 3, dim=1)]
     mapped = torch.cat(
-        [rqs(p, up.states[0][:, unit.order][:, 4 * i : 4 * i + 4], unit.bound)[0] for i, p in enumerate(phi)], 1
+        [univariate(unit, p, up.states[0][:, unit.order][:, 4 * i : 4 * i + 4]) for i, p in enumerate(phi)], 1
     )
     torch.testing.assert_close(mapped, up.states[1][:, unit.order], **EXACT)
     assert made.edges == (0, 4, 8, 12)
@@ -488,7 +502,7 @@ def test_orders() -> None:
         ({"transforms": 0}, "at least one transformation"),
         ({"hidden": ()}, "expected hidden to be positive"),
         ({"chunk": 0}, "expected chunk to be positive"),
-        ({"bins": 0}, "at least one bin"),
+        ({"bins": -1}, "number of bins, or 0 for affine"),
         ({"bound": 0.0}, "positive bound"),
         ({"dropout": 1.0}, "dropout probability"),
     ],
@@ -507,22 +521,24 @@ class Sampler(nn.Module):
         return self.flow(c).transform.inv(z)
 
 
-def test_the_student_sampling_path_exports() -> None:
+@pytest.mark.parametrize("bins", BINS)
+def test_the_student_sampling_path_exports(bins: int) -> None:
     torch.manual_seed(0)
-    student = iaf(20, 2, transforms=2, hidden=(12, 12), chunk=8).eval()
+    student = iaf(20, 2, transforms=2, hidden=(12, 12), chunk=8, bins=bins).eval()
     z, c = torch.randn(4, 20), torch.randn(4, 2)
     program = torch.export.export(Sampler(student), (z, c))
     expected = student(c).transform.inv(z)
     torch.testing.assert_close(program.module()(z, c), expected)
 
 
-def test_training_learns_a_known_density() -> None:
+@pytest.mark.parametrize("bins", BINS)
+def test_training_learns_a_known_density(bins: int) -> None:
     """A correlated Gaussian: the negative log-likelihood approaches its entropy."""
     torch.manual_seed(0)
     features = 4
     mixing = torch.eye(features) + 0.5 * torch.randn(features, features).tril(-1)
     entropy = 0.5 * features * (1 + math.log(2 * math.pi)) + torch.linalg.slogdet(mixing)[1].item()
-    flow = maf(features, 0, transforms=2, hidden=(32, 32), chunk=2, bound=8.0, dropout=0.0)
+    flow = maf(features, 0, transforms=2, hidden=(32, 32), bins=bins, chunk=2, bound=8.0, dropout=0.0)
     optimizer = torch.optim.Adam(flow.parameters(), 5e-3)
     for _ in range(400):
         loss = -flow().log_prob(torch.randn(256, features) @ mixing.T).mean()
@@ -537,18 +553,29 @@ def test_training_learns_a_known_density() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_splines_equal_eager_ones() -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own imports
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(("builder", "bins"), [(maf, 3), (iaf, 3), (maf, 0)])
+def test_compiled_splines_equal_eager_ones(builder, bins: int) -> None:
     torch.manual_seed(0)
-    flow = maf(20, 2, transforms=1, hidden=(12, 12), chunk=8, dropout=0.0)
+    flow = builder(20, 2, transforms=1, hidden=(12, 12), bins=bins, chunk=8, dropout=0.0)
     compiled = copy.deepcopy(flow)
     for _, unit in units(compiled):
         unit.compile_spline = True
-    x, c = torch.randn(5, 20), torch.randn(5, 2)
-    a, b = flow(c).log_prob(x), compiled(c).log_prob(x)
-    torch.testing.assert_close(a, b)
-    expected = torch.autograd.grad(a.sum(), list(flow.parameters()))
-    for p, q in zip(expected, torch.autograd.grad(b.sum(), list(compiled.parameters())), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+    for rows in (5, 9):
+        x, c = torch.randn(rows, 20), torch.randn(rows, 2)
+        a, b = (units(f)[0][1].evaluate(x, c) for f in (flow, compiled))
+        torch.testing.assert_close(a, b)
+        expected = torch.autograd.grad((a[0] * x + a[1]).sum(), list(flow.parameters()))
+        for p, q in zip(
+            expected, torch.autograd.grad((b[0] * x + b[1]).sum(), list(compiled.parameters())), strict=True
+        ):
+            torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+        z = torch.randn(rows, 20)
+        with torch.no_grad():
+            expected = flow(c).transform.inv(z)
+            torch.testing.assert_close(compiled(c).transform.inv(z), expected, **SINGLE)
+            torch.testing.assert_close(cast(flow, torch.float32, compile=True)(c).transform.inv(z), expected, **SINGLE)
 
 
 DDP = """

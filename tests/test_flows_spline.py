@@ -1,12 +1,12 @@
-r"""Laws of the rational-quadratic spline; zuko's is the oracle."""
+r"""Laws of the rational-quadratic spline and of the affine map; zuko's are the oracles."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from zuko.transforms import MonotonicRQSTransform
+from zuko.transforms import MonotonicAffineTransform, MonotonicRQSTransform
 
-from calosim.flows.spline import rqs
+from calosim.flows.spline import SLOPE, affine, rqs
 
 BOUND = 3.0
 EXACT = {"rtol": 1e-9, "atol": 1e-9}  # float64 against another order of the same operations
@@ -59,6 +59,20 @@ def test_gradcheck(bins: int, inverse: bool) -> None:
     phi = torch.randn(3, 3 * bins - 1, 6, dtype=torch.float64, requires_grad=True)
     x = (torch.randn(3, 6, dtype=torch.float64) * 2).requires_grad_()
     assert torch.autograd.gradcheck(lambda p, v: rqs(p, v, BOUND, inverse), (phi, x))
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_the_affine_map_and_its_gradients_equal_zuko(inverse: bool) -> None:
+    torch.manual_seed(0)
+    phi = (torch.randn(7, 2, 40, dtype=torch.float64) * 3).requires_grad_()
+    x = (torch.randn(7, 40, dtype=torch.float64) * 20).requires_grad_()
+    reference = MonotonicAffineTransform(*phi.unbind(-2), slope=SLOPE)
+    expected, expected_ladj = (reference.inv if inverse else reference).call_and_ladj(x)
+    y, ladj = affine(phi, x, inverse)
+    torch.testing.assert_close(y, expected, **EXACT)
+    torch.testing.assert_close(ladj, expected_ladj, **EXACT)
+    torch.testing.assert_close(affine(phi, y, not inverse)[0], x, **EXACT)
+    assert torch.autograd.gradcheck(lambda p, v: affine(p, v, inverse), (phi[:2, :, :3], x[:2, :3]))
 
 
 @pytest.mark.parametrize("inverse", [False, True])

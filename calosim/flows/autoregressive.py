@@ -30,7 +30,7 @@ from zuko.lazy import LazyTransform
 from zuko.utils import broadcast
 
 from .made import BlockTriangularLinear, MaskedConditioner, compute_dtype, weight_gradient
-from .spline import rqs_adjoint, rqs_apply
+from .spline import affine_adjoint, affine_apply, rqs_adjoint, rqs_apply
 
 __all__ = ["AutoregressiveSpline", "AutoregressiveSplineTransform"]
 
@@ -40,7 +40,8 @@ _CACHED = 400_000
 
 @lru_cache
 def _compiled(function: Callable) -> Callable:
-    return torch.compile(function)
+    # One program for all batches and chunks: all sizes are symbols, but for the bins, over which the function loops.
+    return torch.compile(function, dynamic=True)
 
 
 class AutoregressiveSpline(LazyTransform):
@@ -56,7 +57,7 @@ class AutoregressiveSpline(LazyTransform):
         context: The number of context features.
         order: The features in the order they are visited, a permutation with shape (D,).
         hidden: The widths of the hidden layers.
-        bins: The number of bins :math:`K`.
+        bins: The number of bins :math:`K`; 0 for an affine univariate map instead of the spline.
         bound: The bound :math:`B` of the spline.
         dropout: The probability of dropping a hidden unit in training. The exact inverse never drops.
         context_share: The share of hidden units that see the context only.
@@ -85,13 +86,14 @@ class AutoregressiveSpline(LazyTransform):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        if bins < 1:
-            raise ValueError(f"expected at least one bin, got {bins}")
+        if bins < 0:
+            raise ValueError(f"expected a number of bins, or 0 for affine maps, got {bins}")
         if not bound > 0:
             raise ValueError(f"expected a positive bound, got {bound}")
         self.bins, self.bound, self.inverse, self.compile_spline = bins, bound, inverse, compile
         self.register_buffer("order", checked_order(order, features))
-        self.conditioner = MaskedConditioner(features, context, hidden, 3 * bins - 1, chunk, dropout, context_share)
+        parameters = 3 * bins - 1 if bins else 2
+        self.conditioner = MaskedConditioner(features, context, hidden, parameters, chunk, dropout, context_share)
 
     def extra_repr(self) -> str:
         """The spline's settings."""
@@ -110,8 +112,19 @@ class AutoregressiveSpline(LazyTransform):
         r"""Returns the transformation from :math:`u` to :math:`v` given a context with shape (*, C)."""
         return AutoregressiveSplineTransform(self, c)
 
-    def _run(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
-        return (_compiled(function) if self.compile_spline else function)(*args, **kwargs)
+    def univariate(self, *args: Any) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+        """Evaluates the spline, or the affine map; see :func:`rqs_apply`."""
+        return self._run(rqs_apply if self.bins else affine_apply, *args)
+
+    def adjoint(self, *args: Any) -> tuple[Tensor, Tensor]:
+        """Pulls gradients back through :meth:`univariate`; see :func:`rqs_adjoint`."""
+        return self._run(rqs_adjoint if self.bins else affine_adjoint, *args)
+
+    def _run(self, function: Callable, *args: Any) -> Any:
+        if not self.compile_spline:
+            return function(*args)
+        # Strides of slices, even of a single row, would each ask for a program of their own.
+        return _compiled(function)(*(a.clone(memory_format=torch.contiguous_format) if _sliced(a) else a for a in args))
 
     def evaluate(
         self, u: Tensor, c: Tensor | None, ladj: bool = True, parameters: bool = False, dropout: bool = True
@@ -127,8 +140,8 @@ class AutoregressiveSpline(LazyTransform):
 
         Returns:
             The outputs :math:`v` (B, D); the logarithms of the Jacobian's diagonal (B, D), whose sum is the
-            log-determinant; and the unconstrained spline parameters (B, D (3K - 1)) in the layout of the output layer,
-            which is the same for transformations with the same order, bins and chunks.
+            log-determinant; and the unconstrained spline parameters (B, D (3K - 1)), or (B, 2 D) of affine maps, in the
+            layout of the output layer, which is the same for transformations with the same order, bins and chunks.
         """
         u = u[:, self.order]
         h = self.conditioner(u, c, dropout)
@@ -193,19 +206,25 @@ class AutoregressiveSpline(LazyTransform):
                         h = torch.addmm(constant, h[:, : len(strip)], strip).relu_()
                         hidden.append(h)
                     h = torch.cat((h, u[:, :-1].to(dtype)), dim=1)
-                    phi = torch.addmm(fixed[-1], h, strips[-1]).unflatten(1, (-1, stop - start))[..., final:]
-                    new, _, _ = rqs_apply(phi, target[:, final:], self.bound, not self.inverse, ladj=False)
-                    changed = (new != u[:, final:]).any(0)
+                    # What is final is not computed again, unless compiled: then equal sizes are worth more.
+                    same = 0 if self.compile_spline else final
+                    phi = torch.addmm(fixed[-1], h, strips[-1]).unflatten(1, (-1, stop - start))[..., same:]
+                    new, _, _ = self.univariate(phi, target[:, same:], self.bound, not self.inverse, False)
+                    changed = (new != u[:, same:]).any(0)
                     if not changed.any():
                         break
                     # All before the first change are where they were, so the first to change saw final values only.
-                    u = torch.cat((u[:, :final], new), dim=1)
-                    final += int(changed.int().argmax()) + 1
+                    u = torch.cat((u[:, :same], new), dim=1)
+                    final = max(final, same + int(changed.int().argmax())) + 1
                 done[:, start:stop] = u
                 x[:, made.context + start : made.context + stop] = u
                 for layer, state, h in zip(layers[:-1], states[1:], hidden, strict=True):
                     state[:, layer.rows(i)] = h
         return done[:, self.order.argsort()]
+
+
+def _sliced(value: Any) -> bool:
+    return isinstance(value, Tensor) and (len(value) == 1 or not value.is_contiguous())
 
 
 def checked_order(order: Tensor, features: int) -> Tensor:
@@ -235,19 +254,21 @@ def _head(
     made = spline.conditioner
     output, edges, dtype = made.output, made.edges, compute_dtype(bias)
     h, bias = h.to(dtype), bias.to(dtype)
-    outs, diagonals, phis, saved = [], [], [], []
+    outs, diagonals, phis = [], [], []
+    saved: list[Tensor] = []
     with torch.autocast(u.device.type, enabled=False):
         for lo, hi in spline.groups(len(u), u.device):
             parts = [
                 torch.addmm(bias[output.rows(i)], output.inputs(i, h, u), weights[i].to(dtype)) for i in range(lo, hi)
             ]
             packed = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-            phi = packed.unflatten(1, (hi - lo, made.parameters_per_feature, -1))
-            x = u[:, edges[lo] : edges[hi]].unflatten(1, (hi - lo, -1))
-            v, diagonal, kept = spline._run(rqs_apply, phi, x, spline.bound, spline.inverse, ladj)
-            outs.append(v.flatten(1))
+            size = edges[lo + 1] - edges[lo]
+            phi = packed.view(-1, made.parameters_per_feature, size)
+            x = u[:, edges[lo] : edges[hi]].reshape(-1, size)
+            v, diagonal, kept = spline.univariate(phi, x, spline.bound, spline.inverse, ladj)
+            outs.append(v.view(len(u), -1))
             if diagonal is not None:
-                diagonals.append(diagonal.flatten(1))
+                diagonals.append(diagonal.view(len(u), -1))
             if parameters:
                 phis.append(packed)
             saved += kept
@@ -289,11 +310,11 @@ class _SplineHead(torch.autograd.Function):
         for n, (lo, hi) in enumerate(groups):
             kept = tuple(saved[n * each : (n + 1) * each])
             columns = slice(edges[lo], edges[hi])
-            gv = None if grad_v is None else grad_v[:, columns].unflatten(1, (hi - lo, -1))
-            gl = None if grad_ladj is None else grad_ladj[:, columns].unflatten(1, (hi - lo, -1))
-            gx, gphi = spline._run(rqs_adjoint, kept, gv, gl, spline.bound, spline.inverse)
-            grad_u[:, columns] = gx.flatten(1)
-            gphi = gphi.flatten(1)
+            size = edges[lo + 1] - edges[lo]
+            gv, gl = (None if g is None else g[:, columns].reshape(-1, size) for g in (grad_v, grad_ladj))
+            gx, gphi = spline.adjoint(kept, gv, gl, spline.bound, spline.inverse)
+            grad_u[:, columns] = gx.view(len(u), -1)
+            gphi = gphi.view(len(u), -1)
             if grad_phi is not None:
                 gphi += grad_phi[:, output.rows(lo).start : output.rows(hi - 1).stop]
             grad_bias[output.rows(lo).start : output.rows(hi - 1).stop] = gphi.sum(0)

@@ -117,7 +117,7 @@ def maf(
         context: The number of context features :math:`C`.
         transforms: The number of transformations.
         hidden: The widths of the hidden layers of each conditioner.
-        bins: The number of spline bins :math:`K`.
+        bins: The number of spline bins :math:`K`; 0 for affine maps instead of splines, which no bound limits.
         bound: The bound of the splines; features beyond it are not transformed.
         dropout: The probability of dropping a hidden unit in training.
         context_share: The share of hidden units that see the context only, and are seen by all features. In narrow
@@ -254,8 +254,8 @@ class Trace(NamedTuple):
 
     Attributes:
         states: The data, what is between the transformations, and the noise: n + 1 tensors (B, D).
-        parameters: The unconstrained spline parameters of the n transformations, (B, D (3K - 1)) each, in the layout of
-            :meth:`AutoregressiveSpline.evaluate`.
+        parameters: The unconstrained parameters of the n transformations, (B, D (3K - 1)) each, or (B, 2 D) if affine, in
+            the layout of :meth:`AutoregressiveSpline.evaluate`.
         ladj: The log-determinant of the map from data to noise, with shape (B,).
     """
 

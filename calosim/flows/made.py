@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -96,15 +97,25 @@ class BlockTriangularLinear(nn.Module):
             self.weights.append(torch.empty(self.known[i] + len(columns), len(rows) * repeat))
         self.reset_parameters()
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws weights and biases as :class:`torch.nn.Linear` does, by the width of each block, times the gain."""
-        for i, weight in enumerate(self.weights):
-            bound = self.gain / math.sqrt(max(weight.shape[0], 1))
-            nn.init.uniform_(weight, -bound, bound)
-            nn.init.uniform_(self.bias[self.rows(i)], -bound, bound)
-            weight[self.prefix[i] :] *= self.gain
-            self.clean(i, weight)
+        """Draws weights and biases as :class:`torch.nn.Linear` does, by the width of each block, times the gain.
+
+        Blocks are drawn in parallel, each from a generator of its own seeded by torch's global one, so that the weights
+        do not depend on the number of threads.
+        """
+        seeds = torch.randint(2**62, (len(self.weights),), device="cpu").tolist()
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(self._draw, range(len(seeds)), seeds))
+
+    @torch.no_grad()  # the mode is a thread's own
+    def _draw(self, i: int, seed: int) -> None:
+        weight = self.weights[i]
+        generator = torch.Generator(weight.device).manual_seed(seed)
+        bound = self.gain / math.sqrt(max(weight.shape[0], 1))
+        weight.uniform_(-bound, bound, generator=generator)
+        self.bias[self.rows(i)].uniform_(-bound, bound, generator=generator)
+        weight[self.prefix[i] :] *= self.gain
+        self.clean(i, weight)
 
     def extra_repr(self) -> str:
         """The layer's size, blocks and share of the dense layer's weights."""
