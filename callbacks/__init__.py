@@ -1,5 +1,7 @@
 """Lightning callbacks of calosim; YAML names them as ``callbacks.<ClassName>``."""
 
 from callbacks.checkerboard_validation import CheckerboardValidation
+from callbacks.gradual_unfreezing import GradualUnfreezing
+from callbacks.physics_loss_scaler import PhysicsLossScaler
 
-__all__ = ["CheckerboardValidation"]
+__all__ = ["CheckerboardValidation", "GradualUnfreezing", "PhysicsLossScaler"]

@@ -2,46 +2,70 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
+import yaml
 from tqdm import tqdm
 
-from calosim import rootio
-from calosim.base import ShapeModule
-from calosim.particles import particle_code
+from calosim import __version__, rootio
+from calosim.base import CalosimModule, ShapeModule, checkpoint_path
+from calosim.particles import particle_code, particle_name
 from calosim.photons import PhotonSum
 from calosim.preprocessing import NOISE_REMOVALS
 from calosim.rootio import Showers
 
-__all__ = ["FastSimulator", "generate"]
+__all__ = ["FastSimulator", "generate", "save_ensemble"]
+
+#: What makes a folder an ensemble.
+RECORD = "simulator.json"
 
 
 class FastSimulator:
     """Two stages: a photon sum from the Bayesian network, then a shape from the flow, scaled and made integer.
 
+    With members it is the published ensemble: the model fine-tuned for the particle where there is one, else the
+    baseline.
+
     Args:
-        shape: The shape model.
+        shape: The shape model, of all particles that have none of their own.
         photons: The photon-sum model; without it, photon sums must be given to :meth:`sample`.
         noise_removal: A key of :data:`~calosim.preprocessing.NOISE_REMOVALS`, or one for each of some PDG codes, with
             the key 0 for all others (3, the published best overall, if not given).
+        members: Shape models of some PDG codes.
 
     Raises:
         ValueError: If the models are of different detectors, or a noise removal is unknown.
+
+    References:
+        Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), https://arxiv.org/abs/2608.12795
     """
 
     def __init__(
-        self, shape: ShapeModule, photons: PhotonSum | None = None, noise_removal: int | Mapping[int, int] = 3
+        self,
+        shape: ShapeModule,
+        photons: PhotonSum | None = None,
+        noise_removal: int | Mapping[int, int] = 3,
+        members: Mapping[int, ShapeModule] | None = None,
     ):
-        if photons is not None and photons.detector != shape.detector:
-            raise ValueError(
-                f"expected two models of one detector, got a shape model of {shape.detector.title} and a photon-sum "
-                f"model of {photons.detector.title}"
-            )
-        self.shape, self.photons, self.detector = shape, photons, shape.detector
+        self.shape, self.photons, self.detector, self.members = shape, photons, shape.detector, dict(members or {})
+        others: dict[str, CalosimModule] = {f"member {particle_name(c)}": m for c, m in self.members.items()}
+        if photons is not None:
+            others["photon-sum model"] = photons
+        for name, other in others.items():
+            if other.detector != shape.detector:
+                raise ValueError(
+                    f"expected models of one detector, got a shape model of {shape.detector.title} and a {name} of "
+                    f"{other.detector.title}"
+                )
         methods = {0: 3, **noise_removal} if isinstance(noise_removal, Mapping) else {0: noise_removal}
         for method in methods.values():
             if method not in NOISE_REMOVALS:
@@ -53,24 +77,35 @@ class FastSimulator:
         cls,
         run_folder: str | Path,
         photons: str | Path | None = None,
-        noise_removal: int | Mapping[int, int] = 3,
+        noise_removal: int | Mapping[int, int] | None = None,
         device: str | torch.device = "cpu",
     ) -> Self:
         """Loads trained models.
 
         Args:
-            run_folder: Run folder or checkpoint of the shape model.
-            photons: Run folder or checkpoint of the photon-sum model.
-            noise_removal: See :class:`FastSimulator`.
+            run_folder: Run folder or checkpoint of the shape model, or the folder of an ensemble, see
+                :func:`save_ensemble`.
+            photons: Run folder or checkpoint of the photon-sum model; the ensemble's if None.
+            noise_removal: See :class:`FastSimulator`; a mapping without the key 0 leaves the ensemble's choice to the
+                particles that it does not name, None to all.
             device: Where to simulate.
 
         Raises:
             ValueError: If a folder holds no such model.
         """
+        folder = Path(run_folder)
+        record = _read_record(folder) if (folder / RECORD).is_file() else None
+        if not isinstance(noise_removal, int) and (noise_removal is None or 0 not in noise_removal):
+            stored = record["noise_removal"] if record else {}
+            noise_removal = {**{int(code): method for code, method in stored.items()}, **(noise_removal or {})}
+        if record and photons is None and record["photons"]:
+            photons = folder / record["photons"]
+        members = record["members"] if record else {}
         return cls(
-            ShapeModule.load(run_folder, device),
+            ShapeModule.load(folder / record["default"] if record else folder, device),
             None if photons is None else PhotonSum.load(photons, device),
             noise_removal,
+            {int(code): ShapeModule.load(folder / name, device) for code, name in members.items()},
         )
 
     @property
@@ -89,9 +124,11 @@ class FastSimulator:
     ) -> np.ndarray:
         """Simulates one response for each row.
 
+        Every member answers its own rows in batches of its own, as it would alone.
+
         Args:
             particles: Features with shape (N, 9), see :data:`calosim.rootio.FEATURES`.
-            pdg: PDG codes with shape (N,).
+            pdg: PDG codes with shape (N,); they choose noise removal and member.
             seed: Seed of the draws.
             rows: Row numbers with shape (N,) that key the draws together with the seed; 0 to N - 1 if not given.
             photon_sum: Photon sums with shape (N,); drawn from the photon-sum model if not given.
@@ -108,17 +145,21 @@ class FastSimulator:
         rows = np.arange(len(pdg)) if rows is None else rows
         images = np.empty((len(pdg), *self.detector.shape), dtype=np.int32)
         method = np.array([self.noise_removal.get(int(code), self.noise_removal[0]) for code in pdg], dtype=np.int64)
-        for start in range(0, len(pdg), batch_size):
-            batch = slice(start, start + batch_size)
-            features = torch.from_numpy(particles[batch]).to(self.device, torch.float32)
-            keys = torch.from_numpy(rows[batch]).to(self.device)
-            if photon_sum is None:
-                assert self.photons is not None
-                total = self.photons.sample(features, seed, keys)
-            else:
-                total = torch.from_numpy(photon_sum[batch]).to(self.device)
-            removal = torch.from_numpy(method[batch]).to(self.device)
-            images[batch] = self.shape.generate(features, total, seed, keys, removal).cpu().numpy()
+        rest = ~np.isin(pdg, list(self.members))
+        groups = [(self.shape, rest), *((member, pdg == code) for code, member in self.members.items())]
+        for model, mine in groups:
+            own = np.flatnonzero(mine)
+            for start in range(0, len(own), batch_size):
+                batch = own[start : start + batch_size]
+                features = torch.from_numpy(particles[batch]).to(self.device, torch.float32)
+                keys = torch.from_numpy(rows[batch]).to(self.device)
+                if photon_sum is None:
+                    assert self.photons is not None
+                    total = self.photons.sample(features, seed, keys)
+                else:
+                    total = torch.from_numpy(photon_sum[batch]).to(self.device)
+                removal = torch.from_numpy(method[batch]).to(self.device)
+                images[batch] = model.generate(features, total, seed, keys, removal).cpu().numpy()
         return images
 
     def stream(
@@ -143,14 +184,124 @@ class FastSimulator:
             yield Showers(particles[primary], pdg[primary], images, self.detector.name)
 
 
+def save_ensemble(
+    folder: str,
+    default: str,
+    members: dict[str, str],
+    photons: str | None = None,
+    noise_removal: int = 3,
+    noise_removal_of: Sequence[str] = (),
+) -> None:
+    """Makes a folder of models that simulate together: one for each of some particles, the default for all others.
+
+    The folder holds copies, without what only training needs, so it can be moved and the runs deleted. If all its models
+    were trained on one data set with one split, the record of the default's run comes along, so that ``calosim
+    evaluate`` finds the test rows that none of them has seen.
+
+    Args:
+        folder: The folder to make.
+        default: Run folder or checkpoint of the default model, the baseline.
+        members: Run folders or checkpoints by particle name or PDG code, for instance "{lambda: runs/finetune/lambda}".
+        photons: Run folder or checkpoint of the photon-sum model.
+        noise_removal: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize.
+        noise_removal_of: Exceptions by particle, for instance "[neutron=1,k0s=2]".
+
+    Raises:
+        ValueError: If the folder exists, a particle is unknown, or the models do not fit together.
+    """
+    target = Path(folder)
+    if target.exists():
+        raise ValueError(f"{folder}: exists already; expected a new folder for the ensemble")
+    methods = noise_removals(noise_removal, noise_removal_of)
+    codes = {particle_code(name): checkpoint_path(run) for name, run in members.items()}
+    if len(codes) < len(members):
+        raise ValueError(
+            f"expected one member for each particle, got one particle twice among {', '.join(map(str, members))}"
+        )
+    # Loaded once here, so that what does not fit together is refused by its own name.
+    FastSimulator(
+        ShapeModule.load(default),
+        PhotonSum.load(photons) if photons else None,
+        methods,
+        {code: ShapeModule.load(path) for code, path in codes.items()},
+    )
+    sources = {"default.ckpt": checkpoint_path(default)}
+    sources |= {f"{particle_name(code)}.ckpt": path for code, path in codes.items()}
+    if photons:
+        sources["photons.ckpt"] = checkpoint_path(photons)
+    record = {
+        "calosim": __version__,
+        "default": "default.ckpt",
+        "members": {str(code): f"{particle_name(code)}.ckpt" for code in codes},
+        "photons": "photons.ckpt" if photons else None,
+        "noise_removal": {str(code): method for code, method in methods.items()},
+        "sources": {name: str(path.resolve()) for name, path in sources.items()},
+    }
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Whole or not there.
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot write there ({error.strerror})") from None
+    try:
+        for name, path in sources.items():
+            (temporary / name).write_bytes(_inference_only(path))
+        (temporary / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        runs = [path.parent.parent for path in sources.values()]
+        if None not in (splits := [_split_of(run) for run in runs]) and all(s == splits[0] for s in splits):
+            for name in ("config.yaml", "run.json"):
+                shutil.copyfile(runs[0] / name, temporary / name)
+        os.chmod(temporary, 0o755)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _inference_only(path: Path) -> bytes:
+    """A checkpoint's bytes without optimizers, schedulers and loops."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    stream = io.BytesIO()
+    torch.save({key: checkpoint[key] for key in ("calosim", "state_dict", "epoch") if key in checkpoint}, stream)
+    return stream.getvalue()
+
+
+def _split_of(run: Path) -> dict[str, Any] | None:
+    """What determines the test rows of a run, None if the folder does not tell."""
+    try:
+        data = json.loads((run / "run.json").read_text())["data"]
+        fractions = yaml.safe_load((run / "config.yaml").read_text())["data"].get("fractions")
+    except (OSError, ValueError, KeyError, yaml.YAMLError):
+        return None
+    return {key: data.get(key) for key in ("data_hash", "split_by", "seed")} | {"fractions": fractions}
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """The record of an ensemble.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / RECORD}: expected the JSON record of an ensemble ({error})") from None
+    missing = {"default", "members", "photons", "noise_removal"} - set(record if isinstance(record, dict) else ())
+    if missing:
+        raise ValueError(
+            f"{folder / RECORD}: expected the record of an ensemble, it lacks {', '.join(sorted(missing))}"
+        )
+    return record
+
+
 def generate(
     shape: str,
-    photons: str,
     primaries: str,
     out: str,
+    photons: str | None = None,
     responses: int = 1,
     seed: int = 1,
-    noise_removal: int = 3,
+    noise_removal: int | None = None,
     noise_removal_of: Sequence[str] = (),
     batch_size: int = 256,
     device: str = "auto",
@@ -159,13 +310,14 @@ def generate(
     """Simulates responses to primaries with trained models and writes them to a ROOT file.
 
     Args:
-        shape: Run folder or checkpoint of the shape model (teacher or student).
-        photons: Run folder or checkpoint of the photon-sum model.
+        shape: Run folder or checkpoint of the shape model (teacher or student), or the folder of an ensemble.
         primaries: ROOT file, or CSV with a header of the nine features and pdg.
         out: The ROOT file to write.
+        photons: Run folder or checkpoint of the photon-sum model; not needed if the ensemble holds one.
         responses: Responses to each primary.
         seed: Seed; a response depends on the seed and its row alone.
-        noise_removal: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize.
+        noise_removal: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize; the
+            ensemble's choice, else 3, if not given.
         noise_removal_of: Exceptions by particle, for instance "[neutron=1,k0s=2]".
         batch_size: Responses simulated at once.
         device: auto, cpu, cuda or mps.
@@ -174,6 +326,8 @@ def generate(
     if responses < 1:
         raise ValueError(f"expected at least one response to each primary, got {responses}")
     simulator = FastSimulator.load(shape, photons, noise_removals(noise_removal, noise_removal_of), pick_device(device))
+    if simulator.photons is None:
+        raise ValueError(f"{shape}: holds no photon-sum model; name one with --photons")
     particles, pdg = rootio.read_primaries(primaries)
     progress = tqdm(total=len(pdg) * responses, unit="responses", unit_scale=True, disable=True if quiet else None)
     with progress, rootio.Writer(out, simulator.detector.name) as writer:
@@ -183,13 +337,13 @@ def generate(
     print(f"{out}: {len(pdg) * responses} responses of {simulator.detector.title} to {len(pdg)} primaries")
 
 
-def noise_removals(default: int, exceptions: Sequence[str]) -> dict[int, int]:
-    """The noise removal of each particle, from a default and texts such as ``k0s=2``.
+def noise_removals(default: int | None, exceptions: Sequence[str]) -> dict[int, int]:
+    """The noise removal of each particle, from a default (key 0) and texts such as ``k0s=2``.
 
     Raises:
         ValueError: If a text is not of that form.
     """
-    methods = {0: default}
+    methods = {} if default is None else {0: default}
     for text in exceptions:
         name, _, method = text.rpartition("=")
         if not name or not method.isdigit():
