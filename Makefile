@@ -8,6 +8,13 @@ CALOSIM := $(BIN)/calosim
 STAMP := $(VENV)/.installed
 DATA := data/zn.root
 SEED ?= 1
+STRATEGY ?= gd
+PLAN ?= conf/study/compare.yaml
+need = $(or $($(1)),$(error name a run folder: make $@ $(1)=runs/teacher/...))
+# Strategies that start from scratch are overlays on the teacher's configuration, the others start from the baseline.
+SCRATCH := individual baseline_long
+FINETUNE = $(if $(filter $(STRATEGY),$(SCRATCH)),-c conf/teacher.yaml) -c conf/finetune/$(STRATEGY).yaml \
+  $(if $(filter $(STRATEGY),$(SCRATCH)),,--model.init_from $(call need,BASELINE)) $(if $(PARTICLE),--data.particle $(PARTICLE))
 
 help:  ## print the targets
 	@echo 'calosim: fast simulation of ALICE forward calorimeters'
@@ -30,6 +37,21 @@ calibrate: | $(STAMP)  ## table of the toy Monte Carlo against every published c
 
 train-teacher: $(DATA)  ## train the shape model; ARGS="--trainer.max_epochs 5"
 	$(CALOSIM) fit -c conf/teacher.yaml $(ARGS)
+
+train-student: $(DATA)  ## distill a student from TEACHER=runs/teacher/...; ARGS="--model.channel_weight 0.005"
+	$(CALOSIM) fit -c conf/student.yaml --model.init_from $(call need,TEACHER) $(ARGS)
+
+train-focal: | $(STAMP)  ## FoCal-H teacher and students with and without the shower-center loss, compared
+	$(CALOSIM) compare --plan conf/study/focal_h.yaml $(ARGS)
+
+ablation: | $(STAMP)  ## the student's four variants over three seeds, compared; ARGS="--dry_run true"
+	$(CALOSIM) compare --plan conf/study/ablation.yaml $(ARGS)
+
+finetune: $(DATA)  ## fine-tune BASELINE=runs/teacher/... for one particle; STRATEGY=gd PARTICLE=lambda
+	$(CALOSIM) fit $(FINETUNE) $(ARGS)
+
+compare: | $(STAMP)  ## the whole fine-tuning study, PLAN=conf/study/compare.yaml; ARGS="--jobs 2"
+	$(CALOSIM) compare --plan $(PLAN) $(ARGS)
 
 train-photons: $(DATA)  ## train the photon-sum model; ARGS="--model.head gaussian"
 	$(CALOSIM) fit -c conf/photons.yaml $(ARGS)
@@ -66,4 +88,4 @@ bench-gpu: | $(STAMP)  ## speed of the flow engine on a CUDA device
 clean:  ## remove the virtual environment, the demo and caches; data/ and runs/ stay
 	rm -rf $(VENV) demo .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
-.PHONY: help install data calibrate train-teacher train-photons demo test test-all lint bench bench-gpu clean
+.PHONY: help install data calibrate train-teacher train-photons train-student train-focal ablation finetune compare demo test test-all lint bench bench-gpu clean

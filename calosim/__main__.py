@@ -14,6 +14,8 @@ VERBS: dict[str, str] = {
     "predict": "run a checkpoint's predict step over the test split",
     "generate": "primaries in (ROOT or CSV), simulated responses out (ROOT)",
     "evaluate": "judge a fast simulation on the test split, with floor and trivial model",
+    "ensemble": "join one shape model per particle, and a default, in one folder that simulates",
+    "compare": "run a plan of trainings and compare them with statistics (conf/study)",
 }
 TRAINING = ("fit", "validate", "test", "predict")
 

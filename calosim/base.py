@@ -249,7 +249,10 @@ class ShapeModule(CalosimModule):
         Returns:
             Photon counts with shape (B, nx, ny), int64.
         """
+        return self.logits.photons(self.generate_logits(particles, photon_sum, seed, rows), photon_sum, noise_removal)
+
+    def generate_logits(self, particles: Tensor, photon_sum: Tensor, seed: int, rows: Tensor) -> Tensor:
+        """Generates standardized logits, shape (B, nx * ny), before noise removal; see :meth:`generate`."""
         with evaluating(self):
             base = draws.normal(draws.row_keys(rows, draws.BASE_STREAM, seed), self.detector.pixels)
-            logits = self.flow(self.context(particles, photon_sum)).transform.inv(base)
-            return self.logits.photons(logits, photon_sum, noise_removal)
+            return self.flow(self.context(particles, photon_sum)).transform.inv(base)

@@ -25,10 +25,47 @@ __all__ = ["CalosimCLI", "RunRecord", "train"]
 
 
 class RunRecord(SaveConfigCallback):
-    """Makes the run folder explain itself: resolved ``config.yaml`` and ``run.json``, written before training starts."""
+    """Makes the run folder explain itself.
+
+    Before training: the resolved ``config.yaml`` and ``run.json``. After it has come to its end: ``training.json`` with the
+    time (of all sessions, if it was resumed) and the samples it took.
+    """
 
     def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any):
         super().__init__(parser, config, **{**kwargs, "save_to_log_dir": False})
+        self._earlier, self._begin = 0.0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """The time of training and validation so far, in all sessions."""
+        return self._earlier + time.perf_counter() - self._begin
+
+    def state_dict(self) -> dict[str, Any]:
+        """The time so far, for a resumed run to go on counting."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting."""
+        self._earlier = state_dict["seconds"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Starts the clock."""
+        self._begin = time.perf_counter()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Writes ``training.json``, on one process; an interrupted training has none."""
+        if trainer.interrupted or not trainer.is_global_zero:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        rows = min(len(data.rows("train")), trainer.num_training_batches * data.batch_size * trainer.world_size)
+        record = {
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": round(self.seconds, 3),
+            "epochs": trainer.current_epoch,
+            "steps": trainer.global_step,
+            "samples": rows * trainer.current_epoch,
+        }
+        atomic_write(Path(trainer.default_root_dir) / "training.json", json.dumps(record, indent=2) + "\n")
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Writes both files, on one process."""

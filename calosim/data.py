@@ -279,7 +279,8 @@ class RootDataModule(LightningDataModule):
 
     def inputs(self, split: Split) -> np.ndarray:
         """Unique-input numbers of a split's rows, shape (M,), int64."""
-        return self.arrays["inputs"][self.rows(split)]
+        rows = self.rows(split)  # also maps the arrays
+        return self.arrays["inputs"][rows]
 
     def showers(self, split: Split, rows: np.ndarray | None = None) -> Showers:
         """The rows of a split in memory.

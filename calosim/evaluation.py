@@ -17,7 +17,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,15 +25,19 @@ import yaml
 from tqdm import tqdm
 
 from calosim import __version__, draws
+from calosim.base import ShapeModule
 from calosim.data import RootDataModule, describe
+from calosim.detectors import Detector
+from calosim.losses import shower_center
 from calosim.metrics import channel_metrics, wasserstein
-from calosim.particles import STUDY_PARTICLES, particle_name, particle_symbol
+from calosim.particles import STUDY_PARTICLES, particle_code, particle_name, particle_symbol
 from calosim.photons import PhotonSum
+from calosim.preprocessing import NOISE_REMOVALS
 from calosim.provenance import atomic_write, git_hash
 from calosim.rootio import Showers, read
 from calosim.simulator import FastSimulator, noise_removals, pick_device
 
-__all__ = ["Pool", "evaluate", "evaluate_run", "photon_report"]
+__all__ = ["Answers", "Pool", "ask", "evaluate_run", "measure", "photon_report", "trained_data"]
 
 #: Metrics of the table: key, heading, format.
 METRICS: tuple[tuple[str, str, str], ...] = (
@@ -42,7 +46,24 @@ METRICS: tuple[tuple[str, str, str], ...] = (
     ("mae_w", "MAE_w", ".2f"),
     ("delta", "δ", ".3f"),
     ("jacc", "JaccErr", ".3f"),
+    ("center", "distance of the shower center from the straight flight, cm", ".3f"),
+    ("center_sd", "its standard deviation, cm", ".3f"),
 )
+
+#: How many of them ``evaluation.md`` shows; all are in the other files.
+PRINTED = 5
+
+SHAPE_ALONE, FULL_CHAIN = "shape alone (true photon sums)", "full chain"
+#: Candidates by their short names, which are those in ``answers.npz``.
+TITLES = {
+    "shape": SHAPE_ALONE,
+    "chain": FULL_CHAIN,
+    "floor": "floor (Monte Carlo, other seed)",
+    "trivial": "trivial (random training response)",
+}
+
+#: Fewer validation rows than this do not choose a noise removal.
+MIN_ROWS_TO_CHOOSE = 20
 
 #: Nominal contents of the central predictive intervals whose coverage is reported.
 INTERVALS = (0.5, 0.68, 0.9, 0.95)
@@ -58,13 +79,11 @@ class Pool:
     key, and the training split as pool, it is the trivial model.
 
     Args:
-        images: The pool's photon counts with shape (M, nx, ny).
         keys: The pool's keys with shape (M,).
         fallback: A second key with shape (M,), for rows whose first key the pool lacks.
     """
 
-    def __init__(self, images: np.ndarray, keys: np.ndarray, fallback: np.ndarray):
-        self.images = images
+    def __init__(self, keys: np.ndarray, fallback: np.ndarray):
         self.orders = [np.argsort(k, kind="stable") for k in (keys, fallback)]
         self.sorted = [k[o] for k, o in zip((keys, fallback), self.orders, strict=True)]
 
@@ -82,7 +101,7 @@ class Pool:
         """
         row_keys = draws.row_keys(torch.from_numpy(rows), draws.EVALUATION_STREAM, seed)
         u = draws.uniform(row_keys, 1)[:, 0].numpy().astype(np.float64)
-        position = (u * len(self.images)).astype(np.int64)
+        position = (u * len(self.orders[0])).astype(np.int64)
         for wanted, order, present in zip((fallback, keys), self.orders[::-1], self.sorted[::-1], strict=True):
             low, high = (np.searchsorted(present, wanted, side=s) for s in ("left", "right"))
             found = high > low
@@ -90,56 +109,164 @@ class Pool:
         return position
 
 
-def evaluate(
+class Answers(NamedTuple):
+    """What a candidate answered, reduced to what the metrics need.
+
+    Attributes:
+        channels: Channel values with shape (runs, N, responses, 5), int64.
+        offsets: Distances in cm of the showers' centers of gravity from where the primary would hit if it flew straight,
+            with shape (runs, N, responses), float32; NaN for dark images.
+        seconds: Time per response.
+    """
+
+    channels: np.ndarray
+    offsets: np.ndarray
+    seconds: float
+
+
+def ask(
     test: Showers,
-    inputs: np.ndarray,
     candidates: dict[str, Candidate],
     runs: int = 5,
     responses: int = 5,
     batch_size: int = 1024,
     quiet: bool = False,
-) -> dict[str, dict[str, Any]]:
-    """Computes the published metrics for each candidate.
+) -> dict[str, Answers]:
+    """Lets each candidate answer the test rows.
 
     Args:
         test: The test rows.
-        inputs: Their unique-input numbers with shape (N,).
         candidates: By name, functions of (run, row numbers (B,)) that return generated images (B, nx, ny); the row
             numbers count test rows times ``responses``.
         runs: Repetitions with other seeds.
         responses: Responses generated for every row in each run.
         batch_size: Rows asked for at once.
         quiet: Show no progress.
-
-    Returns:
-        For each candidate ``mean`` and ``std`` over runs by metric (``ws_all``, ``mae_cond_gamma``) and ``seconds`` per response.
     """
-    detector = test.geometry
-    reference = torch.from_numpy(detector.channels(test.images))
-    pdg, ids = torch.from_numpy(test.pdg.astype(np.int64)), torch.from_numpy(inputs)
-    total = len(candidates) * runs * len(test)
-    progress = tqdm(total=total * responses, unit="responses", unit_scale=True, disable=True if quiet else None)
-    results: dict[str, dict[str, Any]] = {name: {"runs": [], "seconds": 0.0} for name in candidates}
-    with progress:
+    detector, rows = test.geometry, len(test)
+    answers = {
+        name: Answers(
+            np.zeros((runs, rows * responses, 5), dtype=np.int64),
+            np.zeros((runs, rows * responses), dtype=np.float32),
+            0.0,
+        )
+        for name in candidates
+    }
+    total = len(candidates) * runs * rows * responses
+    with tqdm(total=total, unit="responses", unit_scale=True, disable=True if quiet else None) as progress:
         for run in range(runs):
             for name, candidate in candidates.items():
                 progress.set_description(f"{name}, run {run + 1}/{runs}")
-                metrics = channel_metrics(detector)
-                begin = time.perf_counter()
-                for start in range(0, len(test), batch_size):
-                    stop = min(start + batch_size, len(test))
-                    images = candidate(run, np.arange(start * responses, stop * responses))
-                    channels = torch.from_numpy(detector.channels(images)).view(stop - start, responses, 5)
-                    metrics.update(channels, reference[start:stop], pdg[start:stop], ids[start:stop])
-                    progress.update((stop - start) * responses)
-                results[name]["seconds"] += (time.perf_counter() - begin) / (runs * len(test) * responses)
-                results[name]["runs"].append({key: float(value) for key, value in metrics.compute().items()})
-    for result in results.values():
-        keys = result["runs"][0]
-        values = {key: np.array([run[key] for run in result["runs"]]) for key in keys}
-        result["mean"] = {key: float(v.mean()) for key, v in values.items()}
-        result["std"] = {key: float(v.std(ddof=1)) if runs > 1 else 0.0 for key, v in values.items()}
-    return results
+                seconds = answers[name].seconds
+                for start in range(0, rows * responses, batch_size):
+                    numbers = np.arange(start, min(start + batch_size, rows * responses))
+                    begin = time.perf_counter()
+                    images = candidate(run, numbers)
+                    seconds += (time.perf_counter() - begin) / (runs * rows * responses)
+                    answers[name].channels[run, numbers] = detector.channels(images)
+                    answers[name].offsets[run, numbers] = _offsets(
+                        images, test.particles[numbers // responses], detector
+                    )
+                    progress.update(len(numbers))
+                answers[name] = answers[name]._replace(seconds=seconds)
+    return {
+        name: Answers(a.channels.reshape(runs, rows, responses, 5), a.offsets.reshape(runs, rows, responses), a.seconds)
+        for name, a in answers.items()
+    }
+
+
+def measure(
+    answers: Answers,
+    reference: np.ndarray,
+    pdg: np.ndarray,
+    inputs: np.ndarray,
+    detector: Detector,
+    natural: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """The published metrics of a candidate's answers, and the offset of its shower centers.
+
+    Args:
+        answers: From :func:`ask`.
+        reference: Channel values of the test rows with shape (N, 5).
+        pdg: PDG codes with shape (N,).
+        inputs: Unique-input numbers with shape (N,).
+        detector: The detector.
+        natural: Rows with shape (N,) that have the natural mix of particle types: ``all`` is their value; all if not given.
+
+    Returns:
+        ``mean`` and ``std`` over runs by metric (``ws_all``, ``mae_cond_gamma``), the values of all ``runs``, and
+        ``seconds`` per response. Values of a particle type are over all its rows.
+    """
+    tensors = [torch.from_numpy(np.asarray(x)) for x in (reference, pdg.astype(np.int64), inputs)]
+    mixed = np.ones(len(pdg), dtype=bool) if natural is None else natural
+
+    def values(run: int, rows: np.ndarray) -> dict[str, float]:
+        metrics = channel_metrics(detector)
+        metrics.update(torch.from_numpy(answers.channels[run][rows]), *(t[torch.from_numpy(rows)] for t in tensors))
+        result = {key: float(value) for key, value in metrics.compute().items()}
+        offsets = answers.offsets[run]
+        for code in (None, *np.unique(pdg[rows])):
+            some = offsets[rows if code is None else rows & (pdg == code)]
+            some = some[~np.isnan(some)].astype(np.float64)
+            name = "all" if code is None else particle_name(int(code))
+            result[f"center_{name}"] = some.mean() if len(some) else float("nan")
+            result[f"center_sd_{name}"] = some.std() if len(some) else float("nan")
+        return result
+
+    runs = []
+    for run in range(len(answers.channels)):
+        result = values(run, np.ones(len(pdg), dtype=bool))
+        if not mixed.all():
+            particles = {f"_{particle_name(int(code))}" for code in np.unique(pdg)}
+            natural_values = values(run, mixed) if mixed.any() else {}
+            result |= {k: v for k, v in natural_values.items() if not any(k.endswith(p) for p in particles)}
+        runs.append(result)
+    series = {key: np.array([run[key] for run in runs]) for key in runs[0]}
+    return {
+        "mean": {key: float(v.mean()) for key, v in series.items()},
+        "std": {key: float(v.std(ddof=1)) if len(runs) > 1 else 0.0 for key, v in series.items()},
+        "runs": runs,
+        "seconds": answers.seconds,
+    }
+
+
+def best_noise_removals(
+    model: ShapeModule, data: RootDataModule, rows: int, seed: int, quiet: bool = False
+) -> tuple[dict[int, int], dict[str, dict[int, float]]]:
+    """Chooses the noise removal of each particle type by the Wasserstein distance on validation rows.
+
+    Args:
+        model: The shape model; photon sums are the true ones.
+        data: The data set; of its validation split about ``rows`` rows of each type are taken.
+        rows: See above; one response is generated for each.
+        seed: Seed of the draws.
+        quiet: Show no progress.
+
+    Returns:
+        The method by PDG code, 0 standing for all others, and the distances by particle and method.
+    """
+    inputs, pdg = data.inputs("val"), data.arrays["pdg"][data.rows("val")]
+    chosen, natural = mixed_rows(inputs, pdg, rows, rows)
+    val = data.showers("val", chosen)
+    channels = {method: np.zeros((len(val), 5), dtype=np.int64) for method in NOISE_REMOVALS}
+    batches = [np.arange(i, min(i + 1024, len(val))) for i in range(0, len(val), 1024)]
+    for batch in tqdm(batches, desc="noise removal", disable=True if quiet else None):
+        particles = torch.from_numpy(val.particles[batch]).to(model.device, torch.float32)
+        photon_sum = torch.from_numpy(val.photon_sum[batch]).to(model.device)
+        logits = model.generate_logits(particles, photon_sum, seed, torch.from_numpy(chosen[batch]).to(model.device))
+        for method, values in channels.items():
+            values[batch] = val.geometry.channels(model.logits.photons(logits, photon_sum, method).cpu().numpy())
+    reference = val.geometry.channels(val.images)
+    selections = {0: natural} | {int(code): val.pdg == code for code in np.unique(val.pdg)}
+    methods, distances = {}, {}
+    for code, some in selections.items():
+        # A handful of rows cannot tell four methods apart.
+        if some.sum() < MIN_ROWS_TO_CHOOSE:
+            continue
+        found = {m: float(wasserstein(reference[some], values[some]).mean()) for m, values in channels.items()}
+        methods[code] = min(found, key=lambda m: found[m])
+        distances["all" if code == 0 else particle_name(code)] = found
+    return {0: 3, **methods}, distances
 
 
 def photon_report(samples: np.ndarray, photon_sum: np.ndarray, pdg: np.ndarray) -> dict[str, dict[str, float]]:
@@ -179,87 +306,87 @@ def evaluate_run(
     shape: str | None = None,
     photons: list[str] | None = None,
     files: list[str] | None = None,
+    data: str | None = None,
+    split: Literal["test", "val"] = "test",
     floor: str | None = None,
     runs: int = 5,
     responses: int = 5,
     rows: int | None = None,
-    noise_removal: int = 3,
+    rows_of_each: int | None = None,
+    noise_removal: int | Literal["best"] | None = None,
     noise_removal_of: list[str] | None = None,
+    references: bool = True,
     seed: int = 1,
     device: str = "auto",
     quiet: bool = False,
 ) -> None:
     """Judges a fast simulation on the test split and writes tables and pictures.
 
-    The data set and its split are those that the shape model (else the first photon-sum model) was trained with.
+    The data set and its split are those that the shape model (else the first photon-sum model) was trained with; a model
+    of one particle is judged on that particle's rows.
 
     Args:
         out: Folder for the results.
-        shape: Run folder or checkpoint of the shape model; without it only the photon sums are judged.
+        shape: Run folder, checkpoint or ensemble of the shape model; without it only the photon sums are judged.
         photons: Run folders or checkpoints of photon-sum models; the first is used with the shape model, all are compared.
         files: Data files, if they are no longer where the models were trained.
+        data: Run folder whose data set and split are used; that of the shape model if not given.
+        split: The rows to judge on; choices between models are made on val, results are reported on test.
         floor: Showers of the same primaries simulated with another seed (``calosim simulate --primaries FILE``). Without
-            it, one half of each input's test responses is held against the other half.
+            it, one half of each input's responses is held against the other half.
         runs: Repetitions with other seeds.
-        responses: Responses generated for every test row in each run.
-        rows: About that many test rows, spread over particle types and inputs, up to five of an input; all if not given.
-        noise_removal: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize.
+        responses: Responses generated for every row in each run.
+        rows: About that many rows, spread over particle types and inputs, up to five of an input; all if not given.
+        rows_of_each: In addition up to about that many rows of each particle type, for its own column; "all" stays with the
+            natural mix.
+        noise_removal: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize; or best:
+            for each particle the one with the smallest Wasserstein distance on validation rows. An ensemble's own by
+            default, else 3.
         noise_removal_of: Exceptions by particle, for instance "[neutron=1,k0s=2]".
+        references: Whether the floor and the trivial model are judged too.
         seed: Seed of the draws.
         device: auto, cpu, cuda or mps.
         quiet: Show no progress.
     """
-    if min(runs, responses) < 1 or (rows is not None and rows < 1):
-        raise ValueError(f"expected runs, responses and rows of at least 1, got {runs}, {responses} and {rows}")
+    arguments = {key: value for key, value in locals().items() if key != "quiet"}
+    for name, value in (("runs", runs), ("responses", responses), ("rows", rows), ("rows_of_each", rows_of_each)):
+        if value is not None and value < 1:
+            raise ValueError(f"expected {name} of at least 1, got {value}")
     photons = photons or []
     if shape is None and not photons:
         raise ValueError("nothing to evaluate: name a shape model with --shape or photon-sum models with --photons")
     where = pick_device(device)
-    data = trained_data(shape or photons[0], files)
+    source, particle = trained_data(data or shape or photons[0], files, shape)
     models = {str(p): PhotonSum.load(p, where) for p in photons}
-    chosen = some_rows(data.inputs("test"), data.arrays["pdg"][data.rows("test")], rows)
-    test, inputs = data.showers("test", chosen), data.inputs("test")[chosen]
+    # All types' rows are chosen, then those of the particle: the same rows whichever model is judged.
+    all_inputs, all_pdg = source.inputs(split), source.arrays["pdg"][source.rows(split)]
+    chosen, natural = mixed_rows(all_inputs, all_pdg, rows, rows_of_each)
+    if particle is not None:
+        keep = all_pdg[chosen] == particle
+        chosen, natural = chosen[keep], natural[keep]
+    test, inputs = source.showers(split, chosen), all_inputs[chosen]
     if not len(test):
-        raise ValueError(f"{', '.join(data.files)}: the test split is empty; nothing to evaluate")
-    train = data.showers("train")
-    if floor:
-        pool, floor_keys = read(floor, data.detector.name), inputs
-        pool_keys = _match_inputs(pool, test, inputs)
-    else:
-        # Each input's test responses in two halves; a row is answered from the half it is not in.
-        pool, of_pool = data.showers("test"), data.inputs("test")
-        half = _rank_within(of_pool) % 2
-        pool_keys, floor_keys = 2 * of_pool + half, 2 * inputs + 1 - half[chosen]
-    floor_pool = Pool(pool.images, pool_keys, pool.pdg)
-    trivial_pool = Pool(train.images, train.pdg, np.zeros(len(train)))
-    test_pdg, zeros = test.pdg, np.zeros(len(test))
-
-    def answers(pool: Pool, keys: np.ndarray, fallback: np.ndarray) -> Callable[[int, np.ndarray], np.ndarray]:
-        def positions(run: int, numbers: np.ndarray) -> np.ndarray:
-            row = numbers // responses
-            return pool.draw(keys[row], fallback[row], seed + run, numbers)
-
-        return positions
-
-    floor_rows, trivial_rows = answers(floor_pool, floor_keys, test_pdg), answers(trivial_pool, test_pdg, zeros)
+        raise ValueError(f"{', '.join(source.files)}: the {split} split has no row to evaluate")
     results: dict[str, Any] = {
         "calosim": __version__,
         "git": git_hash(),
+        "arguments": arguments,
         "seed": seed,
+        "split": split,
         "shape": shape,
         "photons": list(models),
-        "floor_rows_without_their_input": int((~np.isin(floor_keys, pool_keys)).sum()),
-        "floor": floor or "half of each input's test responses against the other half",
-        "noise_removal": [noise_removal, noise_removal_of or []],
         "rows": len(test),
         "inputs": len(np.unique(inputs)),
         "runs": runs,
         "responses": responses,
-        "data": describe(data),
+        "data": describe(source),
     }
-    folder = Path(out)
-    # -- photon sums
     draws_per_row = 50
+    pools: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[..., np.ndarray]]] = {}
+    if references:
+        pools, results["floor_rows_without_their_input"] = _reference_pools(source, split, chosen, test, inputs, floor)
+        results["floor"] = floor or f"half of each input's {split} responses against the other half"
+    # -- photon sums
     numbers = np.arange(len(test) * draws_per_row)
     sums: dict[str, np.ndarray] = {}
     particles = torch.from_numpy(test.particles).to(where, torch.float32)
@@ -269,43 +396,150 @@ def evaluate_run(
             for part in np.array_split(numbers, max(1, len(numbers) // 65536))
         ]
         sums[f"{model.head} ({name})"] = np.concatenate(drawn).reshape(len(test), draws_per_row)
-    row = numbers // draws_per_row
-    for title, source, keys, fallback in (
-        ("floor", floor_pool, floor_keys, test_pdg),
-        ("trivial", trivial_pool, test_pdg, zeros),
-    ):
-        drawn_rows = source.draw(keys[row], fallback[row], seed, numbers)
-        pool_sums = source.images.sum(axis=(1, 2), dtype=np.int64)
-        sums[title] = pool_sums[drawn_rows].reshape(len(test), draws_per_row)
+    for title, (images, positions) in pools.items():
+        drawn_rows = positions(numbers // draws_per_row, seed, numbers)
+        distinct, back = np.unique(drawn_rows, return_inverse=True)
+        pool_sums = np.concatenate(
+            [
+                images(part).sum(axis=(1, 2), dtype=np.int64)
+                for part in np.array_split(distinct, len(distinct) // 4096 + 1)
+            ]
+        )
+        sums[title] = pool_sums[back.ravel()].reshape(len(test), draws_per_row)
     results["photon_sum"] = {n: photon_report(s, test.photon_sum, test.pdg) for n, s in sums.items()}
     # -- images
+    folder = Path(out)
     if shape is not None:
-        methods = noise_removals(noise_removal, noise_removal_of or [])
+        exceptions = noise_removals(3, noise_removal_of or [])
+        methods = {code: method for code, method in exceptions.items() if code}
+        if noise_removal == "best":
+            chosen_for = rows_of_each or rows or 1000
+            best, results["noise_removal_ws"] = best_noise_removals(
+                ShapeModule.load(shape, where), source, chosen_for, seed, quiet
+            )
+            methods = best | methods
+        elif noise_removal is not None:
+            methods |= {0: noise_removal}
         simulator = FastSimulator.load(shape, photons[0] if photons else None, methods, where)
+        results["noise_removal"] = simulator.noise_removal
         true_sum = test.photon_sum
 
         def generated(full: bool) -> Candidate:
             def images(run: int, numbers: np.ndarray) -> np.ndarray:
                 row = numbers // responses
                 total = None if full else true_sum[row]
-                return simulator.sample(test.particles[row], test.pdg[row], seed + run, numbers, total, batch_size=1024)
+                # A row's draws are keyed by where it is in the data, so that models of all and of one particle share them.
+                keys = chosen[row] * responses + numbers % responses
+                return simulator.sample(test.particles[row], test.pdg[row], seed + run, keys, total, batch_size=1024)
 
             return images
 
-        candidates: dict[str, Candidate] = {"shape alone (true photon sums)": generated(False)}
-        if photons:
-            candidates["full chain"] = generated(True)
-        candidates["floor (Monte Carlo, other seed)"] = lambda run, n: pool.images[floor_rows(run, n)]
-        candidates["trivial (random training response)"] = lambda run, n: train.images[trivial_rows(run, n)]
-        results["images"] = evaluate(test, inputs, candidates, runs, responses, quiet=quiet)
-        _pictures(folder, test, inputs, simulator, bool(photons), seed)
-    atomic_write(folder / "evaluation.json", json.dumps(results, indent=2) + "\n")
+        def from_pool(name: str) -> Candidate:
+            pool_images, positions = pools[name]
+            return lambda run, n: pool_images(positions(n // responses, seed + run, n))
+
+        candidates: dict[str, Candidate] = {SHAPE_ALONE: generated(False)}
+        if simulator.photons is not None:
+            candidates[FULL_CHAIN] = generated(True)
+        candidates |= {TITLES[name]: from_pool(name) for name in pools}
+        answers = ask(test, candidates, runs, responses, quiet=quiet)
+        # The Monte Carlo's own offsets, for the centers' floor.
+        answers_of_data = Answers(
+            test.geometry.channels(test.images)[None, :, None],
+            _offsets(test.images, test.particles, test.geometry)[None, :, None],
+            0.0,
+        )
+        reference = answers_of_data.channels[0, :, 0]
+        detector = test.geometry
+        results["images"] = {n: measure(a, reference, test.pdg, inputs, detector, natural) for n, a in answers.items()}
+        results["monte_carlo"] = measure(answers_of_data, reference, test.pdg, inputs, detector, natural)["mean"]
+        atomic_write(folder / "answers.npz", _packed(answers, chosen, test.pdg, inputs, natural, reference))
+        whole = answers[SHAPE_ALONE if simulator.photons is None else FULL_CHAIN].channels[0, :, 0]
+        _pictures(folder, test, inputs, simulator, reference, whole, seed)
     atomic_write(folder / "evaluation.csv", _csv(results))
     tables = tables_of(results)
     atomic_write(folder / "evaluation.md", tables)
+    atomic_write(folder / "evaluation.json", json.dumps(results, indent=2) + "\n")
     print(tables)
     print(f"Tables: {folder}/evaluation.md, .csv, .json", end="")
     print(f"\nPictures: {folder}/responses.png, {folder}/channels.png" if shape else "")
+
+
+def _reference_pools(
+    data: RootDataModule, split: Any, chosen: np.ndarray, test: Showers, inputs: np.ndarray, floor: str | None
+) -> tuple[dict[str, Any], int]:
+    """Floor and trivial model as (images of positions, positions of rows), and how many rows' inputs the floor lacks."""
+    stored = data.arrays["images"]
+    pool_images: Callable[[np.ndarray], np.ndarray]
+    if floor:
+        pool = read(floor, data.detector.name)
+        pool_pdg, pool_images, floor_keys = pool.pdg, pool.images.__getitem__, inputs
+        pool_keys = _match_inputs(pool, test, inputs)
+    else:
+        # Each input's responses in two halves; a row is answered from the half it is not in.
+        split_rows, of_pool = data.rows(split), data.inputs(split)
+        half = _rank_within(of_pool) % 2
+        pool_pdg, pool_images = data.arrays["pdg"][split_rows], lambda positions: stored[split_rows[positions]]
+        pool_keys, floor_keys = 2 * of_pool + half, 2 * inputs + 1 - half[chosen]
+    train = data.rows("train")
+    train_pdg = data.arrays["pdg"][train]
+    floor_pool, trivial_pool = Pool(pool_keys, pool_pdg), Pool(train_pdg, np.zeros(len(train)))
+
+    def floor_rows(row: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
+        return floor_pool.draw(floor_keys[row], test.pdg[row], seed, numbers)
+
+    def trivial_rows(row: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
+        return trivial_pool.draw(test.pdg[row], np.zeros(len(row)), seed, numbers)
+
+    return {
+        "floor": (pool_images, floor_rows),
+        "trivial": (lambda positions: stored[train[positions]], trivial_rows),
+    }, int((~np.isin(floor_keys, pool_keys)).sum())
+
+
+def _offsets(images: np.ndarray, particles: np.ndarray, detector: Detector) -> np.ndarray:
+    """Distances of the centers of gravity from the straight flight's end in cm, shape (B,), NaN where dark."""
+    light = torch.from_numpy(np.asarray(images, dtype=np.float64))
+    distance = shower_center(light, torch.from_numpy(particles), detector)
+    return torch.where(light.sum((1, 2)) > 0, distance, torch.nan).numpy()
+
+
+def _packed(answers: dict[str, Answers], *arrays: np.ndarray) -> bytes:
+    """The answers as the content of ``answers.npz``, for comparisons of models on the same rows."""
+    packed = dict(zip(("rows", "pdg", "inputs", "natural", "reference"), arrays, strict=True))
+    for name, title in TITLES.items():
+        if title in answers:
+            packed |= {
+                f"{name}_channels": answers[title].channels.astype(np.int32),
+                f"{name}_offsets": answers[title].offsets,
+            }
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **packed)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+def mixed_rows(
+    inputs: np.ndarray, pdg: np.ndarray, rows: int | None, of_each: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Some rows of the natural mix, and further rows of rare particle types.
+
+    Args:
+        inputs: Unique-input numbers with shape (N,).
+        pdg: PDG codes with shape (N,).
+        rows: About how many rows of the natural mix; all if None.
+        of_each: About how many rows of each type at least, as far as there are; none beyond the mix if None.
+
+    Returns:
+        Positions, ascending, shape (M,); and which of them are of the natural mix, shape (M,).
+    """
+    mix = some_rows(inputs, pdg, rows)
+    parts = [mix]
+    for code in np.unique(pdg) if of_each else []:
+        own = np.flatnonzero(pdg == code)
+        if (pdg[mix] == code).sum() < (of_each or 0):
+            parts.append(own[some_rows(inputs[own], pdg[own], of_each)])
+    chosen = np.unique(np.concatenate(parts))
+    return chosen, np.isin(chosen, mix)
 
 
 def some_rows(inputs: np.ndarray, pdg: np.ndarray, rows: int | None, together: int = 5) -> np.ndarray:
@@ -331,22 +565,28 @@ def some_rows(inputs: np.ndarray, pdg: np.ndarray, rows: int | None, together: i
     return np.sort(np.concatenate([blocks[i] for i in picked]))
 
 
-def trained_data(run: str | Path, files: list[str] | None = None) -> RootDataModule:
-    """The data set that a run was trained with, split as it was then.
+def trained_data(
+    run: str | Path, files: list[str] | None = None, model: str | Path | None = None
+) -> tuple[RootDataModule, int | None]:
+    """The data set that a run was trained with, split as it was then, all particle types.
 
     Args:
         run: A run folder or a checkpoint in it.
         files: Other places of its files.
+        model: The run whose particle is wanted; ``run`` if not given.
+
+    Returns:
+        The data, and the PDG code of the only particle that the model was trained with, if so.
 
     Raises:
         ValueError: If the run folder has no ``config.yaml``, or the files' contents have changed since.
     """
-    folder = Path(run) if Path(run).is_dir() else Path(run).parent.parent
+    folder = _run_folder(run)
     for name in ("config.yaml", "run.json"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder}: expected a run folder with {name}, which names the data of the training")
     settings = yaml.safe_load((folder / "config.yaml").read_text())["data"]
-    data = RootDataModule(**{**settings, "files": files or settings["files"]})
+    data = RootDataModule(**{**settings, "files": files or settings["files"], "particle": None})
     data.setup()
     trained = json.loads((folder / "run.json").read_text())["data"]["data_hash"]
     if data.data_hash != trained:
@@ -354,7 +594,13 @@ def trained_data(run: str | Path, files: list[str] | None = None) -> RootDataMod
             f"{', '.join(data.files)}: not the data of {folder} (hash {data.data_hash}, expected {trained}); its test split "
             "would not be the one held out in training"
         )
-    return data
+    own = _run_folder(model or run) / "config.yaml"
+    particle = yaml.safe_load(own.read_text())["data"].get("particle") if own.is_file() else None
+    return data, None if particle is None else particle_code(particle)
+
+
+def _run_folder(run: str | Path) -> Path:
+    return Path(run) if Path(run).is_dir() else Path(run).parent.parent
 
 
 def _rank_within(groups: np.ndarray) -> np.ndarray:
@@ -375,23 +621,33 @@ def _match_inputs(pool: Showers, test: Showers, inputs: np.ndarray) -> np.ndarra
 
 def tables_of(results: dict[str, Any]) -> str:
     """The results as Markdown tables, the study's particles first."""
-    present = list(next(iter(results["photon_sum"].values())))
+    judged = next(iter(results["images"].values()))["mean"] if "images" in results else {}
+    present = {*(k.removeprefix("ws_") for k in judged), *(n for r in results["photon_sum"].values() for n in r)}
     wanted = ["all", *(particle_name(c) for c in STUDY_PARTICLES)]
     names = [n for n in wanted if n in present]
+    lacking = results.get("floor_rows_without_their_input")
     title = {"all": "all", **{particle_name(c): f"{particle_symbol(c)} {particle_name(c)}" for c in STUDY_PARTICLES}}
     lines = [
-        f"{results['rows']} test rows of {results['inputs']} primaries; {results['responses']} responses per row, "
-        f"{results['runs']} runs; mean ± standard deviation over runs. The floor's sample lacks the primaries of "
-        f"{results['floor_rows_without_their_input']} rows; others of their type answer there.",
+        f"{results['rows']} {results['split']} rows of {results['inputs']} primaries; {results['responses']} responses per "
+        f"row, {results['runs']} runs; mean ± standard deviation over runs."
+        + (
+            f" The floor's sample lacks the primaries of {lacking} rows; others of their type answer there."
+            if lacking
+            else ""
+        ),
     ]
-    for key, heading, form in METRICS if "images" in results else ():
+    for key, heading, form in METRICS[:PRINTED] if "images" in results else ():
         lines += ["", f"| {heading} | " + " | ".join(title[n] for n in names) + " |", "|---" * (len(names) + 1) + "|"]
         for candidate, result in results["images"].items():
             cells = [_cell(result["mean"][f"{key}_{n}"], result["std"][f"{key}_{n}"], form) for n in names]
             lines.append(f"| {candidate} | " + " | ".join(cells) + " |")
     head = ("rows", "mae", "rmse", "median_error", "w1", *(f"coverage_{100 * p:.0f}" for p in INTERVALS))
-    lines += ["", "| photon sum | model | rows | MAE | RMSE | median error | W1 | inside 50 % | 68 % | 90 % | 95 % |"]
-    lines.append("|---" * 11 + "|")
+    if results["photon_sum"]:
+        lines += [
+            "",
+            "| photon sum | model | rows | MAE | RMSE | median error | W1 | inside 50 % | 68 % | 90 % | 95 % |",
+        ]
+        lines.append("|---" * 11 + "|")
     for n in names:
         for model, report in results["photon_sum"].items():
             v = [report[n][k] for k in head]
@@ -411,7 +667,7 @@ def _csv(results: dict[str, Any]) -> str:
     table.writerow(["candidate", "metric", "particle_or_channel", "mean", "std"])
     for candidate, result in results.get("images", {}).items():
         for key in result["mean"]:
-            metric = next(m for m, _, _ in METRICS if key.startswith(f"{m}_"))
+            metric = max((m for m, _, _ in METRICS if key.startswith(f"{m}_")), key=len)
             table.writerow([candidate, metric, key[len(metric) + 1 :], result["mean"][key], result["std"][key]])
     for model, report in results["photon_sum"].items():
         for particle, values in report.items():
@@ -420,7 +676,15 @@ def _csv(results: dict[str, Any]) -> str:
     return stream.getvalue()
 
 
-def _pictures(folder: Path, test: Showers, inputs: np.ndarray, simulator: FastSimulator, full: bool, seed: int) -> None:
+def _pictures(
+    folder: Path,
+    test: Showers,
+    inputs: np.ndarray,
+    simulator: FastSimulator,
+    reference: np.ndarray,
+    generated: np.ndarray,
+    seed: int,
+) -> None:
     """Responses to some test primaries, Monte Carlo above and generated below, and the channel distributions."""
     from calosim.plotting import channel_histograms, image_rows
 
@@ -432,14 +696,11 @@ def _pictures(folder: Path, test: Showers, inputs: np.ndarray, simulator: FastSi
             ids, counts = np.unique(inputs[rows], return_counts=True)
             shown += rows[inputs[rows] == ids[counts.argmax()]][:2].tolist()
     picked = np.array(shown[:10])
-    total = None if full else test.photon_sum
-    generated = simulator.sample(test.particles, test.pdg, seed, photon_sum=total)
+    total = test.photon_sum[picked] if simulator.photons is None else None
+    images = simulator.sample(test.particles[picked], test.pdg[picked], seed, picked, total)
     labels = [
         f"{particle_symbol(int(c))}, {e:.0f} GeV"
         for c, e in zip(test.pdg[picked], test.particles[picked, 0], strict=True)
     ]
-    image_rows(test.images[picked], generated[picked], labels, folder / "responses.png")
-    detector = test.geometry
-    channel_histograms(
-        detector.channels(test.images), detector.channels(generated), detector.channel_names(), folder / "channels.png"
-    )
+    image_rows(test.images[picked], images, labels, folder / "responses.png")
+    channel_histograms(reference, generated, test.geometry.channel_names(), folder / "channels.png")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["channel_histograms", "image_rows"]
+__all__ = ["channel_histograms", "comparison", "image_rows"]
 
 
 def image_rows(reference: NDArray, generated: NDArray, labels: Sequence[str], path: str | os.PathLike[str]) -> Path:
@@ -101,6 +101,47 @@ def channel_histograms(
     axes[0, 0].set_ylabel("share of responses")
     axes[1, 0].set_ylabel("ratio")
     axes[0, -1].legend(frameon=False, fontsize="small")
+    return _save(figure, Path(path))
+
+
+def comparison(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float] | None]]],
+    columns: Sequence[str],
+    path: str | os.PathLike[str],
+) -> Path:
+    """Draws values of several models with intervals, a panel for each metric.
+
+    Args:
+        panels: By metric and model, for each column (value, low, high), or None where there is none.
+        columns: Names of the columns.
+        path: The file to write.
+
+    Returns:
+        The path.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 2.6 * len(panels) + 0.8), layout="constrained")
+    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for axis, (metric, models) in zip(axes, panels.items(), strict=True):
+        width = 0.8 / max(len(models), 1)
+        for i, (model, points) in enumerate(models.items()):
+            drawn = [(x, *point) for x, point in enumerate(points) if point is not None]
+            if not drawn:
+                continue
+            x, value, low, high = np.array(drawn).T
+            # A resampled interval need not hold the value itself.
+            error = np.maximum([value - low, high - value], 0)
+            place = x - 0.4 + (i + 0.5) * width
+            axis.errorbar(place, value, error, fmt="o", ms=4, capsize=2, color=f"C{i}", label=model)
+        axis.set(
+            xticks=range(len(columns)), ylabel=metric.partition(",")[0], yscale="log", xlim=(-0.5, len(columns) - 0.5)
+        )
+        axis.set_xticklabels(columns)
+        for x in range(1, len(columns)):
+            axis.axvline(x - 0.5, color="0.85", lw=0.8)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize="small", frameon=False)
     return _save(figure, Path(path))
 
 

@@ -17,6 +17,8 @@ TOOLS: dict[str, str] = {
     "convert": "calosim.rootio:convert",
     "generate": "calosim.simulator:generate",
     "evaluate": "calosim.evaluation:evaluate_run",
+    "ensemble": "calosim.simulator:save_ensemble",
+    "compare": "calosim.compare:compare",
 }
 
 

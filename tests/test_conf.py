@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import yaml
 
 from calosim.__main__ import main
 from calosim.rootio import write
+from calosim.study import load_plan
+from calosim.teacher import Teacher
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FILES = sorted(p.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml"))
@@ -17,6 +20,8 @@ LIMITS += ["--trainer.enable_progress_bar", "false", "--data.batch_size", "16"]
 SMALL = {
     "calosim.teacher.Teacher": ["--model.hidden", "[8,8]", "--model.transforms", "1"],
     "calosim.photons.PhotonSum": ["--model.hidden", "[8]"],
+    "calosim.student.Student": ["--model.hidden", "[8,8]"],
+    "calosim.finetune.FineTune": [],
 }
 #: Which file an overlay lies on; others stand alone.
 BASES = {
@@ -27,13 +32,25 @@ BASES = {
     "logger/wandb.yaml": "photons.yaml",
     "demo/photons.yaml": "photons.yaml",
     "demo/teacher.yaml": "teacher.yaml",
+    "demo/student.yaml": "student.yaml",
+    "student/compact.yaml": "student.yaml",
+    "student/diversity.yaml": "student.yaml",
+    "student-focal_h.yaml": "student.yaml",
+    "study/short.yaml": "student.yaml",
+    "study/plain.yaml": "teacher.yaml",
+    "finetune/individual.yaml": "teacher.yaml",
+    "finetune/baseline_long.yaml": "teacher.yaml",
 }
 #: Files of other verbs; the commands that take them are tried in test_cli.py with the options named here.
 TOOLS = {"demo/simulate.yaml": "simulate", "demo/evaluate.yaml": "evaluate"}
+#: Overlays after which the checkerboard callback is not the last one.
+NOT_LAST = {"short.yaml", "plain.yaml", "diversity.yaml"}
+#: Plans of `calosim compare`.
+PLANS = [f"study/{name}.yaml" for name in ("ablation", "compact", "compare", "focal_h", "imbalance")]
 
 
-@pytest.mark.parametrize("name", [f for f in FILES if f not in TOOLS])
-def test_training_configuration(name, make_showers, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", [f for f in FILES if f not in TOOLS and f not in PLANS])
+def test_training_configuration(name, make_showers, tmp_path, monkeypatch, fit, run_folders):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SILENT", "true")
     base = BASES.get(name, name)
@@ -43,7 +60,15 @@ def test_training_configuration(name, make_showers, tmp_path, monkeypatch):
     files = ["-c", str(CONF / base)] + (["-c", str(CONF / name)] if name != base else [])
     # The checkerboard callback generates; its default of 512 rows is for real trainings.
     words = [*LIMITS, *SMALL[model], "--data.files", str(tmp_path / "showers.root"), "--run", str(tmp_path / "run")]
-    if model.endswith("Teacher"):
+    if model.endswith("FineTune"):
+        words += ["--model.init_from", str(run_folders["teacher"])]
+    if model.endswith("Student"):
+        teacher = Teacher(detector, transforms=2, hidden=(8, 8), bins=4)
+        one = {"limit_train_batches": 1, "limit_val_batches": 1}
+        fit(teacher, tmp_path / "showers.root", tmp_path / "teacher", detector=detector, trainer=one)
+        words += ["--model.init_from", str(tmp_path / "teacher")]
+    # The option reaches the last callback of the list.
+    if "CheckerboardValidation" in (CONF / base).read_text() and name.split("/")[-1] not in NOT_LAST:
         words += ["--trainer.callbacks.rows", "4"]
     assert main(["fit", *files, *words]) == 0
     assert (tmp_path / "run" / "checkpoints" / "best.ckpt").exists()
@@ -62,3 +87,17 @@ def test_tool_configuration(name, tmp_path, monkeypatch, run_folders, root_file,
         # The fixture's folders were not made by the command, so the data cannot be known: the settings are read, then refused.
         assert main(["evaluate", "-c", str(CONF / name), "--shape", str(run_folders["teacher"]), "--out", "e"]) == 2
         assert "config.yaml" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_plan(name, tmp_path, capfd):
+    plan = load_plan(CONF / name, out=str(tmp_path / "out"))
+    for step in plan.steps.values():
+        for flag, word in itertools.pairwise(step.words):
+            assert flag != "-c" or (CONF.parent / word).is_file(), word
+    # Every training's options are understood by the real command, and what it needs can be built from them.
+    for label in plan.trainings:
+        step = plan.runs(label)[0]
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main(["fit", *step.words, "--print_config"])
+        assert "class_path: calosim." in capfd.readouterr().out

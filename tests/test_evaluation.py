@@ -5,26 +5,46 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calosim.evaluation import INTERVALS, Pool, _match_inputs, _rank_within, evaluate, photon_report, some_rows
+from calosim.evaluation import (
+    INTERVALS,
+    Pool,
+    _match_inputs,
+    _rank_within,
+    ask,
+    best_noise_removals,
+    measure,
+    mixed_rows,
+    photon_report,
+    some_rows,
+)
 
 #: Standard deviations that a share may lie off its expectation.
 SIGMAS = 4.0
 
 
+def judge(few, candidates, natural=None, **settings):
+    reference = few.geometry.channels(few.images)
+    answers = ask(few, candidates, quiet=True, **settings)
+    return {n: measure(a, reference, few.pdg, few.inputs, few.geometry, natural) for n, a in answers.items()}
+
+
 def test_the_monte_carlo_itself_scores_zero(showers):
     few = showers.select(slice(0, 120))
-    results = evaluate(few, few.inputs, {"itself": lambda run, n: few.images[n]}, runs=2, responses=1, quiet=True)
-    assert set(results["itself"]["mean"]) >= {"ws_all", "mae_cond_all", "mae_w_gamma", "delta_all", "jacc_all"}
-    assert all(v == 0 or np.isnan(v) for v in results["itself"]["mean"].values())
+    results = judge(few, {"itself": lambda run, n: few.images[n]}, runs=2, responses=1)
+    mean = results["itself"]["mean"]
+    assert set(mean) >= {"ws_all", "mae_cond_all", "mae_w_gamma", "delta_all", "jacc_all"}
+    assert all(v == 0 or np.isnan(v) for k, v in mean.items() if not k.startswith("center"))
+    assert results["itself"]["std"]["center_all"] == 0
     assert results["itself"]["std"]["ws_all"] == 0
 
 
 def test_a_brighter_candidate_is_worse(showers):
     few = showers.select(slice(0, 120))
     candidates = {f"{k} times": lambda run, n, k=k: k * few.images[n // 2] for k in (2, 3)}
-    results = evaluate(few, few.inputs, candidates, runs=1, responses=2, quiet=True)
+    results = judge(few, candidates, runs=1, responses=2)
     twice, thrice = (results[name]["mean"] for name in candidates)
     channels = few.geometry.channels(few.images)
+    assert twice["center_all"] == pytest.approx(thrice["center_all"], abs=1e-5)
     # W1 between a positive variable and twice itself is its mean.
     assert twice["ws_all"] == pytest.approx(channels.mean(), rel=1e-9)
     assert thrice["ws_all"] == pytest.approx(2 * channels.mean(), rel=1e-9)
@@ -52,7 +72,7 @@ def test_a_point_prediction_covers_nothing():
 
 def test_pool_answers_with_the_key_or_falls_back():
     keys, fallback = np.array([5, 5, 9, 9]), np.array([1, 1, 1, 2])
-    pool = Pool(np.zeros((4, 1, 1)), keys, fallback)
+    pool = Pool(keys, fallback)
     rows = np.arange(1000)
     drawn = pool.draw(np.full(1000, 5), np.full(1000, 2), 0, rows)
     assert set(drawn) == {0, 1}
@@ -87,3 +107,34 @@ def test_some_rows_keep_the_mix_and_responses_together():
     assert abs((pdg[chosen] == 22).mean() - (pdg == 22).mean()) < 0.1
     assert np.array_equal(some_rows(inputs, pdg, None), np.arange(len(inputs)))
     assert len(some_rows(inputs, pdg, 1)) <= 5
+
+
+def test_rare_types_get_rows_of_their_own_and_all_keeps_the_mix():
+    rng = np.random.default_rng(3)
+    inputs = rng.permutation(np.repeat(np.arange(100), rng.integers(5, 40, 100)))
+    pdg = np.where(inputs < 90, 22, 3122)
+    chosen, natural = mixed_rows(inputs, pdg, 300, 150)
+    assert np.array_equal(chosen[natural], some_rows(inputs, pdg, 300))
+    assert abs((pdg[chosen] == 3122).sum() - 150) < 30
+    whole, mix = mixed_rows(inputs, pdg, None, 150)
+    assert len(whole) == len(pdg)
+    assert mix.all()
+
+
+def test_all_is_of_the_natural_mix_and_types_of_all_their_rows(showers):
+    reference = showers.geometry.channels(showers.images)
+    natural = np.arange(len(showers)) % 2 == 0
+    twice = judge(showers, {"x": lambda run, n: 2 * showers.images[n]}, natural, runs=1, responses=1)["x"]["mean"]
+    assert twice["ws_all"] == pytest.approx(reference[natural].mean(), rel=1e-9)
+    assert twice["ws_gamma"] == pytest.approx(reference[showers.pdg == 22].mean(), rel=1e-9)
+
+
+def test_noise_removal_is_chosen_on_validation_rows_by_distance(run_folders, root_file):
+    from calosim.base import ShapeModule
+    from calosim.data import RootDataModule
+
+    data = RootDataModule(str(root_file))
+    methods, distances = best_noise_removals(ShapeModule.load(run_folders["teacher"]), data, 1000, 0, quiet=True)
+    assert set(distances) <= {"all", "gamma", "neutron", "lambda", "sigma_plus"}
+    assert distances["all"][methods[0]] == min(distances["all"].values())
+    assert len(set(distances["all"].values())) > 1

@@ -19,10 +19,13 @@ from calosim.metrics import (
     ConditionalMAE,
     DispersionRatio,
     JaccardError,
-    bootstrap,
     channel_metrics,
+    contrast,
     diversity,
     particle_diversity,
+    resample,
+    resampled_mean,
+    resampled_wasserstein,
     wasserstein,
 )
 
@@ -352,11 +355,17 @@ def test_diversity_of_nothing_and_of_a_mistake():
 # Bootstrap ----------------------------------------------------------------------------------------------------------
 
 
+def compare(a, b, weights, resamples=4000):
+    counts = resample(len(a), resamples)
+    means = [resampled_mean(x, weights, counts) for x in (a, b)]
+    return contrast(np.average(a, weights=weights), np.average(b, weights=weights), *means)
+
+
 def test_bootstrap_against_the_normal_limit():
     """With equal weights and many inputs, the interval is the mean +- 1.96 standard errors."""
     rng = np.random.default_rng(3)
     a, b = rng.normal(0, 1, (2, 500))
-    result = bootstrap(a, b, np.full(500, 2.0), resamples=4000)
+    result = compare(a, b, np.full(500, 2.0))
     error = (a - b).std() / math.sqrt(500)
     assert result.difference == pytest.approx((a - b).mean(), rel=ROUNDING)
     interval = (a - b).mean() + 1.96 * error * np.array([-1, 1])
@@ -365,25 +374,42 @@ def test_bootstrap_against_the_normal_limit():
     expected_share = 0.5 * math.erfc((a - b).mean() / error / math.sqrt(2))
     assert result.share == pytest.approx(expected_share, abs=0.04)
     assert result.p_value == pytest.approx(2 * min(result.share, 1 - result.share))
-    assert result == bootstrap(a, b, np.full(500, 2.0), resamples=4000)
+    assert result == compare(a, b, np.full(500, 2.0))
 
 
 def test_bootstrap_resamples_inputs_with_their_weights():
     """With two inputs there are three outcomes, a quarter, half and a quarter of the resamples."""
-    result = bootstrap([1.0, 0.0], [0.0, 5.0], [3.0, 1.0], resamples=4000)
+    result = compare(np.array([1.0, 0.0]), np.array([0.0, 5.0]), np.array([3.0, 1.0]))
     assert result.difference == pytest.approx((3 * 1 - 5) / 4)
     assert (result.low, result.high) == (-5.0, 1.0)
     assert result.share == pytest.approx(0.75, abs=0.04)
 
 
 def test_bootstrap_extremes():
-    x = np.arange(1.0, 6.0)
-    same, better = bootstrap(x, x, x, resamples=100), bootstrap(x - 1, x, x, resamples=100)
+    x, ones = np.arange(1.0, 6.0), np.ones(5)
+    same, better = compare(x, x, ones, 100), compare(x - 1, x, ones, 100)
     assert same == (0.0, 0.0, 0.0, 1.0, 0.5)
     assert (better.p_value, better.share) == (0.0, 1.0)
-    assert all(math.isnan(value) for value in bootstrap([], [], []))
-    with pytest.raises(ValueError, match="three arrays"):
-        bootstrap(x, x[1:], x)
+    nothing = np.full(100, np.nan)
+    assert all(math.isnan(value) for value in contrast(1.0, 2.0, nothing, nothing))
+    # An input without weight is left out; a resample of such inputs only has no mean.
+    counts = resample(2, 1000)
+    means = resampled_mean([7.0, 1.0], [0.0, 1.0], counts)
+    assert set(means[counts[:, 1] > 0]) == {1.0}
+    assert np.isnan(means[counts[:, 1] == 0]).all()
+    with pytest.raises(ValueError, match="K inputs"):
+        resampled_mean(x, x[1:], counts)
+
+
+def test_resampled_wasserstein_is_the_distance_of_the_resampled_rows():
+    generated, reference, _, input = (x.numpy() for x in make_rows())
+    _, group = np.unique(input, return_inverse=True)
+    counts = resample(group.max() + 1, 20, seed=4)
+    distances = resampled_wasserstein(reference, generated, group, counts, chunk=8)
+    for count, distance in zip(counts, distances, strict=True):
+        rows = np.repeat(np.arange(len(group)), count[group].astype(int))
+        expected = wasserstein(reference[rows], generated[rows].reshape(-1, 5)).mean()
+        assert distance == pytest.approx(expected, rel=1e-5)  # float32 sums
 
 
 if __name__ == "__main__":
