@@ -581,7 +581,19 @@ def _contrast(versus: Bootstrap, form: str) -> str:
 def _csv(cells: Cells, rows: Sequence[Row]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["mode", "metric", "particle", "model", "mean", "std", "low", "high", *Bootstrap._fields])
+    writer.writerow(
+        [
+            "mode",
+            "metric",
+            "particle",
+            "model",
+            "mean",
+            "std",
+            "low",
+            "high",
+            *(f"versus_{name}" for name in Bootstrap._fields),
+        ]
+    )
     for (mode, metric, particle, label), cell in cells.items():
         limits = ["", ""] if cell.samples is None else np.nanquantile(cell.samples, [0.025, 0.975]).tolist()
         versus = list(cell.versus) if cell.versus else [""] * 5

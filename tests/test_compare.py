@@ -1,0 +1,166 @@
+"""Comparisons: the better model wins with certainty, equal ones do not, and a whole study runs from its plan."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from calosim.__main__ import main
+from calosim.compare import _ranks, compare, generation_times
+from calosim.evaluation import TITLES, _packed, ask, measure
+from calosim.rootio import write
+from calosim.study import load_plan
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+@pytest.fixture
+def judged(tmp_path, showers):
+    """A finished study of three models: a good one twice under two names, and one that is too bright for neutrons."""
+    trainings = {"good": {}, "same": {}, "bright": {"title": "too bright"}}
+    path = tmp_path / "plan.yaml"
+    table = {
+        "particles": ["all", "gamma", "neutron"],
+        "modes": ["shape"],
+        "reference": "good",
+        "metrics": ["ws", "mae_cond"],
+    }
+    settings = {"out": str(tmp_path / "out"), "trainings": trainings, "evaluate": {"runs": 2}, "table": table}
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    inputs, geometry = showers.inputs, showers.geometry
+    rng = np.random.default_rng(0)
+    order = np.lexsort((rng.random(len(inputs)), inputs))
+    shuffled = np.empty(len(inputs), dtype=int)
+    shuffled[order] = np.roll(order, 1)  # another response, mostly of the same input
+
+    def good(run, n):
+        return showers.images[shuffled[n]]
+
+    def bright(run, n):
+        return good(run, n) * np.where(showers.pdg[n] == 2112, 2, 1)[:, None, None]
+
+    reference = geometry.channels(showers.images)
+    for step in load_plan(path).steps.values():
+        step.folder.mkdir(parents=True, exist_ok=True)
+        if step.verb == "fit":
+            step.result.write_text(json.dumps({"seconds": 60.0, "samples": 1000}))
+            (step.folder / "run.json").write_text(json.dumps({"command": ["fit", *step.words]}))
+            continue
+        candidate = bright if step.label == "bright" else good
+        answers = ask(showers, {TITLES["shape"]: candidate}, runs=2, responses=1, quiet=True)
+        images = {n: measure(a, reference, showers.pdg, inputs, geometry) for n, a in answers.items()}
+        arrays = (np.arange(len(showers)), showers.pdg, inputs, np.ones(len(showers), dtype=bool), reference)
+        (step.folder / "answers.npz").write_bytes(_packed(answers, *arrays))
+        facts = {
+            "rows": len(showers),
+            "inputs": 65,
+            "responses": 1,
+            "runs": 2,
+            "data": {"data_hash": "x", "detector": "zn"},
+        }
+        step.result.write_text(json.dumps({"arguments": dict(step.options), "images": images, **facts}))
+    return path
+
+
+def test_the_better_model_wins_with_certainty(judged, tmp_path, capsys):
+    compare(str(judged), resamples=2000, quiet=True)
+    with (tmp_path / "out" / "comparison.csv").open() as file:
+        cells = {(r["metric"], r["particle"], r["model"]): r for r in csv.DictReader(file)}
+    worse, same = cells["ws", "neutron", "bright"], cells["ws", "neutron", "same"]
+    assert float(worse["versus_low"]) > 0
+    assert float(worse["versus_difference"]) > 0
+    assert float(worse["versus_p_value"]) == 0
+    assert float(worse["versus_share"]) == 0
+    assert (float(same["versus_difference"]), float(same["versus_p_value"]), float(same["versus_share"])) == (0, 1, 0.5)
+    # The bright model is the good one but for neutrons.
+    assert float(cells["ws", "gamma", "bright"]["versus_difference"]) == 0
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("| too bright"))
+    assert "**" not in line.split("|")[4]
+    assert "**" in next(line for line in text.splitlines() if line.startswith("| good")).split("|")[4]
+    assert "p < 0.001" in text
+    assert "| too bright | 1 | 1,000 | 1.0 |" in text
+    assert (tmp_path / "out" / "comparison-shape.png").stat().st_size > 10_000
+
+
+def test_models_judged_on_other_rows_are_not_compared(judged, tmp_path):
+    path = tmp_path / "out" / "same" / "evaluation" / "answers.npz"
+    stored = dict(np.load(path))
+    stored["rows"] = stored["rows"] + 1
+    np.savez(path, **stored)
+    with pytest.raises(ValueError, match="judged on other rows of all than good"):
+        compare(str(judged), resamples=10, quiet=True)
+
+
+def test_ranks():
+    values = {"ws": {"a": 1.0, "b": 2.0, "c": 2.0}, "mae": {"a": 5.0, "b": 4.0, "c": float("nan")}}
+    assert _ranks(values, ["a", "b", "c", "d"]) == {"a": 1.5, "b": 1.75, "c": 2.5}
+
+
+def test_generation_times_are_per_response(run_folders, showers):
+    from calosim.base import ShapeModule
+
+    times = generation_times(ShapeModule.load(run_folders["teacher"]), showers, (1, 4), repeats=1, sequential=True)
+    assert set(times) == {"batch 1", "batch 4", "sequential"}
+    assert all(0 < t < 60 for t in times.values())
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"metric": []}, "unknown entries metric of table"),
+        ({"reference": "x"}, "names x"),
+        ({"metrics": ["x"]}, "unknown metric 'x'"),
+    ],
+)
+def test_a_bad_table_is_refused(tmp_path, table, message):
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump({"trainings": {"a": {}}, "table": table}))
+    with pytest.raises(ValueError, match=message):
+        compare(str(path), quiet=True)
+
+
+@pytest.mark.slow
+def test_a_whole_study_with_its_ensemble(tmp_path, make_showers, capsys):
+    write(tmp_path / "zn.root", make_showers(responses=20))
+    teacher = {"model.hidden": [8, 8], "model.transforms": 2, "model.bins": 4, "data.batch_size": 64}
+    config = [str(CONF / "teacher.yaml"), str(CONF / "study" / "plain.yaml")]
+    tune = {"model.init_from": "{base}", "data.particle": "{particle}", "trainer.max_epochs": 2}
+    each = {"particle": ["gamma", "neutron"]}
+    trainings = {
+        "photons": {"config": [str(CONF / "photons.yaml")], "options": {"model.hidden": [8]}, "evaluate": False},
+        "base": {"config": config, "options": teacher, "evaluate": {"references": True}},
+        "gd": {"each": each, "config": [str(CONF / "finetune" / "gd.yaml")], "options": tune},
+        "broken": {"config": config, "options": {**teacher, "data.particle": "muon"}},
+    }
+    judge = {"runs": 2, "responses": 2, "rows": 30, "rows_of_each": 12, "noise_removal": "best", "references": False}
+    settings = {
+        "out": str(tmp_path / "out"),
+        "common": {"data.files": [str(tmp_path / "zn.root")], "trainer.max_epochs": 1},
+        "trainings": trainings,
+        "evaluate": {**judge, "photons": ["{photons}"]},
+        "validate": {**judge, "runs": 1},
+        "table": {
+            "particles": ["all", "gamma", "neutron"],
+            "reference": "base",
+            "ensemble": {"default": "base", "members": ["gd"], "photons": "photons"},
+        },
+    }
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(yaml.safe_dump(settings, sort_keys=False))
+    # The broken run fails the command, after everything else was done.
+    assert main(["compare", "--plan", str(plan), "--resamples", "200", "--quiet", "true"]) == 2
+    error = capsys.readouterr().err
+    assert "broken, broken-evaluation, broken-validation" in error
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    for words in ("## Full chain", "| ensemble of the best |", "no row of particle", "| floor (Monte Carlo"):
+        assert words in text
+    assert (tmp_path / "out" / "ensemble" / "simulator.json").exists()
+    assert main(["compare", "--plan", str(plan), "--dry_run", "true"]) == 0
+    listing = capsys.readouterr().out
+    assert "gd-gamma             finished" in listing
