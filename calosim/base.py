@@ -18,7 +18,16 @@ from calosim import draws
 from calosim.detectors import get_detector
 from calosim.preprocessing import FeatureScaler, ShapeLogits
 
-__all__ = ["CalosimModule", "ShapeModule", "checkpoint_path", "evaluating", "fit_sample", "load_module"]
+__all__ = [
+    "CalosimModule",
+    "ShapeModule",
+    "checkpoint_path",
+    "evaluating",
+    "fit_sample",
+    "global_seed",
+    "load_module",
+    "step_keys",
+]
 
 #: Rows of the training split that fit the standardization; beyond this the means no longer move.
 FIT_ROWS = 20_000
@@ -40,6 +49,26 @@ class evaluating:
         self.guard.__exit__(*error)
         for module, mode in self.modes:
             module.training = mode
+
+
+def global_seed() -> int:
+    """The seed of the training, set by ``seed_everything``; 0 without it."""
+    return int(os.environ.get("PL_GLOBAL_SEED") or 0)
+
+
+def step_keys(rows: Tensor, stream: int, step: int) -> Tensor:
+    """Keys of what is drawn for rows in a training step: by row, step and the seed of the training.
+
+    Args:
+        rows: Row numbers with shape (B,).
+        stream: One of the streams of :mod:`calosim.draws`.
+        step: The training step, so that a row that is sampled twice gets other draws; -1 for the fixed draws of
+            validation, which are those of every training.
+
+    Returns:
+        Keys with shape (B,).
+    """
+    return draws.row_keys(rows, stream, *((step + 1, global_seed()) if step >= 0 else (0,)))
 
 
 def fit_sample(datamodule: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,7 +117,7 @@ class CalosimModule(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Keys dropout and weight noise by (seed, step, process), so that a resumed run repeats the uninterrupted one."""
         # The batch too: gradient accumulation takes several batches to a step.
-        words = (int(os.environ.get("PL_GLOBAL_SEED", 0)), self.global_step, batch_idx, self.global_rank)
+        words = (global_seed(), self.global_step, batch_idx, self.global_rank)
         torch.manual_seed(int(draws.row_keys(torch.zeros(1, dtype=torch.int64), draws.TRAINING_STREAM, *words)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -222,7 +251,7 @@ class ShapeModule(CalosimModule):
         Returns:
             Logits (B, nx * ny) and context (B, width).
         """
-        keys = draws.row_keys(batch["rows"], draws.NOISE_STREAM, step + 1)
+        keys = step_keys(batch["rows"], draws.NOISE_STREAM, step)
         images = batch["images"]
         return self.logits(images, keys), self.context(batch["particles"], images.flatten(1).sum(1))
 

@@ -136,7 +136,7 @@ class EpochSampler(DistributedSampler):
         power: Groups are drawn in proportion to (their size) to this power: 1 is the natural mix, 0 is balanced.
             Rows of a group are repeated only after all of them were used.
         shuffle: Whether the order is random; else positions ascend and ``power`` is ignored.
-        seed: Seed of the order, together with the epoch.
+        seed: Seed of the order, together with the epoch and the seed of the training (``seed_everything``).
         num_replicas: Number of processes.
         rank: This process.
     """
@@ -158,7 +158,7 @@ class EpochSampler(DistributedSampler):
         """The positions of the whole epoch, the same on every process, shape (N,)."""
         if not self.shuffle:
             return np.arange(len(self.groups))
-        rng = np.random.default_rng((self.seed, self.epoch))
+        rng = np.random.default_rng((self.seed, int(os.environ.get("PL_GLOBAL_SEED") or 0), self.epoch))
         if self.power == 1.0:
             return rng.permutation(len(self.groups))
         _, group, sizes = np.unique(self.groups, return_inverse=True, return_counts=True)
@@ -202,7 +202,7 @@ class RootDataModule(LightningDataModule):
         sampling: ``natural``; ``balanced``: particle types equally often; ``power``: in proportion to (number of rows)
             to the power of ``sampling_power``.
         sampling_power: The exponent of ``sampling: power``; 1 is natural, 0 is balanced.
-        seed: Seed of the split and of the order of training.
+        seed: Seed of the split; the order of training depends on ``seed_everything`` too.
         num_workers: Worker processes that prepare batches; 0 is best for local files, a batch being one indexing operation.
         cache_dir: Where the cache lies; by default ``.calosim_cache`` beside the first file, or the user's cache folder if
             that is not writable.

@@ -24,7 +24,7 @@ from torchmetrics import MeanMetric
 from zuko.bayesian import BayesianModel
 
 from calosim import draws
-from calosim.base import CalosimModule, evaluating
+from calosim.base import CalosimModule, evaluating, step_keys
 from calosim.preprocessing import FeatureScaler
 
 __all__ = ["PhotonSum"]
@@ -187,7 +187,7 @@ class PhotonSum(CalosimModule):
     # -- training -----------------------------------------------------------------------------------------------------
 
     def _log_likelihood(self, network: nn.Module, features: Tensor, batch: dict[str, Tensor], step: int = -1) -> Tensor:
-        jitter = draws.uniform(draws.row_keys(batch["rows"], draws.NOISE_STREAM, step + 1), 1)[:, 0]
+        jitter = draws.uniform(step_keys(batch["rows"], draws.NOISE_STREAM, step), 1)[:, 0]
         return self.log_density(network(features), batch["images"].flatten(1).sum(1), jitter)
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:

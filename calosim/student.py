@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from calosim import draws
-from calosim.base import ShapeModule
+from calosim.base import ShapeModule, step_keys
 from calosim.detectors import Convention
 from calosim.flows import iaf
 from calosim.flows.build import Permutation, Trace, trace, units
@@ -291,7 +291,7 @@ class Student(ShapeModule):
             parts |= self._compared("x", taught, made, 0)
             parts |= self._physics(batch, x, made.states[0])
         if any(n in weights for n in ("z_outputs", "z_intermediate", "z_parameters")):
-            keys = draws.row_keys(batch["rows"], draws.TRAINING_STREAM, step + 1)
+            keys = step_keys(batch["rows"], draws.TRAINING_STREAM, step)
             z = draws.normal(keys, self.detector.pixels).to(x)
             made = trace(self.flow, z, context)
             taught = trace(self.teacher.flow, made.states[0], context)

@@ -158,7 +158,7 @@ def test_a_whole_study_with_its_ensemble(tmp_path, make_showers, capsys):
     error = capsys.readouterr().err
     assert "broken, broken-evaluation, broken-validation" in error
     text = (tmp_path / "out" / "comparison.md").read_text()
-    for words in ("## Full chain", "| ensemble of the best |", "no row of particle", "| floor (Monte Carlo"):
+    for words in ("## Full chain", "Failed: broken: exit 2: ", "| ensemble of the best |", "| floor (Monte Carlo"):
         assert words in text
     assert (tmp_path / "out" / "ensemble" / "simulator.json").exists()
     assert main(["compare", "--plan", str(plan), "--dry_run", "true"]) == 0
