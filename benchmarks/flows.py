@@ -4,7 +4,8 @@ r"""Speed and memory of the flow engine beside nflows and zuko, interleaved in o
 repetitions. The peers' exact sampling, one full pass per feature and transformation, is timed for a few passes and
 multiplied; such rows are marked *extrapolated*. Ratios compare what runs on the same machine in the same minute;
 absolute times do not travel. The engine runs as it is and, unless ``--no-compile``, with compiled splines as well. Aims
-are this project's own, for the reference size.
+are this project's own, for the reference size. An untrained flow is near the identity, where the exact inverse needs
+fewest passes: ``--run RUN`` measures a trained teacher instead, beside peers of its size.
 
 The peers: nflows 0.14 (``MaskedPiecewiseRationalQuadraticAutoregressiveTransform``, the library of the reference
 training, with plain and with fused Adam) and zuko (``MaskedAutoregressiveTransform``). All have the same widths; the
@@ -233,9 +234,9 @@ def training_rows(size: Size, batch: int, repetitions: int, compile: bool) -> li
     ]
 
 
-def sampling_rows(size: Size, repetitions: int, compile: bool) -> Iterator[Row]:
+def sampling_rows(size: Size, repetitions: int, compile: bool, trained: Flow | None = None) -> Iterator[Row]:
     peak = gemm_peak()
-    teacher, student = engine_model(size).eval(), engine_model(size, iaf).eval()
+    teacher, student = trained or engine_model(size).eval(), engine_model(size, iaf).eval()
     # The teacher not in bfloat16: its rounding keeps the in-chunk iteration going, about 60 passes instead of 8, four
     # times slower.
     ours = {
@@ -285,6 +286,7 @@ def main() -> None:
         help="measure compiled splines too (compiling takes a minute or two, once a machine)",
     )
     parser.add_argument("--batch", type=int, default=64, help="batch of training")
+    parser.add_argument("--run", help="run folder of a trained teacher, to measure sampling with; instead of --size")
     parser.add_argument("--memory", metavar="NAME", help="take three steps of one model, print its peak memory in GB")
     args = parser.parse_args()
     size = SIZES[args.size]
@@ -295,24 +297,34 @@ def main() -> None:
         return
 
     repetitions = 2 if args.quick else 5
-    print(f"{args.size} size: {size}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    if args.run:
+        from calosim.base import ShapeModule
+
+        module = ShapeModule.load(args.run)
+        own = module.init
+        size = Size(module.detector.pixels, tuple(own["hidden"]), own["transforms"], module.features.width, own["bins"])
+    print(f"{args.run or args.size + ' size'}: {size}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| figure | batch | measured | ratio | aim | note |\n|---|---|---|---|---|---|")
+    report = partial(show, aims=args.size == "reference" and not args.run)
+    if args.run:
+        report(sampling_rows(size, repetitions, args.compile, module.flow))
+        return
     start = time.perf_counter()
     engine_model(size)
     built_in = f"{time.perf_counter() - start:.2f} s"
-    show([("building the model", "", built_in, "", f"< {BUILD_AIM:g} s", ""), round_trip_row(size)])
-    show(sampling_rows(size, repetitions, args.compile))
-    show(training_rows(size, args.batch, repetitions, args.compile))
+    report([("building the model", "", built_in, "", f"< {BUILD_AIM:g} s", ""), round_trip_row(size)])
+    report(sampling_rows(size, repetitions, args.compile))
+    report(training_rows(size, args.batch, repetitions, args.compile))
     memory = {name: peak_memory(name, args.size, args.batch) for name in ("engine", "nflows", "zuko")}
     for name in ("nflows", "zuko"):
         ratio = f"{memory['engine'] / memory[name]:.2f} of {name}"
-        show([("training, peak memory", str(args.batch), f"{memory['engine']:.2f} GB", ratio, f"{MEMORY_AIM}", "")])
+        report([("training, peak memory", str(args.batch), f"{memory['engine']:.2f} GB", ratio, f"{MEMORY_AIM}", "")])
 
 
-def show(rows: Iterable[Row]) -> None:
+def show(rows: Iterable[Row], aims: bool = True) -> None:
     """Prints rows of the table as they come."""
-    for row in rows:
-        print("| " + " | ".join(row) + " |", flush=True)
+    for *row, aim, note in rows:
+        print("| " + " | ".join([*row, aim if aims else "", note]) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=16, help="pixels along each side")
     parser.add_argument("--hidden", type=int, default=160)
     parser.add_argument("--primaries", type=int, default=1000)
+    parser.add_argument("--only", default="", help="only flows with this in their name, beside the engine as it is")
     args = parser.parse_args()
     zn = get_detector("zn")
     detector = zn.replace(shape=(args.pixels, args.pixels), pitch=zn.size[0] / args.pixels)
@@ -137,6 +138,7 @@ def main() -> None:
         "engine, random": (partial(engine, permutation="random"), True),
         "engine, reversed and random (reference recipe)": (partial(engine, permutation="alternate"), True),
     }
+    cases = {name: case for i, (name, case) in enumerate(cases.items()) if i == 0 or args.only in name}
     losses: dict[str, list[float]] = {name: [] for name in cases}
     in_time: dict[str, list[float]] = {name: [] for name in cases}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
@@ -147,7 +149,7 @@ def main() -> None:
             loss, used = train(build(), data[standardized], args.steps, seed)
             losses[name].append(loss)
             seconds[name].append(used)
-            if name in ("zuko", "nflows"):
+            if name.startswith(("zuko", "nflows")):
                 # A training of its own, so that its learning rate comes to an end in the engine's time too.
                 torch.manual_seed(seed)
                 steps = max(1, round(args.steps * seconds[first][-1] / used))
