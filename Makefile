@@ -53,6 +53,9 @@ finetune: $(DATA)  ## fine-tune BASELINE=runs/teacher/... for one particle; STRA
 compare: | $(STAMP)  ## the whole fine-tuning study, PLAN=conf/study/compare.yaml; ARGS="--jobs 2"
 	$(CALOSIM) compare --plan $(PLAN) $(ARGS)
 
+explain: | $(STAMP)  ## SHAP values: PHOTONS=runs/photonsum/... [SHAPE=runs/teacher/...] OUT=runs/explain
+	$(CALOSIM) explain --photons $(call need,PHOTONS) $(if $(SHAPE),--shape $(SHAPE)) --out $(or $(OUT),runs/explain) $(ARGS)
+
 train-photons: $(DATA)  ## train the photon-sum model; ARGS="--model.head gaussian"
 	$(CALOSIM) fit -c conf/photons.yaml $(ARGS)
 
@@ -88,4 +91,4 @@ bench-gpu: | $(STAMP)  ## speed of the flow engine on a CUDA device
 clean:  ## remove the virtual environment, the demo and caches; data/ and runs/ stay
 	rm -rf $(VENV) demo .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
-.PHONY: help install data calibrate train-teacher train-photons train-student train-focal ablation finetune compare demo test test-all lint bench bench-gpu clean
+.PHONY: help install data calibrate train-teacher train-photons train-student train-focal ablation finetune compare explain demo test test-all lint bench bench-gpu clean

@@ -15,6 +15,7 @@ VERBS: dict[str, str] = {
     "generate": "primaries in (ROOT or CSV), simulated responses out (ROOT)",
     "evaluate": "judge a fast simulation on the test split, with floor and trivial model",
     "ensemble": "join one shape model per particle, and a default, in one folder that simulates",
+    "explain": "SHAP values of the photon sum and the shower center, and how sure the photon sum is",
     "compare": "run a plan of trainings and compare them with statistics (conf/study)",
 }
 TRAINING = ("fit", "validate", "test", "predict")

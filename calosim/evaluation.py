@@ -62,6 +62,12 @@ TITLES = {
     "trivial": "trivial (random training response)",
 }
 
+#: Primaries and draws of each that are kept as examples.
+EXAMPLES = (6, 4)
+
+#: Edges of the radial profile's bins, in pixels.
+RADII = np.arange(0, 41)
+
 #: Fewer validation rows than this do not choose a noise removal.
 MIN_ROWS_TO_CHOOSE = 20
 
@@ -116,11 +122,13 @@ class Answers(NamedTuple):
         channels: Channel values with shape (runs, N, responses, 5), int64.
         offsets: Distances in cm of the showers' centers of gravity from where the primary would hit if it flew straight,
             with shape (runs, N, responses), float32; NaN for dark images.
+        profile: Mean share of an image's photons by distance from its center of gravity, :data:`RADII`, first run.
         seconds: Time per response.
     """
 
     channels: np.ndarray
     offsets: np.ndarray
+    profile: np.ndarray
     seconds: float
 
 
@@ -144,33 +152,34 @@ def ask(
         quiet: Show no progress.
     """
     detector, rows = test.geometry, len(test)
+    size = rows * responses
     answers = {
         name: Answers(
-            np.zeros((runs, rows * responses, 5), dtype=np.int64),
-            np.zeros((runs, rows * responses), dtype=np.float32),
-            0.0,
+            np.zeros((runs, size, 5), np.int64), np.zeros((runs, size), np.float32), np.zeros(len(RADII) - 1), 0.0
         )
         for name in candidates
     }
-    total = len(candidates) * runs * rows * responses
+    total = len(candidates) * runs * size
     with tqdm(total=total, unit="responses", unit_scale=True, disable=True if quiet else None) as progress:
         for run in range(runs):
             for name, candidate in candidates.items():
                 progress.set_description(f"{name}, run {run + 1}/{runs}")
-                seconds = answers[name].seconds
-                for start in range(0, rows * responses, batch_size):
-                    numbers = np.arange(start, min(start + batch_size, rows * responses))
+                answer, seconds = answers[name], 0.0
+                for start in range(0, size, batch_size):
+                    numbers = np.arange(start, min(start + batch_size, size))
                     begin = time.perf_counter()
                     images = candidate(run, numbers)
-                    seconds += (time.perf_counter() - begin) / (runs * rows * responses)
-                    answers[name].channels[run, numbers] = detector.channels(images)
-                    answers[name].offsets[run, numbers] = _offsets(
-                        images, test.particles[numbers // responses], detector
-                    )
+                    seconds += time.perf_counter() - begin
+                    answer.channels[run, numbers] = detector.channels(images)
+                    answer.offsets[run, numbers] = _offsets(images, test.particles[numbers // responses], detector)
+                    if run == 0:
+                        answer.profile[:] += _profile(images, detector) * len(numbers) / size
                     progress.update(len(numbers))
-                answers[name] = answers[name]._replace(seconds=seconds)
+                answers[name] = answer._replace(seconds=answer.seconds + seconds / (runs * size))
     return {
-        name: Answers(a.channels.reshape(runs, rows, responses, 5), a.offsets.reshape(runs, rows, responses), a.seconds)
+        name: a._replace(
+            channels=a.channels.reshape(runs, rows, responses, 5), offsets=a.offsets.reshape(runs, rows, responses)
+        )
         for name, a in answers.items()
     }
 
@@ -443,19 +452,18 @@ def evaluate_run(
             candidates[FULL_CHAIN] = generated(True)
         candidates |= {TITLES[name]: from_pool(name) for name in pools}
         answers = ask(test, candidates, runs, responses, quiet=quiet)
-        # The Monte Carlo's own offsets, for the centers' floor.
-        answers_of_data = Answers(
-            test.geometry.channels(test.images)[None, :, None],
-            _offsets(test.images, test.particles, test.geometry)[None, :, None],
-            0.0,
-        )
-        reference = answers_of_data.channels[0, :, 0]
-        detector = test.geometry
+        # The Monte Carlo itself: channels to compare with, and its centers' own offsets.
+        itself = ask(test, {"": lambda run, n: test.images[n]}, runs=1, responses=1, quiet=True)[""]
+        reference, detector = itself.channels[0, :, 0], test.geometry
         results["images"] = {n: measure(a, reference, test.pdg, inputs, detector, natural) for n, a in answers.items()}
-        results["monte_carlo"] = measure(answers_of_data, reference, test.pdg, inputs, detector, natural)["mean"]
-        atomic_write(folder / "answers.npz", _packed(answers, chosen, test.pdg, inputs, natural, reference))
+        results["monte_carlo"] = measure(itself, reference, test.pdg, inputs, detector, natural)["mean"]
+        examples = _examples(test, inputs, simulator, seed)
+        atomic_write(
+            folder / "answers.npz",
+            _packed(answers, chosen, test.pdg, inputs, natural, reference, itself.profile, **examples),
+        )
         whole = answers[SHAPE_ALONE if simulator.photons is None else FULL_CHAIN].channels[0, :, 0]
-        _pictures(folder, test, inputs, simulator, reference, whole, seed)
+        _pictures(folder, detector, reference, whole, **examples)
     atomic_write(folder / "evaluation.csv", _csv(results))
     tables = tables_of(results)
     atomic_write(folder / "evaluation.md", tables)
@@ -504,14 +512,27 @@ def _offsets(images: np.ndarray, particles: np.ndarray, detector: Detector) -> n
     return torch.where(light.sum((1, 2)) > 0, distance, torch.nan).numpy()
 
 
-def _packed(answers: dict[str, Answers], *arrays: np.ndarray) -> bytes:
+def _profile(images: np.ndarray, detector: Detector) -> np.ndarray:
+    """Mean share of an image's photons in each bin of :data:`RADII` around its center of gravity; dark ones count as 0."""
+    x, y = (centers / detector.pitch for centers in detector.pixel_centers)
+    lit, i, j = np.nonzero(images)
+    share = images[lit, i, j] / images.sum((1, 2), dtype=np.float64)[lit]
+    centers = [np.bincount(lit, share * axis, len(images)) for axis in (x[i], y[j])]
+    radius = np.hypot(x[i] - centers[0][lit], y[j] - centers[1][lit])
+    return np.histogram(radius, RADII, weights=share)[0] / len(images)
+
+
+def _packed(answers: dict[str, Answers], *arrays: np.ndarray, **more: np.ndarray) -> bytes:
     """The answers as the content of ``answers.npz``, for comparisons of models on the same rows."""
-    packed = dict(zip(("rows", "pdg", "inputs", "natural", "reference"), arrays, strict=True))
+    packed = more | dict(
+        zip(("rows", "pdg", "inputs", "natural", "reference", "reference_profile"), arrays, strict=True)
+    )
     for name, title in TITLES.items():
         if title in answers:
             packed |= {
                 f"{name}_channels": answers[title].channels.astype(np.int32),
                 f"{name}_offsets": answers[title].offsets,
+                f"{name}_profile": answers[title].profile,
             }
     stream = io.BytesIO()
     np.savez_compressed(stream, **packed)  # type: ignore[arg-type]
@@ -676,31 +697,46 @@ def _csv(results: dict[str, Any]) -> str:
     return stream.getvalue()
 
 
+def _examples(test: Showers, inputs: np.ndarray, simulator: FastSimulator, seed: int) -> dict[str, np.ndarray]:
+    """Monte Carlo and generated responses to some primaries, several draws of each.
+
+    Returns:
+        ``examples_reference`` and ``examples_generated`` with shape (P, R, nx, ny), and P ``examples_labels``.
+    """
+    codes = [
+        code for code in dict.fromkeys((*STUDY_PARTICLES, *np.unique(test.pdg).tolist())) if (test.pdg == code).any()
+    ]
+    shown = []
+    for code in codes[: EXAMPLES[0]]:
+        # The input with most responses: diversity shows.
+        rows = np.flatnonzero(test.pdg == code)
+        ids, counts = np.unique(inputs[rows], return_counts=True)
+        own = rows[inputs[rows] == ids[counts.argmax()]]
+        shown.append(np.resize(own, EXAMPLES[1]))  # repeated where there are too few
+    picked = np.concatenate(shown)
+    total = test.photon_sum[picked] if simulator.photons is None else None
+    images = simulator.sample(test.particles[picked], test.pdg[picked], seed, np.arange(len(picked)), total)
+    shape = (len(shown), EXAMPLES[1], *test.images.shape[1:])
+    labels = [f"{particle_symbol(int(test.pdg[r[0]]))}, {test.particles[r[0], 0]:.0f} GeV" for r in shown]
+    return {
+        "examples_reference": test.images[picked].astype(np.int32).reshape(shape),
+        "examples_generated": images.reshape(shape),
+        "examples_labels": np.array(labels),
+    }
+
+
 def _pictures(
     folder: Path,
-    test: Showers,
-    inputs: np.ndarray,
-    simulator: FastSimulator,
+    detector: Detector,
     reference: np.ndarray,
     generated: np.ndarray,
-    seed: int,
+    examples_reference: np.ndarray,
+    examples_generated: np.ndarray,
+    examples_labels: np.ndarray,
 ) -> None:
-    """Responses to some test primaries, Monte Carlo above and generated below, and the channel distributions."""
+    """Responses to some primaries, Monte Carlo above and generated below, and the channel distributions."""
     from calosim.plotting import channel_histograms, image_rows
 
-    shown: list[int] = []
-    for code in (*STUDY_PARTICLES, *np.unique(test.pdg)):
-        rows = np.flatnonzero(test.pdg == code)
-        # The input with most responses, two of them: diversity shows.
-        if len(rows) and test.pdg[rows[0]] not in test.pdg[shown]:
-            ids, counts = np.unique(inputs[rows], return_counts=True)
-            shown += rows[inputs[rows] == ids[counts.argmax()]][:2].tolist()
-    picked = np.array(shown[:10])
-    total = test.photon_sum[picked] if simulator.photons is None else None
-    images = simulator.sample(test.particles[picked], test.pdg[picked], seed, picked, total)
-    labels = [
-        f"{particle_symbol(int(c))}, {e:.0f} GeV"
-        for c, e in zip(test.pdg[picked], test.particles[picked, 0], strict=True)
-    ]
-    image_rows(test.images[picked], images, labels, folder / "responses.png")
-    channel_histograms(reference, generated, test.geometry.channel_names(), folder / "channels.png")
+    above, below = (e[:5, :2].reshape(-1, *detector.shape) for e in (examples_reference, examples_generated))
+    image_rows(above, below, np.repeat(examples_labels[:5], 2).tolist(), folder / "responses.png")
+    channel_histograms(reference, generated, detector.channel_names(), folder / "channels.png")

@@ -18,6 +18,7 @@ TOOLS: dict[str, str] = {
     "generate": "calosim.simulator:generate",
     "evaluate": "calosim.evaluation:evaluate_run",
     "ensemble": "calosim.simulator:save_ensemble",
+    "explain": "calosim.explain:explain",
     "compare": "calosim.compare:compare",
 }
 

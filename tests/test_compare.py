@@ -54,7 +54,14 @@ def judged(tmp_path, showers):
         candidate = bright if step.label == "bright" else good
         answers = ask(showers, {TITLES["shape"]: candidate}, runs=2, responses=1, quiet=True)
         images = {n: measure(a, reference, showers.pdg, inputs, geometry) for n, a in answers.items()}
-        arrays = (np.arange(len(showers)), showers.pdg, inputs, np.ones(len(showers), dtype=bool), reference)
+        arrays = (
+            np.arange(len(showers)),
+            showers.pdg,
+            inputs,
+            np.ones(len(showers), dtype=bool),
+            reference,
+            np.zeros(40),
+        )
         (step.folder / "answers.npz").write_bytes(_packed(answers, *arrays))
         facts = {
             "rows": len(showers),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from calosim.detectors import get_detector
 from calosim.evaluation import (
     INTERVALS,
     Pool,
     _match_inputs,
+    _profile,
     _rank_within,
     ask,
     best_noise_removals,
@@ -138,3 +140,14 @@ def test_noise_removal_is_chosen_on_validation_rows_by_distance(run_folders, roo
     assert set(distances) <= {"all", "gamma", "neutron", "lambda", "sigma_plus"}
     assert distances["all"][methods[0]] == min(distances["all"].values())
     assert len(set(distances["all"].values())) > 1
+
+
+def test_the_profile_is_about_the_center_of_gravity():
+    detector = get_detector("zn")
+    images = np.zeros((3, 44, 44), dtype=np.int64)
+    images[0, 40, 3] = 7  # one pixel is its own center
+    images[1, 10, 10] = images[1, 10, 20] = 2  # two pixels, each five from the middle
+    shares = _profile(images[:2], detector)
+    assert shares[0] == 0.5
+    assert shares[5] == 0.5
+    assert _profile(images, detector).sum() == pytest.approx(2 / 3)  # a dark image has no share
