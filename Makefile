@@ -56,6 +56,9 @@ compare: | $(STAMP)  ## the whole fine-tuning study, PLAN=conf/study/compare.yam
 explain: | $(STAMP)  ## SHAP values: PHOTONS=runs/photonsum/... [SHAPE=runs/teacher/...] OUT=runs/explain
 	$(CALOSIM) explain --photons $(call need,PHOTONS) $(if $(SHAPE),--shape $(SHAPE)) --out $(or $(OUT),runs/explain) $(ARGS)
 
+report: | $(STAMP)  ## one HTML page about RUNS="runs/a,runs/b" (default runs), OUT=report.html
+	$(CALOSIM) report --runs "[$(or $(RUNS),runs)]" --out $(or $(OUT),report.html) $(ARGS)
+
 train-photons: $(DATA)  ## train the photon-sum model; ARGS="--model.head gaussian"
 	$(CALOSIM) fit -c conf/photons.yaml $(ARGS)
 
@@ -67,6 +70,7 @@ demo: | $(STAMP)  ## simulate, train, generate and evaluate in a few minutes; re
 	$(CALOSIM) fit -c conf/teacher.yaml -c conf/demo/teacher.yaml --run demo/teacher
 	$(CALOSIM) generate --shape demo/teacher --photons demo/photons --primaries conf/demo/primaries.csv --responses 100 --out demo/generated.root
 	$(CALOSIM) evaluate -c conf/demo/evaluate.yaml --shape demo/teacher --photons "[demo/photons]" --floor demo/zn-other-seed.root --out demo/evaluation
+	$(CALOSIM) report --runs "[demo]" --title "calosim demo" --out demo/report.html
 
 test: | $(STAMP)  ## lint, types and tests (about four minutes on two cores)
 	$(MAKE) --no-print-directory lint
@@ -91,4 +95,4 @@ bench-gpu: | $(STAMP)  ## speed of the flow engine on a CUDA device
 clean:  ## remove the virtual environment, the demo and caches; data/ and runs/ stay
 	rm -rf $(VENV) demo .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
-.PHONY: help install data calibrate train-teacher train-photons train-student train-focal ablation finetune compare explain demo test test-all lint bench bench-gpu clean
+.PHONY: help install data calibrate train-teacher train-photons train-student train-focal ablation finetune compare explain report demo test test-all lint bench bench-gpu clean

@@ -16,6 +16,7 @@ VERBS: dict[str, str] = {
     "evaluate": "judge a fast simulation on the test split, with floor and trivial model",
     "ensemble": "join one shape model per particle, and a default, in one folder that simulates",
     "explain": "SHAP values of the photon sum and the shower center, and how sure the photon sum is",
+    "report": "one self-contained HTML page from any set of run folders",
     "compare": "run a plan of trainings and compare them with statistics (conf/study)",
 }
 TRAINING = ("fit", "validate", "test", "predict")

@@ -148,12 +148,12 @@ class CalosimCLI(LightningCLI):
             if callback.class_path.endswith("ModelCheckpoint") and callback.init_args.get("dirpath") is None:
                 callback.init_args.dirpath = f"{run}/checkpoints"
         if any("Wandb" in c.class_path for c in _as_list(config.trainer.get("logger"))):
-            _wandb_offline_without_key()
+            wandb_offline_without_key()
         if checkpoint in ("best", "last"):
             config.ckpt_path = f"{run}/checkpoints/{checkpoint}.ckpt"
 
 
-def _wandb_offline_without_key() -> None:
+def wandb_offline_without_key() -> None:
     from netrc import NetrcParseError, netrc
 
     try:

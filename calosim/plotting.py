@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["beeswarm", "channel_histograms", "comparison", "image_rows", "importances", "predictive_intervals"]
+__all__ = [
+    "beeswarm",
+    "channel_histograms",
+    "comparison",
+    "draws",
+    "image_rows",
+    "importances",
+    "predictive_intervals",
+    "spectra",
+    "training_curves",
+]
 
 
 def image_rows(reference: NDArray, generated: NDArray, labels: Sequence[str], path: str | os.PathLike[str]) -> Path:
@@ -101,6 +111,101 @@ def channel_histograms(
     axes[0, 0].set_ylabel("share of responses")
     axes[1, 0].set_ylabel("ratio")
     axes[0, -1].legend(frameon=False, fontsize="small")
+    return _save(figure, Path(path))
+
+
+def draws(reference: NDArray, generated: NDArray, labels: Sequence[str], path: str | os.PathLike[str]) -> Path:
+    """Draws several Monte Carlo and generated responses to each primary, one primary a row.
+
+    Args:
+        reference: Photon counts with shape (P, R, nx, ny).
+        generated: Photon counts with shape (P, R, nx, ny).
+        labels: A title for each primary.
+        path: The file to write.
+
+    Returns:
+        The path.
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    primaries, number = reference.shape[:2]
+    figure = Figure(figsize=(1.25 * 2 * number + 1, 1.35 * primaries + 0.4), layout="constrained")
+    sides = figure.subfigures(1, 2, wspace=0.03, squeeze=False)[0]
+    for side, images, title in zip(sides, (reference, generated), ("Monte Carlo", "generated"), strict=True):
+        side.suptitle(title)
+        axes = side.subplots(primaries, number, squeeze=False)
+        for p in range(primaries):
+            # One scale for all draws of a primary.
+            norm = LogNorm(vmin=1, vmax=max(2, reference[p].max(), generated[p].max()))
+            for axis, image in zip(axes[p], images[p], strict=True):
+                axis.imshow(np.ma.masked_less_equal(image.T, 0), norm=norm, origin="lower", cmap="viridis")
+                axis.set(xticks=[], yticks=[])
+                axis.set_xlabel(f"{image.sum():.0f}", fontsize="x-small", labelpad=1)
+            if title == "Monte Carlo":
+                axes[p, 0].set_ylabel(labels[p], fontsize="small")
+    return _save(figure, Path(path))
+
+
+def spectra(
+    sums: Mapping[str, NDArray], profiles: Mapping[str, NDArray], radii: NDArray, path: str | os.PathLike[str]
+) -> Path:
+    """Draws spectra of photon sums and radial profiles of several candidates.
+
+    Args:
+        sums: Photon sums with shape (N,) by candidate, the Monte Carlo first.
+        profiles: Mean shares of photons with shape (K,) by candidate; may be empty.
+        radii: Edges of the profiles' bins in cm with shape (K + 1,).
+        path: The file to write.
+
+    Returns:
+        The path.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    axes = figure.subplots(1, 2 if profiles else 1, squeeze=False)[0]
+    first = next(iter(sums.values()))
+    edges = np.geomspace(max(1, first.min()), max(10, first.max()), 41)
+    for i, (name, values) in enumerate(sums.items()):
+        style = {"color": "0.35", "fill": True, "alpha": 0.4} if i == 0 else {"color": f"C{i - 1}"}
+        axes[0].stairs(np.histogram(values, edges)[0] / len(values), edges, label=name, **style)
+    axes[0].set(xscale="log", yscale="log", xlabel="photon sum", ylabel="share of responses")
+    for i, (name, shares) in enumerate(profiles.items()):
+        style = {"color": "0.35", "fill": True, "alpha": 0.4} if i == 0 else {"color": f"C{i - 1}"}
+        axes[1].stairs(shares, radii, label=name, **style)
+    if profiles:
+        axes[1].set(yscale="log", xlabel="distance from the center of gravity, cm", ylabel="mean share of photons")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize="small"
+    )
+    return _save(figure, Path(path))
+
+
+def training_curves(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], path: str | os.PathLike[str]
+) -> Path:
+    """Draws logged values over training steps, a panel for each quantity and a line for each run.
+
+    Args:
+        panels: By quantity and run, pairs of step and value.
+        path: The file to write.
+
+    Returns:
+        The path.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(5, 4.2 * len(panels)), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (quantity, runs) in zip(axes, panels.items(), strict=True):
+        for i, (run, points) in enumerate(runs.items()):
+            step, value = np.array(sorted(points)).T
+            axis.plot(step, value, color=f"C{i % 10}", lw=1.2, marker="." if len(step) < 20 else "", label=run)
+        axis.set(xlabel="step", title=quantity)
+    handles, labels = max((a.get_legend_handles_labels() for a in axes), key=lambda found: len(found[1]))
+    if len(labels) <= 12:
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="x-small")
     return _save(figure, Path(path))
 
 

@@ -19,6 +19,7 @@ TOOLS: dict[str, str] = {
     "evaluate": "calosim.evaluation:evaluate_run",
     "ensemble": "calosim.simulator:save_ensemble",
     "explain": "calosim.explain:explain",
+    "report": "calosim.report:report",
     "compare": "calosim.compare:compare",
 }
 
