@@ -62,7 +62,7 @@ report: | $(STAMP)  ## one HTML page about RUNS="runs/a,runs/b" (default runs), 
 train-photons: $(DATA)  ## train the photon-sum model; ARGS="--model.head gaussian"
 	$(CALOSIM) fit -c conf/photons.yaml $(ARGS)
 
-demo: | $(STAMP)  ## simulate, train, generate and evaluate in a few minutes; results in demo/
+demo: | $(STAMP)  ## simulate, train, generate, evaluate and report in about five minutes; results in demo/
 	@rm -rf demo && mkdir -p demo
 	$(CALOSIM) simulate -c conf/demo/simulate.yaml --out demo/zn.root
 	$(CALOSIM) simulate -c conf/demo/simulate.yaml --primaries demo/zn.root --seed 2 --out demo/zn-other-seed.root
@@ -72,7 +72,7 @@ demo: | $(STAMP)  ## simulate, train, generate and evaluate in a few minutes; re
 	$(CALOSIM) evaluate -c conf/demo/evaluate.yaml --shape demo/teacher --photons "[demo/photons]" --floor demo/zn-other-seed.root --out demo/evaluation
 	$(CALOSIM) report --runs "[demo]" --title "calosim demo" --out demo/report.html
 
-test: | $(STAMP)  ## lint, types and tests (about four minutes on two cores)
+test: | $(STAMP)  ## lint, types and tests (about eight minutes on two cores)
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest
 
