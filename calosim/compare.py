@@ -125,6 +125,8 @@ def compare(
     table = {**TABLE, **(study.settings.get("table") or {})}
     if unknown := set(table) - set(TABLE):
         raise ValueError(f"{plan}: unknown entries {', '.join(sorted(unknown))} of table; expected {', '.join(TABLE)}")
+    # One name of a particle in all tables, however the plan writes it.
+    table["particles"] = [p if p == "all" else particle_name(particle_code(p)) for p in table["particles"]]
     for metric in table["metrics"]:
         if metric not in HEADINGS:
             raise ValueError(f"{plan}: unknown metric {metric!r}; expected {', '.join(HEADINGS)}")

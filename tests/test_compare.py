@@ -25,7 +25,7 @@ def judged(tmp_path, showers):
     trainings = {"good": {}, "same": {}, "bright": {"title": "too bright"}}
     path = tmp_path / "plan.yaml"
     table = {
-        "particles": ["all", "gamma", "neutron"],
+        "particles": ["all", "gamma", "neutron", "sigma_plus"],
         "modes": ["shape"],
         "reference": "good",
         "metrics": ["ws", "mae_cond"],
@@ -84,6 +84,8 @@ def test_the_better_model_wins_with_certainty(judged, tmp_path, capsys):
     assert float(worse["versus_p_value"]) == 0
     assert float(worse["versus_share"]) == 0
     assert (float(same["versus_difference"]), float(same["versus_p_value"]), float(same["versus_share"])) == (0, 1, 0.5)
+    # However the plan writes a particle's name.
+    assert ("ws", "sigma+", "good") in cells
     # The bright model is the good one but for neutrons.
     assert float(cells["ws", "gamma", "bright"]["versus_difference"]) == 0
     text = (tmp_path / "out" / "comparison.md").read_text()
