@@ -72,7 +72,7 @@ demo: | $(STAMP)  ## simulate, train, generate, evaluate and report in about fiv
 	$(CALOSIM) evaluate -c conf/demo/evaluate.yaml --shape demo/teacher --photons "[demo/photons]" --floor demo/zn-other-seed.root --out demo/evaluation
 	$(CALOSIM) report --runs "[demo]" --title "calosim demo" --out demo/report.html
 
-test: | $(STAMP)  ## lint, types and tests (about eight minutes on two cores)
+test: | $(STAMP)  ## lint, types and tests (about ten minutes on two cores)
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest
 

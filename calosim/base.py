@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +12,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from calosim import draws
 from calosim.detectors import get_detector
@@ -24,7 +24,6 @@ __all__ = [
     "checkpoint_path",
     "evaluating",
     "fit_sample",
-    "global_seed",
     "load_module",
     "step_keys",
 ]
@@ -51,11 +50,6 @@ class evaluating:
             module.training = mode
 
 
-def global_seed() -> int:
-    """The seed of the training, set by ``seed_everything``; 0 without it."""
-    return int(os.environ.get("PL_GLOBAL_SEED") or 0)
-
-
 def step_keys(rows: Tensor, stream: int, step: int) -> Tensor:
     """Keys of what is drawn for rows in a training step: by row, step and the seed of the training.
 
@@ -68,7 +62,7 @@ def step_keys(rows: Tensor, stream: int, step: int) -> Tensor:
     Returns:
         Keys with shape (B,).
     """
-    return draws.row_keys(rows, stream, *((step + 1, global_seed()) if step >= 0 else (0,)))
+    return draws.row_keys(rows, stream, *((step + 1, draws.training_seed()) if step >= 0 else (0,)))
 
 
 def fit_sample(datamodule: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,7 +111,7 @@ class CalosimModule(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Keys dropout and weight noise by (seed, step, process), so that a resumed run repeats the uninterrupted one."""
         # The batch too: gradient accumulation takes several batches to a step.
-        words = (global_seed(), self.global_step, batch_idx, self.global_rank)
+        words = (draws.training_seed(), self.global_step, batch_idx, self.global_rank)
         torch.manual_seed(int(draws.row_keys(torch.zeros(1, dtype=torch.int64), draws.TRAINING_STREAM, *words)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -224,6 +218,7 @@ class ShapeModule(CalosimModule):
         super().__init__(detector, optimizer, scheduler, **preprocessing, **init)
         self.features = FeatureScaler(self.detector, photon_sum=True, physics=physics)
         self.logits = ShapeLogits(self.detector.shape, noise, alpha, standardize)
+        self.test_nll = MeanMetric()
 
     def setup(self, stage: str) -> None:
         """Fits the standardizations on the training split, unless a checkpoint brought them.
@@ -262,6 +257,19 @@ class ShapeModule(CalosimModule):
         """
         logits, context = self.inputs(batch, step)
         return (self.flow(context).log_prob(logits) + self.logits.log_volume()) / self.detector.pixels
+
+    def test_step(self, batch: dict[str, Tensor]) -> None:
+        """Accumulates the exact negative log-likelihood of the test split, in nats per pixel."""
+        self.test_nll.update(-self.log_likelihood(batch))
+        self.log("test/loss", self.test_nll)
+
+    def predict_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Generates one response per row from the row's true photon sum."""
+        photon_sum = batch["images"].flatten(1).sum(1)
+        return {
+            "images": self.generate(batch["particles"], photon_sum, 0, batch["rows"]),
+            "rows": batch["rows"],
+        }
 
     def generate(
         self, particles: Tensor, photon_sum: Tensor, seed: int, rows: Tensor, noise_removal: int | Tensor = 3

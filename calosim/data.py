@@ -20,7 +20,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from calosim import rootio
+from calosim import draws, rootio
 from calosim.detectors import get_detector
 from calosim.particles import particle_code, particle_name
 from calosim.rootio import Showers
@@ -158,7 +158,7 @@ class EpochSampler(DistributedSampler):
         """The positions of the whole epoch, the same on every process, shape (N,)."""
         if not self.shuffle:
             return np.arange(len(self.groups))
-        rng = np.random.default_rng((self.seed, int(os.environ.get("PL_GLOBAL_SEED") or 0), self.epoch))
+        rng = np.random.default_rng((self.seed, draws.training_seed(), self.epoch))
         if self.power == 1.0:
             return rng.permutation(len(self.groups))
         _, group, sizes = np.unique(self.groups, return_inverse=True, return_counts=True)

@@ -11,11 +11,12 @@ References:
 from __future__ import annotations
 
 import math
+import os
 
 import torch
 from torch import Tensor
 
-__all__ = ["normal", "row_keys", "uniform"]
+__all__ = ["normal", "row_keys", "training_seed", "uniform"]
 
 #: First word of a key: what the draws are for, so that no two uses of one (seed, row) share their numbers.
 NOISE_STREAM, BASE_STREAM, PHOTON_STREAM, FIT_STREAM, TRAINING_STREAM, EVALUATION_STREAM = range(1, 7)
@@ -30,6 +31,11 @@ def _mix(z: Tensor) -> Tensor:
     z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * _MIX_1
     z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * _MIX_2
     return z ^ ((z >> 31) & 0x1FFFFFFFF)
+
+
+def training_seed() -> int:
+    """The seed of the training, as ``seed_everything`` leaves it in the environment for all processes; 0 without it."""
+    return int(os.environ.get("PL_GLOBAL_SEED") or 0)
 
 
 def row_keys(rows: Tensor, *words: int) -> Tensor:

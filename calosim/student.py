@@ -181,7 +181,6 @@ class Student(ShapeModule):
         if teacher is not None and not self.weights():
             raise ValueError("expected at least one loss with a weight above 0, got none")
         self.val_parts = nn.ModuleDict({name: MeanMetric() for name in ("loss", "kl", *self.weights())})
-        self.test_nll = MeanMetric()
 
     # -- the teacher --------------------------------------------------------------------------------------------------
 
@@ -368,19 +367,6 @@ class Student(ShapeModule):
             metric = cast(MeanMetric, self.val_parts[name])
             metric.update(part)
             self.log(f"val/{name}", metric, prog_bar=name == "loss")
-
-    def test_step(self, batch: dict[str, Tensor]) -> None:
-        """Accumulates the exact negative log-likelihood of the test split, in nats per pixel as the teacher's."""
-        self.test_nll.update(-self.log_likelihood(batch))
-        self.log("test/loss", self.test_nll)
-
-    def predict_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Generates one response per row from the row's true photon sum."""
-        photon_sum = batch["images"].flatten(1).sum(1)
-        return {
-            "images": self.generate(batch["particles"], photon_sum, 0, batch["rows"]),
-            "rows": batch["rows"],
-        }
 
 
 def _filled(known: Any, **given: Any) -> dict[str, Any]:

@@ -92,7 +92,6 @@ class Teacher(ShapeModule):
             seed=flow_seed,
         )
         self.val_nll = MeanMetric()
-        self.test_nll = MeanMetric()
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         """Minimizes the negative log-likelihood in nats per pixel."""
@@ -104,16 +103,3 @@ class Teacher(ShapeModule):
         """Accumulates the negative log-likelihood over all rows of all processes."""
         self.val_nll.update(-self.log_likelihood(batch))
         self.log("val/loss", self.val_nll, prog_bar=True)
-
-    def test_step(self, batch: dict[str, Tensor]) -> None:
-        """Accumulates the negative log-likelihood of the test split."""
-        self.test_nll.update(-self.log_likelihood(batch))
-        self.log("test/loss", self.test_nll)
-
-    def predict_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Generates one response per row from the row's true photon sum."""
-        photon_sum = batch["images"].flatten(1).sum(1)
-        return {
-            "images": self.generate(batch["particles"], photon_sum, 0, batch["rows"]),
-            "rows": batch["rows"],
-        }

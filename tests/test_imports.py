@@ -29,7 +29,7 @@ ALLOWED = {
     "rootio": {"detectors", "particles", "provenance"},
     "montecarlo": {"detectors", "particles", "rootio"},
     "calibration": {"detectors", "particles", "rootio", "montecarlo", "metrics"},
-    "data": {"detectors", "particles", "rootio"},
+    "data": {"detectors", "draws", "particles", "rootio"},
     "preprocessing": {"detectors", "draws"},
     "losses": {"detectors"},
     "metrics": {"detectors", "particles"},

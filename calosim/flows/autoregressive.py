@@ -39,7 +39,7 @@ __all__ = ["AutoregressiveSpline", "AutoregressiveSplineTransform"]
 _CACHED = 400_000
 
 #: A value stands still when it changes by less than this many times its rounding error. The spline itself rounds that much:
-#: waiting for the last bit takes three times the passes on a trained flow, and the round trip is not closer by it.
+#: waiting for the last bit takes more than twice the passes on a trained flow, and the round trip is not closer by it.
 _STILL = 32
 
 
