@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 VERBS: dict[str, str] = {
@@ -65,7 +66,10 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("CALOSIM_TRACEBACK"):
             raise
-        print(f"calosim: error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = " ".join(str(error).split())
+        # jsonargparse wraps what a model says of its arguments in all types that it tried.
+        reason = re.search(r"Errors: - (.*?) - Expected a <class 'NoneType'>", text)
+        print(f"calosim: error: {reason[1] if reason else text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("calosim: interrupted", file=sys.stderr)

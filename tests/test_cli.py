@@ -220,3 +220,20 @@ def test_two_processes_train_as_one(root_file, tmp_path):
         losses.append([float(next(r[key] for r in rows if r.get(key))) for key in ("val/loss", "val/ws")])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert not list(tmp_path.glob("2/config.resumed*"))
+
+
+def test_what_a_model_says_of_its_arguments_is_one_clear_line(tmp_path, root_file, capfd):
+    words = [
+        "--data.files",
+        str(root_file),
+        "--model.hidden",
+        "[8,8]",
+        "--model.bins",
+        "-1",
+        "--run",
+        str(tmp_path / "run"),
+    ]
+    assert main(["fit", "-c", str(CONF / "teacher.yaml"), *words]) == 2
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last == "calosim: error: expected a number of bins, or 0 for affine maps, got -1"
+    assert not (tmp_path / "run").exists()
