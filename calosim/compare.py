@@ -212,6 +212,14 @@ def _cells(rows: Sequence[Row], table: Mapping[str, Any], resamples: int, quiet:
     work = [(mode, particle, row) for mode in table["modes"] for particle in table["particles"] for row in rows]
     counts: dict[str, np.ndarray] = {}
     seen: dict[str, tuple[np.ndarray, Row]] = {}
+    unpacked: dict[tuple[Path, str], np.ndarray] = {}
+
+    def answers(folder: Path, name: str) -> np.ndarray:
+        if (folder, name) not in unpacked:
+            with np.load(folder / "answers.npz") as stored:
+                unpacked[folder, name] = stored[name]
+        return unpacked[folder, name]
+
     for mode, particle, row in tqdm(work, desc="bootstrap", unit="cell", disable=True if quiet else None):
         parts: dict[str, list[tuple[float, float, np.ndarray | None]]] = {}
         for folder in row.of(particle):
@@ -219,9 +227,10 @@ def _cells(rows: Sequence[Row], table: Mapping[str, Any], resamples: int, quiet:
             found = _images(folder)
             if title not in found or f"ws_{particle}" not in found[title]["mean"]:
                 continue
-            stored = np.load(folder / "answers.npz")
-            mine = stored["natural"] if particle == "all" else stored["pdg"] == particle_code(particle)
-            data = {name: stored[name][mine] for name in ("rows", "pdg", "inputs", "reference")}
+            mine = (
+                answers(folder, "natural") if particle == "all" else answers(folder, "pdg") == particle_code(particle)
+            )
+            data = {name: answers(folder, name)[mine] for name in ("rows", "pdg", "inputs", "reference")}
             if particle not in counts:
                 counts[particle] = resample(len(np.unique(data["inputs"])), resamples)
                 seen[particle] = data["rows"], row
@@ -231,7 +240,7 @@ def _cells(rows: Sequence[Row], table: Mapping[str, Any], resamples: int, quiet:
                     f"{folder}: judged on other rows of {particle} than {seen[particle][1].label}; evaluate both with the same "
                     "rows, rows_of_each and data"
                 )
-            channels = stored[f"{_candidate(row, mode)}_channels"][:, mine]
+            channels = answers(folder, f"{_candidate(row, mode)}_channels")[:, mine]
             samples = _resampled(channels, data, counts[particle], table["metrics"], detector)
             for metric in table["metrics"]:
                 result = found[title]
@@ -285,15 +294,13 @@ def _resampled(
     return result
 
 
-def _ranks(values: Mapping[str, Mapping[str, float]], labels: Sequence[str]) -> dict[str, float]:
-    """The mean rank of each label over metrics; ``values[metric][label]``, ties share a rank."""
-    ranks: dict[str, list[float]] = {label: [] for label in labels}
-    for metric in values.values():
-        present = {label: metric[label] for label in labels if label in metric and not np.isnan(metric[label])}
-        for label, value in present.items():
-            others = np.array(list(present.values()))
-            ranks[label].append(1 + float((others < value).sum()) + (float((others == value).sum()) - 1) / 2)
-    return {label: float(np.mean(r)) for label, r in ranks.items() if r}
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Mean ranks over metrics of some models, (metrics, models, ...) to (models, ...); NaN is not ranked, ties share."""
+    below = (values[:, None] < values[:, :, None]).sum(2)
+    equal = (values[:, None] == values[:, :, None]).sum(2)
+    known = ~np.isnan(values)
+    ranks = np.where(known, below + (equal + 1) / 2, 0).sum(0)
+    return np.where(known.any(0), ranks / np.maximum(known.sum(0), 1), np.nan)
 
 
 # -- the ensemble ---------------------------------------------------------------------------------------------------
@@ -322,8 +329,8 @@ def _ensemble(study: Plan, table: Mapping[str, Any], jobs: int, quiet: bool) -> 
     members: dict[str, str] = {}
     removals: dict[str, int] = {}
     for particle in particles:
-        values: dict[str, dict[str, float]] = {}
         runs: dict[str, Step] = {}
+        means: list[dict[str, float]] = []
         for label in [settings["default"], *settings["members"]]:
             for step in study.runs(label):
                 own = step.values.get("particle")
@@ -333,14 +340,15 @@ def _ensemble(study: Plan, table: Mapping[str, Any], jobs: int, quiet: bool) -> 
                 if not record.exists() or label in runs:
                     continue
                 mean = json.loads(record.read_text())["images"][TITLES["shape"]]["mean"]
-                for metric in table["metrics"]:
-                    if f"{metric}_{particle}" in mean:
-                        values.setdefault(metric, {})[label] = mean[f"{metric}_{particle}"]
-                        runs[label] = step
+                if any(f"{metric}_{particle}" in mean for metric in table["metrics"]):
+                    runs[label] = step
+                    means.append(mean)
         if not runs:
             continue
-        ranks = _ranks(values, list(runs))
-        best = min(ranks, key=lambda label: ranks[label])  # the earlier of equals: the default comes first
+        ranks = _ranks(
+            np.array([[m.get(f"{metric}_{particle}", np.nan) for m in means] for metric in table["metrics"]])
+        )
+        best = list(runs)[int(np.nanargmin(ranks))]  # the earlier of equals: the default comes first
         chosen[particle] = best
         if best != settings["default"]:
             members[particle] = str(runs[best].folder)
@@ -512,7 +520,9 @@ def _report(
     ]
     if failed:
         lines += ["", "Failed: " + "; ".join(f"{name}: {reason}" for name, reason in failed.items()) + "."]
-    labels = [row.label for row in rows if row.label not in REFERENCES]
+    titles = {row.label: row.title for row in rows if row.label not in REFERENCES}
+    labels = list(titles)
+    lines += _winners(table, cells, titles)
     head = "| | " + " | ".join(columns.values()) + " |"
     rule = "|---" * (len(columns) + 1) + "|"
     for mode in table["modes"]:
@@ -547,20 +557,10 @@ def _report(
                     texts = [_contrast(c.versus, FORMATS[metric]) if c and c.versus else "–" for c in found]
                     lines.append(f"| {row.title} | " + " | ".join(texts) + " |")
         lines += ["", "### Mean rank over the metrics", "", head, rule]
-        ranks = {
-            particle: _ranks(
-                {
-                    m: {x: cells[k].mean for x in labels if (k := (mode, m, particle, x)) in cells}
-                    for m in table["metrics"]
-                },
-                labels,
-            )
-            for particle in columns
-        }
-        for row in rows:
-            if row.label in labels:
-                texts = [f"{ranks[p][row.label]:.2f}" if row.label in ranks[p] else "–" for p in columns]
-                lines.append(f"| {row.title} | " + " | ".join(texts) + " |")
+        ranks = {particle: _ranks(_means(cells, table, mode, particle, labels)) for particle in columns}
+        for i, label in enumerate(labels):
+            texts = ["–" if np.isnan(r[i]) else f"{r[i]:.2f}" for r in ranks.values()]
+            lines.append(f"| {titles[label]} | " + " | ".join(texts) + " |")
     if chosen:
         lines += ["", "## The ensemble", "", "Chosen by mean rank on validation rows: "]
         lines[-1] += ", ".join(f"{columns[p]}: {_title(study, label)}" for p, label in chosen.items()) + "."
@@ -571,6 +571,61 @@ def _report(
             samples, minutes = sum(r["samples"] for r in records), sum(r["seconds"] for r in records) / 60
             lines.append(f"| {_title(study, label)} | {len(records)} | {samples:,} | {minutes:.1f} |")
     return "\n".join(lines) + "\n"
+
+
+def _means(cells: Cells, table: Mapping[str, Any], mode: str, particle: str, labels: Sequence[str]) -> np.ndarray:
+    """Metrics of some models for a particle, with shape (metrics, models); NaN where there are none."""
+    keys = [[(mode, metric, particle, label) for label in labels] for metric in table["metrics"]]
+    return np.array([[cells[k].mean if k in cells else np.nan for k in row] for row in keys])
+
+
+def _winners(table: Mapping[str, Any], cells: Cells, titles: Mapping[str, str]) -> list[str]:
+    """Who is best for which particle, by mean rank over the metrics, and in how many resamples of the primaries."""
+    lines = []
+    for mode in table["modes"]:
+        for particle, name in _columns(table).items():
+            # For a single particle the ensemble is one of the other models once more.
+            labels = [x for x in titles if x != ENSEMBLE or particle == "all"]
+            labels = [x for x in labels if (mode, table["metrics"][0], particle, x) in cells]
+            keys = [[(mode, metric, particle, label) for label in labels] for metric in table["metrics"]]
+            drawn = [[cells[k].samples for k in row] for row in keys if all(k in cells for k in row)]
+            drawn = [row for row in drawn if not any(samples is None for samples in row)]
+            if len(labels) < 2 or not drawn:
+                continue
+            ranks = _ranks(_means(cells, table, mode, particle, labels))
+            resampled = _ranks(np.array(drawn))
+            first = resampled == np.nanmin(resampled, axis=0)
+            shares = (first / np.maximum(first.sum(0), 1)).mean(1)
+            best = int(np.nanargmin(ranks))
+            others = [int(i) for i in np.argsort(-shares, kind="stable") if i != best]
+            versus = [
+                f"{HEADINGS[metric]} {_contrast(cell.versus, FORMATS[metric])}"
+                for metric in table["metrics"][:1]
+                if (cell := cells.get((mode, metric, particle, labels[best]))) and cell.versus
+            ]
+            line = [
+                name,
+                TITLES[mode],
+                f"**{titles[labels[best]]}** ({ranks[best]:.2f})",
+                f"{100 * shares[best]:.0f} %",
+            ]
+            line += [f"{titles[labels[others[0]]]} ({100 * shares[others[0]]:.0f} %)", *(versus or ["–"])]
+            lines.append("| " + " | ".join(line) + " |")
+    if not lines:
+        return []
+    reference = titles.get(table["reference"], "the reference")
+    return [
+        "",
+        "## Winners",
+        "",
+        "The lowest mean rank over the metrics; in how many bootstrap resamples of the primaries the same model has it, and "
+        "which other has it most often. Below some 95 % the winner is not certain. The p-values here and below are of single "
+        "comparisons: of twenty without any difference one falls below 0.05.",
+        "",
+        f"| | | best (mean rank) | wins in | next | difference from {reference} [95 % interval], p, in favor |",
+        "|---" * 6 + "|",
+        *lines,
+    ]
 
 
 def _contrast(versus: Bootstrap, form: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from calosim.__main__ import main
-from calosim.compare import _ranks, compare, generation_times
+from calosim.compare import Cell, _ranks, _winners, compare, generation_times
 from calosim.evaluation import TITLES, _packed, ask, measure
 from calosim.rootio import write
 from calosim.study import load_plan
@@ -107,8 +107,28 @@ def test_models_judged_on_other_rows_are_not_compared(judged, tmp_path):
 
 
 def test_ranks():
-    values = {"ws": {"a": 1.0, "b": 2.0, "c": 2.0}, "mae": {"a": 5.0, "b": 4.0, "c": float("nan")}}
-    assert _ranks(values, ["a", "b", "c", "d"]) == {"a": 1.5, "b": 1.75, "c": 2.5}
+    values = np.array([[1.0, 2.0, 2.0, np.nan], [5.0, 4.0, np.nan, np.nan]])
+    np.testing.assert_equal(_ranks(values), [1.5, 1.75, 2.5, np.nan])
+    np.testing.assert_equal(_ranks(np.stack([values, values[:, ::-1]], 2))[:, 1], [np.nan, 2.5, 1.75, 1.5])
+
+
+def test_winners_are_named_with_their_certainty():
+    """Of two models that differ by noise alone neither wins often; one that is better in every resample always wins."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(3, 4000))
+    cells = {
+        ("shape", "ws", p, label): Cell(mean, 0.1, 10 + shift + noise[i], None)
+        for p, shifts in {"gamma": (0, 0.1, 20), "neutron": (20, 20, 0)}.items()
+        for i, (label, shift) in enumerate(zip("abc", shifts, strict=True))
+        for mean in [10.0 + shift]
+    }
+    table = {"modes": ["shape"], "metrics": ["ws"], "particles": ["gamma", "neutron"], "reference": None}
+    gamma, neutron = _winners(table, cells, {"a": "A", "b": "B", "c": "C"})[-2:]
+    share = int(gamma.split("|")[4].strip(" %"))
+    assert "**A** (1.00)" in gamma
+    assert 50 < share < 60
+    assert f"B ({100 - share} %)" in gamma
+    assert "**C** (1.00) | 100 %" in neutron
 
 
 def test_generation_times_are_per_response(run_folders, showers):
