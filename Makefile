@@ -44,7 +44,7 @@ train-student: $(DATA)  ## distill a student from TEACHER=runs/teacher/...; ARGS
 train-focal: | $(STAMP)  ## FoCal-H teacher and students with and without the shower-center loss, compared
 	$(CALOSIM) compare --plan conf/study/focal_h.yaml $(ARGS)
 
-ablation: | $(STAMP)  ## the student's four variants over three seeds, compared; ARGS="--dry_run true"
+ablation: | $(STAMP)  ## the student's four variants over three seeds, compared; ARGS="--dry-run"
 	$(CALOSIM) compare --plan conf/study/ablation.yaml $(ARGS)
 
 finetune: $(DATA)  ## fine-tune BASELINE=runs/teacher/... for one particle; STRATEGY=gd PARTICLE=lambda
@@ -62,7 +62,7 @@ report: | $(STAMP)  ## one HTML page about RUNS="runs/a,runs/b" (default runs), 
 train-photons: $(DATA)  ## train the photon-sum model; ARGS="--model.head gaussian"
 	$(CALOSIM) fit -c conf/photons.yaml $(ARGS)
 
-demo: | $(STAMP)  ## simulate, train, generate, evaluate and report in about five minutes; results in demo/
+demo: | $(STAMP)  ## simulate, train, generate, evaluate, explain and report in about six minutes; results in demo/
 	@rm -rf demo && mkdir -p demo
 	$(CALOSIM) simulate -c conf/demo/simulate.yaml --out demo/zn.root
 	$(CALOSIM) simulate -c conf/demo/simulate.yaml --primaries demo/zn.root --seed 2 --out demo/zn-other-seed.root
@@ -70,6 +70,7 @@ demo: | $(STAMP)  ## simulate, train, generate, evaluate and report in about fiv
 	$(CALOSIM) fit -c conf/teacher.yaml -c conf/demo/teacher.yaml --run demo/teacher
 	$(CALOSIM) generate --shape demo/teacher --photons demo/photons --primaries conf/demo/primaries.csv --responses 100 --out demo/generated.root
 	$(CALOSIM) evaluate -c conf/demo/evaluate.yaml --shape demo/teacher --photons "[demo/photons]" --floor demo/zn-other-seed.root --out demo/evaluation
+	$(CALOSIM) explain -c conf/demo/explain.yaml
 	$(CALOSIM) report --runs "[demo]" --title "calosim demo" --out demo/report.html
 
 test: | $(STAMP)  ## lint, types and tests (about ten minutes on two cores)

@@ -42,7 +42,7 @@ BASES = {
     "finetune/baseline_long.yaml": "teacher.yaml",
 }
 #: Files of other verbs; the commands that take them are tried in test_cli.py with the options named here.
-TOOLS = {"demo/simulate.yaml": "simulate", "demo/evaluate.yaml": "evaluate"}
+TOOLS = {"demo/simulate.yaml": "simulate", "demo/evaluate.yaml": "evaluate", "demo/explain.yaml": "explain"}
 #: Overlays after which the checkerboard callback is not the last one.
 NOT_LAST = {"short.yaml", "plain.yaml", "diversity.yaml"}
 #: Plans of `calosim compare`.
@@ -85,7 +85,9 @@ def test_tool_configuration(name, tmp_path, monkeypatch, run_folders, root_file,
         assert (tmp_path / "x.root").exists()
     else:
         # The fixture's folders were not made by the command, so the data cannot be known: the settings are read, then refused.
-        assert main(["evaluate", "-c", str(CONF / name), "--shape", str(run_folders["teacher"]), "--out", "e"]) == 2
+        words = ["--photons", str(run_folders["photons"])] if TOOLS[name] == "explain" else []
+        words += ["--shape", str(run_folders["teacher"]), "--out", "e"]
+        assert main([TOOLS[name], "-c", str(CONF / name), *words]) == 2
         assert "config.yaml" in capfd.readouterr().err
 
 

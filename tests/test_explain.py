@@ -1,4 +1,4 @@
-"""Explanations: planted functions get the attributions they must, and the parts of an uncertainty make its whole."""
+"""Explanations: planted functions get the attributions they must, and surrogates learn what can be learned."""
 
 from __future__ import annotations
 
@@ -11,22 +11,18 @@ import pytest
 import torch
 from torch import nn
 
-from calosim.__main__ import VERBS, main
+from calosim.__main__ import main
 from calosim.explain import (
-    LEVELS,
     METHODS,
     MIN_SURROGATE_ROWS,
     NAMES,
     PosteriorMeans,
-    coverage_curve,
     fit_surrogate,
-    predictive_moment,
-    predictive_samples,
+    predict,
     shap_values,
     surrogate_fit,
 )
-from calosim.photons import PhotonSum
-from calosim.tools import TOOLS
+from calosim.photons import MIN_SCALE, PhotonSum
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 #: Rounding of what masks features one after another, relative to values of about 1.
@@ -142,58 +138,16 @@ def model(request, showers) -> PhotonSum:
     return model.eval()
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("power", [1, 2])
-def test_moments_are_those_of_the_draws(model, power):
-    outputs = 0.7 * torch.randn(6, 9 if model.head == "mixture" else 2, dtype=torch.float64)
-    # Midpoints of a fine grid over both uniform numbers, whose equidistant weights are the distribution's own.
-    u, v = ((torch.arange(n, dtype=torch.float64) + 0.5) / n for n in (300, 1000))
-    numbers = torch.cartesian_prod(u, v)
-    drawn = torch.stack([model.draw(o.expand(len(numbers), -1), numbers).double().pow(power).mean() for o in outputs])
-    # The grid cuts the weights of components at 1/300, and integers are rounded.
-    assert predictive_moment(model, outputs, power).numpy() == pytest.approx(drawn.numpy(), rel=1e-2)
-
-
-def test_aleatoric_and_epistemic_variance_make_the_whole(model, showers):
-    particles = np.repeat(showers.particles[:4], 400, axis=0)
-    samples, aleatoric, epistemic = predictive_samples(model, particles, np.arange(len(particles)), seed=0)
-    whole = samples.reshape(4, -1).astype(np.float64)
-    deviations = np.square(whole - whole.mean(1, keepdims=True))
-    error = SIGMAS * deviations.std(1) / np.sqrt(whole.shape[1]) + 0.5
-    assert np.all(np.abs((aleatoric + epistemic)[::400] - deviations.mean(1)) < error)
-    assert (epistemic > 0).all()
-    for logvar in model.bayes.logvars.values():
-        torch.nn.init.constant_(logvar, -1e3)
-    model._networks.clear()
-    assert predictive_samples(model, particles[:1], np.arange(1), seed=0)[2] < 1e-3 * epistemic[0]
-
-
 def test_explained_means_are_those_moments(model, showers):
     particles = showers.particles[:3]
-    means = PosteriorMeans(model, seed=2).predict(particles)
+    means = predict(PosteriorMeans(model, seed=2), particles)
     columns = model.features(torch.from_numpy(particles)).double()
     for k, network in enumerate(model.networks(2)):
         with torch.no_grad():
-            assert means[:, k] == pytest.approx(predictive_moment(model, network(columns)).numpy(), rel=SINGLE)
+            assert means[:, k] == pytest.approx(model.moment(network(columns)).numpy(), rel=SINGLE)
     # The sign of pz tells only the side; the explained function does not see it.
     flipped = particles * np.where(np.arange(9) == 6, -1.0, 1.0)
-    assert np.array_equal(PosteriorMeans(model, seed=2).predict(flipped), means)
-
-
-@pytest.mark.parametrize("width", [0.5, 1.0, 2.0])
-def test_coverage_is_nominal_for_the_truth_alone(width):
-    rng = np.random.default_rng(4)
-    observed = np.round(rng.normal(1000, 100, 4000)).astype(np.int64)
-    contents = coverage_curve(np.round(rng.normal(1000, width * 100, (4000, 200))).astype(np.int64), observed)
-    for level in LEVELS:
-        error = SIGMAS * np.sqrt(level * (1 - level) / 4000) + 1 / 200
-        share = (contents <= level).mean()
-        assert (
-            (abs(share - level) < error)
-            if width == 1
-            else ((share > level) == (width > 1) or abs(share - level) < error)
-        )
-    assert width == 1 or abs((contents <= 0.5).mean() - 0.5) > 0.1
+    assert np.array_equal(predict(PosteriorMeans(model, seed=2), flipped), means)
 
 
 # -- surrogates --------------------------------------------------------------------------------------------------------
@@ -212,6 +166,13 @@ def test_a_surrogate_learns_a_planted_center():
     assert torch.equal(torch.random.get_rng_state(), torch_state)
     assert all(torch.equal(a, b) for a, b in zip(surrogate.parameters(), again.parameters(), strict=True))
     function = PosteriorMeans(surrogate)
+    outputs = torch.tensor([[0.0, 0.0], [-3.0, 1.0]], dtype=torch.float64)
+    mean, width = (
+        outputs[:, 0] * surrogate.spread + surrogate.center,
+        surrogate.spread * (MIN_SCALE + outputs[:, 1].exp()),
+    )
+    torch.testing.assert_close(surrogate.moment(outputs), mean)
+    torch.testing.assert_close(surrogate.moment(outputs, 2) - mean.square(), width.square())
     fit = surrogate_fit(function, particles[test], spot[test] + rng.normal(0, 0.3, len(test)), test)
     truth = 1 - 0.3**2 / (np.var(spot[600:]) + 0.3**2)
     assert fit["ceiling"] == pytest.approx(truth, abs=0.02)
@@ -255,12 +216,6 @@ def runs(root_file, tmp_path_factory) -> Path:
     photons = ["--model.hidden", "[8]", "--model.components", 2, "--run", folder / "photons"]
     assert run("fit", "-c", CONF / "photons.yaml", *common, *photons) == 0
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch):
-    monkeypatch.setitem(TOOLS, "explain", "calosim.explain:explain")
-    monkeypatch.setitem(VERBS, "explain", "")
 
 
 SMALL = ["--rows", 4, "--background", 5, "--posterior", 2, "--uncertainty_rows", 30, "--quiet", "true"]
@@ -323,6 +278,7 @@ def test_one_particle_alone(runs, tmp_path):
     ("words", "said"),
     [
         ([], "nothing to explain"),
+        (["--photons", "{runs}"], "expected a checkpoint or a run folder"),
         (["--photons", "{runs}/teacher"], "expected a checkpoint of PhotonSum, got one of Teacher"),
         (["--photons", "{runs}/photons", "--shape", "{runs}/photons"], "expected a checkpoint of ShapeModule"),
         (["--shape", "{runs}/teacher"], "holds no photon-sum model"),
@@ -331,7 +287,7 @@ def test_one_particle_alone(runs, tmp_path):
         (["--photons", "{runs}/photons", "--rows", "0"], "expected rows of at least 1"),
         (
             ["--photons", "{runs}/photons", "--shape", "{runs}/teacher", "--surrogate_rows", "40"],
-            f"at least {MIN_SURROGATE_ROWS} generated responses",
+            f"surrogate_rows of at least {MIN_SURROGATE_ROWS}",
         ),
     ],
 )
@@ -343,3 +299,13 @@ def test_errors_are_one_line(words, said, runs, tmp_path, capfd):
     assert len(lines) == 1
     assert said in lines[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(runs, tmp_path, capfd):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        assert run("explain", "--photons", runs / "photons", "--out", out, "--rows", 10**6) == 2
+        assert (
+            f"error: {out}: cannot write there ({tmp_path / 'file'} is not a writable folder)" in capfd.readouterr().err
+        )
+    assert (tmp_path / "file").read_text() == "mine"

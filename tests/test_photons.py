@@ -18,6 +18,10 @@ from calosim.rootio import Showers
 
 #: Quadrature of the density over photon numbers.
 QUADRATURE = 1e-3
+#: Rounding to integers in moments, relative.
+ROUNDING = 2e-3
+#: Standard deviations that a mean of draws may lie off its expectation.
+SIGMAS = 5.0
 #: Chi-squared tests fail by chance less often than this, and with fixed seeds never.
 P_MIN = 1e-4
 HEADS = ("mixture", "gaussian")
@@ -149,6 +153,16 @@ def test_densities_are_finite_with_finite_gradients_far_out(head):
     assert torch.isfinite(outputs.grad).all()
 
 
+@heads
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("upper", [300, 3360])
+def test_moments_are_sums_over_the_density_with_what_is_beyond_its_bounds_at_them(head, power, upper):
+    module, photons = make(head, upper=upper), support(make(head))
+    values = photons.double().clamp(0, upper).pow(power)
+    for output, moment in zip(outputs_of(head), module.moment(outputs_of(head), power), strict=True):
+        assert float(moment) == pytest.approx(float(probabilities(module, output, photons) @ values), rel=ROUNDING)
+
+
 def test_an_unknown_head_is_named():
     with pytest.raises(ValueError, match="unknown head 'poisson'; expected mixture or gaussian"):
         PhotonSum(head="poisson")
@@ -267,13 +281,20 @@ def test_seeds_and_rows_give_other_draws(trained, primaries):
     assert first.max() <= trained.upper
 
 
-def test_samples_follow_the_posterior_predictive(monkeypatch):
+@pytest.fixture
+def disagreeing(monkeypatch) -> PhotonSum:
+    """A posterior of two networks that disagree, each of several components."""
     module, networks = make(upper=3360), []
-    for row in (1, 2):  # two networks that disagree, each of several components
+    for row in (1, 2):
         networks.append(torch.nn.Linear(module.features.width, 9, dtype=torch.float64).requires_grad_(False))
         networks[-1].weight.zero_()
         networks[-1].bias.copy_(outputs_of("mixture")[row])
     monkeypatch.setattr(module, "networks", lambda seed: networks)
+    return module
+
+
+def test_samples_follow_the_posterior_predictive(disagreeing):
+    module, networks = disagreeing, disagreeing.networks(1)
     count = 20_000
     drawn = module.sample(torch.ones(count, 9), 1, torch.arange(count))
     numbers = support(module)
@@ -282,6 +303,26 @@ def test_samples_follow_the_posterior_predictive(monkeypatch):
     wanted = torch.stack([expected[(numbers >= a) & (numbers < b)].sum() for a, b in itertools.pairwise(edges)])
     got = torch.stack([((drawn >= a) & (drawn < b)).sum() for a, b in itertools.pairwise(edges)])
     assert stats.chisquare(got.numpy(), (wanted / wanted.sum() * count).numpy()).pvalue > P_MIN
+
+
+def test_aleatoric_and_epistemic_variance_make_the_whole(disagreeing):
+    particles, rows = torch.ones(400, 9), torch.arange(400)
+    samples, aleatoric, epistemic = disagreeing.predictive(particles, 1, rows)
+    assert samples.shape == (400, 2 * 32)
+    deviations = (samples - samples.double().mean()).square()
+    error = SIGMAS * deviations.std() / deviations.numel() ** 0.5
+    assert (aleatoric + epistemic - deviations.mean()).abs().max() < error
+    first, second = (disagreeing.moment(network.bias[None]) for network in disagreeing.networks(1))
+    assert epistemic.numpy() == pytest.approx(float((first - second) / 2) ** 2)
+    assert epistemic.min() > 2 * error  # or the sum would not miss it
+    part = disagreeing.predictive(particles[7:9], 1, rows[7:9])
+    assert all(torch.equal(a, b[7:9]) for a, b in zip(part, (samples, aleatoric, epistemic), strict=True))
+
+
+def test_networks_that_agree_leave_no_epistemic_variance(disagreeing):
+    first, second = disagreeing.networks(1)
+    second.bias.copy_(first.bias)
+    assert disagreeing.predictive(torch.ones(1, 9), 1, torch.arange(1))[2] == 0
 
 
 def test_every_network_of_the_posterior_is_used(trained, primaries):
