@@ -29,6 +29,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -37,9 +38,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from calosim import draws
-from calosim.base import ShapeModule, step_keys
+from calosim.base import ShapeModule, fit_sample, step_keys
 from calosim.detectors import Convention
-from calosim.flows import iaf
+from calosim.flows import iaf, prune
 from calosim.flows.build import Permutation, Trace, trace, units
 from calosim.losses import channel_loss, distillation, shower_center
 from calosim.teacher import Teacher
@@ -65,6 +66,9 @@ class LossWeights:
     intermediate: float = 1.0
     parameters: float = 1.0
 
+
+#: Training rows, at least, on which a narrower student learns to do without the units that it has not.
+PRUNING_ROWS = 2048
 
 #: The default, fully guided as published; never changed.
 ALL_PARTS = LossWeights()
@@ -98,8 +102,9 @@ class Student(ShapeModule):
         alpha: Squeezing of the shape before the logit; the teacher's.
         standardize: Whether logits are standardized per pixel; the teacher's.
         physics: Whether derived columns join the context; the teacher's.
-        start: ``random`` weights, or copies of the ``teacher``'s, whose conditioners read the other side of each
-            transformation, however.
+        start: ``random`` weights; copies of the ``teacher``'s, whose conditioners read the other side of each
+            transformation, however; or a student's run folder or checkpoint, whose weights are copied, or pruned if it is
+            wider, see :func:`calosim.flows.prune`.
         loss_x: Weights of the loss that starts from data.
         loss_z: Weights of the loss that starts from noise.
         channel_weight: Weight of the channel loss.
@@ -131,7 +136,7 @@ class Student(ShapeModule):
         alpha: float | None = None,
         standardize: bool | None = None,
         physics: bool | None = None,
-        start: Literal["random", "teacher"] = "random",
+        start: str = "random",
         loss_x: LossWeights = ALL_PARTS,
         loss_z: LossWeights = ALL_PARTS,
         channel_weight: float = 0.0,
@@ -176,6 +181,7 @@ class Student(ShapeModule):
         self.center_weight = center_weight
         # In a tuple, or it would be a submodule, with all that this means for checkpoint, optimizer and processes.
         self._teacher: tuple[ShapeModule, ...] = ()
+        self._forerunner: tuple[ShapeModule, ...] = ()
         if teacher is not None:
             self._adopt(teacher, str(init_from), start)
         if teacher is not None and not self.weights():
@@ -211,6 +217,8 @@ class Student(ShapeModule):
                     )
         if start == "teacher":
             self._copy_conditioners(teacher, source)
+        elif start != "random":
+            self._forerunner = (self._student_to_start_from(start),)
         self.features.load_state_dict(teacher.features.state_dict())
         self.logits.load_state_dict(teacher.logits.state_dict())
         self._teacher = (teacher.eval().requires_grad_(False),)
@@ -224,6 +232,39 @@ class Student(ShapeModule):
             raise ValueError(
                 f"{source}: expected a student of the teacher's size to start from its weights; set --model.start random"
             ) from None
+
+    def _student_to_start_from(self, source: str) -> ShapeModule:
+        if source not in ("random", "teacher") and not Path(source).exists():
+            raise ValueError(
+                f"unknown start {source!r}; expected random, teacher, or a student's run folder or checkpoint"
+            )
+        other = Student.load(source)
+        wanted = ("detector", "noise", "alpha", "standardize", "physics", "transforms", "bins", "bound", "permutation")
+        for name in (*wanted, "flow_seed"):
+            if other.init[name] != self.init[name]:
+                raise ValueError(
+                    f"{source}: expected a student to start from with {name} {self.init[name]}, got {other.init[name]}"
+                )
+        theirs, ours = other.init["hidden"], self.init["hidden"]
+        if len(theirs) != len(ours) or any(a < b for a, b in zip(theirs, ours, strict=True)):
+            raise ValueError(
+                f"{source}: expected a student to start from with hidden layers not narrower than {ours}, got {theirs}"
+            )
+        return other
+
+    def _start(self, forerunner: ShapeModule) -> None:
+        """Takes over another student's weights, pruned on noise and contexts of training rows if it is wider."""
+        if (
+            forerunner.init["hidden"] == self.init["hidden"]
+            and forerunner.init["context_share"] == self.init["context_share"]
+        ):
+            self.flow.load_state_dict(forerunner.flow.state_dict())
+            return
+        rows, particles, images = fit_sample(self.trainer.datamodule)  # type: ignore[attr-defined]
+        most = max(PRUNING_ROWS, 4 * max(self.init["hidden"]))
+        some = torch.linspace(0, len(rows) - 1, min(len(rows), most)).long()
+        noise = draws.normal(draws.row_keys(rows[some], draws.FIT_STREAM, 1), self.detector.pixels)
+        prune(forerunner.flow, self.flow, noise, self.context(particles[some], images[some].flatten(1).sum(1)))
 
     @property
     def teacher(self) -> ShapeModule:
@@ -247,6 +288,9 @@ class Student(ShapeModule):
         if stage in ("fit", "validate"):
             _ = self.teacher
         super().setup(stage)
+        if stage == "fit" and self._forerunner:
+            self._start(self._forerunner[0])
+            self._forerunner = ()
 
     # -- losses -------------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ A plan is a YAML file. What it names is made in order of need:
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import os
@@ -418,7 +419,7 @@ def _kind(step: Step) -> tuple[str, ...]:
 
 
 def _samples(step: Step, rows: dict[str, int]) -> int | None:
-    """Rows times epochs of a training; None while its data do not exist."""
+    """Samples that a training sees, in all epochs; None while its data do not exist."""
     from calosim.data import RootDataModule
 
     merged: dict[str, Any] = {}
@@ -438,7 +439,13 @@ def _samples(step: Step, rows: dict[str, int]) -> int | None:
         if not all(Path(file).exists() for file in files):
             return None
         rows[key] = len(RootDataModule(**settings).rows("train"))
-    return rows[key] * int(merged["trainer"]["max_epochs"])
+    limit, each = merged["trainer"].get("limit_train_batches"), rows[key]
+    if isinstance(limit, int):
+        default = inspect.signature(RootDataModule).parameters["batch_size"].default
+        each = min(each, limit * int(merged["data"].get("batch_size", default)))
+    elif limit is not None:
+        each = int(each * limit)
+    return each * int(merged["trainer"]["max_epochs"])
 
 
 def _probe(step: Step) -> float | None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -203,6 +204,30 @@ def test_students_of_another_size_learn_from_outputs(bins, teacher_file, batch):
     assert all(p.grad is None and not p.requires_grad for p in student.teacher.parameters())
 
 
+@pytest.mark.parametrize("hidden", [(8, 8), (7, 7)])
+def test_a_student_starts_from_another_pruned_if_that_is_wider(hidden, run_folders, datamodule, tmp_path):
+    torch.manual_seed(0)
+    source = Student(init_from=str(run_folders["teacher"]))
+    assert source.init["hidden"] == [8, 8]
+    with torch.no_grad():
+        for p in source.parameters():
+            p.mul_(2)
+    checkpoint: dict = {"state_dict": source.state_dict()}
+    source.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "wide.ckpt")
+    torch.manual_seed(1)
+    outputs = {"loss_x": OUTPUTS, "loss_z": OUTPUTS}
+    narrow = Student(init_from=str(run_folders["teacher"]), start=str(tmp_path / "wide.ckpt"), hidden=hidden, **outputs)
+    showers = datamodule.showers("val")
+    keys = [torch.from_numpy(a) for a in (showers.particles, showers.photon_sum)]
+    rows = torch.arange(len(showers))
+    wanted, before = (m.generate_logits(*keys, 0, rows) for m in (source, narrow))
+    narrow.trainer = SimpleNamespace(datamodule=datamodule)
+    narrow.setup("fit")
+    error, far = ((x - wanted).square().mean().sqrt() for x in (narrow.generate_logits(*keys, 0, rows), before))
+    assert error < 1e-6 if hidden == (8, 8) else error < far / 2
+
+
 # -- what does not fit -------------------------------------------------------------------------------------------------------
 
 
@@ -215,6 +240,7 @@ def test_students_of_another_size_learn_from_outputs(bins, teacher_file, batch):
         ({"permutation": "random"}, "other pixel orders"),
         ({"hidden": (8,), "start": "teacher"}, "--model.start random"),
         ({"transforms": 1, "start": "teacher", "loss_x": OUTPUTS, "loss_z": OUTPUTS}, "--model.start random"),
+        ({"start": "techer"}, "unknown start 'techer'; expected random, teacher, or a student's run folder"),
         ({"noise": 0.4}, "noise 0.5, got 0.4"),
         ({"detector": "zp"}, "expected a teacher of ZP, got one of ZN"),
         ({"channel_scale": "none"}, "unknown channel scale"),
@@ -280,6 +306,21 @@ def test_a_student_loads_and_simulates_without_its_teacher(trained, showers, roo
     assert trainer.predict(student, datamodule)[0]["images"].shape == (4, 44, 44)
     with pytest.raises(ValueError, match=r"--model\.init_from"):
         trainer.validate(student, datamodule, verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"bins": 5, "loss_x": OUTPUTS, "loss_z": OUTPUTS}, "to start from with bins 5, got 4"),
+        (
+            {"hidden": (9, 9), "loss_x": OUTPUTS, "loss_z": OUTPUTS},
+            r"hidden layers not narrower than \[9, 9\], got \[8, 8\]",
+        ),
+    ],
+)
+def test_a_student_that_is_no_start_is_refused(arguments, said, trained, run_folders):
+    with pytest.raises(ValueError, match=said):
+        Student(init_from=str(run_folders["teacher"]), start=str(trained[1]), **arguments)
 
 
 def test_a_student_is_no_teacher(trained):

@@ -2,5 +2,6 @@
 
 from .autoregressive import AutoregressiveSpline
 from .build import Trace, cast, feature_orders, iaf, maf, trace, units
+from .prune import prune
 
-__all__ = ["AutoregressiveSpline", "Trace", "cast", "feature_orders", "iaf", "maf", "trace", "units"]
+__all__ = ["AutoregressiveSpline", "Trace", "cast", "feature_orders", "iaf", "maf", "prune", "trace", "units"]

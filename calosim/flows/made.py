@@ -255,9 +255,11 @@ class MaskedConditioner(nn.Module):
         degrees = torch.cat((torch.zeros(context, dtype=torch.long), torch.arange(1, features + 1)))
         known = [context + e for e in self.edges[:-1]]
         self.layers = nn.ModuleList()
+        self.degrees: list[Tensor] = []  # of the hidden units, layer by layer
         for width, zeros in zip(hidden, reserved, strict=True):
             units = torch.cat((torch.zeros(zeros, dtype=torch.long), spread_degrees(width - zeros, self.edges)))
             self.layers.append(BlockTriangularLinear(degrees, units, self.edges, known))
+            self.degrees.append(units)
             degrees, known = units, torch.searchsorted(units, torch.tensor(self.edges[:-1])).tolist()
         self.output = BlockTriangularLinear(
             degrees, torch.arange(features), self.edges, known, repeat=parameters, local=True, gain=_OUTPUT_GAIN
