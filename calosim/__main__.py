@@ -56,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in VERBS:
         print(f"calosim: error: unknown verb {argv[0]!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
+    if "--quiet" in argv and argv[argv.index("--quiet") + 1 :][:1] != ["false"]:
+        os.environ["TQDM_DISABLE"] = "1"
     try:
         # Imported only when there is work for them: torch and lightning take seconds.
         if argv[0] in TRAINING:

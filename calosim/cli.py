@@ -25,14 +25,15 @@ __all__ = ["CalosimCLI", "RunRecord", "train"]
 
 
 class RunRecord(SaveConfigCallback):
-    """Makes the run folder explain itself.
+    """Makes the run folder, and a log without a terminal, explain itself.
 
     Before training: the resolved ``config.yaml`` and ``run.json``. After it has come to its end: ``training.json`` with the
-    time (of all sessions, if it was resumed) and the samples it took.
+    time (of all sessions, if it was resumed) and the samples it took. Where no progress bar can be shown: a line an epoch.
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any):
         super().__init__(parser, config, **{**kwargs, "save_to_log_dir": False})
+        self._lines = not config.get("quiet")
         self._earlier, self._begin = 0.0, time.perf_counter()
 
     @property
@@ -51,6 +52,14 @@ class RunRecord(SaveConfigCallback):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Starts the clock."""
         self._begin = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Prints the epoch's metrics where no progress bar does."""
+        if trainer.progress_bar_callback is None and trainer.is_global_zero and self._lines:
+            names = [key for key in trainer.callback_metrics if key in ("train/loss", "val/loss", "val/ws")]
+            words = [f"{key} {float(trainer.callback_metrics[key]):.4g}" for key in sorted(names)]
+            epoch, last = trainer.current_epoch + 1, trainer.max_epochs
+            print(f"epoch {epoch} of {last}: {', '.join([*words, f'{self.seconds:.0f} s'])}", flush=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Writes ``training.json``, on one process; an interrupted training has none."""
@@ -96,16 +105,17 @@ class RunRecord(SaveConfigCallback):
 
 
 class CalosimCLI(LightningCLI):
-    """LightningCLI with one more option, ``--run``, and the detector named once, in ``--data.detector``."""
+    """LightningCLI with two more options, ``--run`` and ``--quiet``; the detector is named once, in ``--data.detector``."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds ``--run`` and links the detector."""
+        """Adds the options and links the detector."""
         parser.add_argument(
             "--run",
             type=str | None,
             default=None,
             help="Run folder; by default runs/<model>/<date>-<time>-<id>, new for every run.",
         )
+        parser.add_argument("--quiet", type=bool, nargs="?", const=True, default=False, help="Show no progress.")
         parser.link_arguments("data.detector", "model.init_args.detector")
 
     def before_instantiate_classes(self) -> None:
@@ -138,6 +148,9 @@ class CalosimCLI(LightningCLI):
         os.environ["CALOSIM_RUN"] = run
         config.run = run
         config.trainer.default_root_dir = run
+        # A progress bar redraws itself: in a log that is a line for every batch.
+        if config.get("quiet") or (config.trainer.get("enable_progress_bar") is None and not sys.stdout.isatty()):
+            config.trainer.enable_progress_bar = False
         for logger in _as_list(config.trainer.get("logger")):
             if "save_dir" in logger.get("init_args", {}):
                 logger.init_args.save_dir = run

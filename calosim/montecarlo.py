@@ -648,8 +648,12 @@ def simulate_with_truth(
     from tqdm import tqdm
 
     chunks = range(ceil(total / _CHUNK))
-    with ThreadPoolExecutor(workers) as pool:  # numpy releases the interpreter lock where the time goes
-        parts = list(tqdm(pool.map(chunk, chunks), total=len(chunks), unit="chunk", disable=not progress))
+    parts = []
+    bar = tqdm(total=total, unit="showers", unit_scale=True, disable=None if progress else True)
+    with bar, ThreadPoolExecutor(workers) as pool:  # numpy releases the interpreter lock where the time goes
+        for index, part in enumerate(pool.map(chunk, chunks)):
+            parts.append(part)
+            bar.update(min(_CHUNK, total - index * _CHUNK))
     images = np.concatenate([p[0] for p in parts])
     truth = Truth(*(np.concatenate([getattr(p[1], n) for p in parts]) for n in Truth.__dataclass_fields__))
     return Showers(particles[truth.primary], pdg[truth.primary], images, geometry.name), truth

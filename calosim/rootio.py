@@ -30,6 +30,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
+from tqdm import tqdm
 
 from calosim.detectors import DETECTORS, Detector, get_detector
 
@@ -826,11 +827,15 @@ def read(
     particles, pdg = np.empty((n, len(FEATURES))), np.empty(n, np.int32)
     images = np.empty((n, *geometry.shape), np.int32 if wide else np.int16)
     first = 0
-    for source in sources:
-        for showers in _checked(source, _BASKET):
-            part = slice(first, first + len(showers))
-            particles[part], pdg[part], images[part] = showers.particles, showers.pdg, showers.images
-            first += len(showers)
+    # Large files take seconds; `calosim ... --quiet` sets tqdm's own variable.
+    silent = True if os.environ.get("TQDM_DISABLE") else None
+    with tqdm(total=n, desc=f"reading {sources[0].name}", unit="rows", delay=1, disable=silent) as progress:
+        for source in sources:
+            for showers in _checked(source, _BASKET):
+                part = slice(first, first + len(showers))
+                particles[part], pdg[part], images[part] = showers.particles, showers.pdg, showers.images
+                first += len(showers)
+                progress.update(len(showers))
     return Showers(particles, pdg, images, geometry.name)
 
 
@@ -1046,6 +1051,7 @@ def convert(
     detector: str | None = None,
     assume_beam_direction: bool = False,
     prefer: list[int] | None = None,
+    quiet: bool = False,
 ) -> None:
     """Converts showers of any known form to one ROOT file.
 
@@ -1057,19 +1063,19 @@ def convert(
         assume_beam_direction: Take tracks of the older CSV, which has no momenta, as parallel to the beam.
         prefer: PDG codes to take where an npz file without PDG codes leaves a choice; 310 takes K0S where K0L
             fits as well.
+        quiet: Show no progress.
 
     Raises:
         ValueError: If anything is wrong with a file, in one line that says what and where.
     """
-    from tqdm import tqdm
-
     sources = _sources(source, detector, assume_beam_direction, prefer or ())
     for path in map(Path, [source] if isinstance(source, str) else source):
         if Path(out).exists() and path.samefile(out):
             raise ValueError(f"{out}: is also a source; expected another file to write")
     total = sum(s.rows for s in sources)
     particles: set[int] = set()
-    with Writer(out, sources[0].detector) as writer, tqdm(total=total, unit="rows", disable=None) as progress:
+    bar = tqdm(total=total, unit="rows", disable=True if quiet else None)
+    with Writer(out, sources[0].detector) as writer, bar as progress:
         for each in sources:
             for showers in _checked(each, _BASKET):
                 writer.extend(showers)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +33,16 @@ def run(argv: list[str]) -> None:
     parser = ArgumentParser(prog=f"calosim {argv[0]}", description=(function.__doc__ or "").split("\n\n")[0])
     parser.add_argument("-c", "--config", action="config", help="Read options from a YAML file.")
     parser.add_function_arguments(function, as_group=False)
-    options = parser.parse_args(argv[1:])
+    for name, parameter in inspect.signature(function).parameters.items():
+        if isinstance(parameter.default, bool):
+            # `--quiet` alone says `--quiet true`.
+            switch = parser._option_string_actions[f"--{name}"]
+            switch.nargs, switch.const = "?", True
+    # `--dry-run` is `--dry_run`.
+    words = [
+        word.replace("-", "_").replace("__", "--", 1) if re.fullmatch(r"--[a-z_-]+", word) else word for word in argv
+    ]
+    options = parser.parse_args(words[1:])
     options.pop("config", None)
     function(**parser.instantiate(options))
 
