@@ -387,6 +387,11 @@ def _log(
             rows = list(_metrics(results))
             run.log({f"{_name(folder)}/metrics": wandb.Table(["candidate", "metric", "mean", "std"], rows)})
             run.summary.update({f"{_name(folder)}/{c}/{m}": mean for c, m, mean, _ in rows})
+        for kind, name in (("study", "comparison.csv"), ("explanation", "shap.csv")):
+            for path in (folder / name for folder in found[kind]):
+                if path.exists():
+                    head, *lines = csv.reader(path.read_text().splitlines())
+                    run.log({f"{_name(path.parent)}/{path.stem}": wandb.Table(head, lines)})
         run.log({"report": wandb.Html(page.read_text())})
 
 

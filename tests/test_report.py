@@ -75,6 +75,7 @@ def folders(root_file, tmp_path_factory):
     assert main(["evaluate", "--shape", checkpoints[0], "--photons", json.dumps(checkpoints[1:]), *judge]) == 0
     (folder / "study").mkdir()
     (folder / "study" / "comparison.md").write_text("# Title\n\n| | all |\n|---|---|\n| GD | **1.61** |\n")
+    (folder / "study" / "comparison.csv").write_text("mode,metric,model,mean\nshape,ws,GD,1.61\n")
     return folder
 
 
@@ -168,6 +169,7 @@ def test_the_same_goes_to_wandb(folders, tmp_path):
     run = next((tmp_path / "wandb").glob("offline-run-*"))
     records = read_back(next(run.glob("*.wandb")))
     assert any("judged" in key and key.endswith("ws_all") for key in records["summary"])
+    assert any("study/comparison/" in key for key in records["summary"])
     assert any(name.endswith(".png") for name in map(str, (run / "files" / "media").rglob("*")))
     assert any("teacher" in key for key in records["config"])
 
