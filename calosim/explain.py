@@ -26,6 +26,7 @@ import copy
 import csv
 import io
 import json
+import math
 import os
 import time
 import warnings
@@ -602,18 +603,25 @@ def _table(words: str, *rows: list[str]) -> str:
     return "\n".join([words, "", lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
+def _with_error(value: float, error: float) -> str:
+    """Both with the decimals that leave the error two digits."""
+    decimals = max(0, 1 - math.floor(math.log10(error))) if error > 0 else 3
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+
+
 def _tables(results: dict[str, Any], report: dict[str, Any]) -> Iterator[str]:
     """The surrogates' fit, the ranks, the explainers and the uncertainty."""
     if "surrogates" in results:
         keys = {
             "r2": "R²",
-            "ceiling": "largest R² of any function of the primary",
+            "ceiling": "largest possible R²",
             "residual_mean": "residual mean, cm",
             "residual_std": "residual std, cm",
             "std": "values' std, cm",
         }
         yield _table(
-            "Surrogates of the shower center on primaries they have not seen; an explanation is worth their fit.",
+            "Surrogates of the shower center on primaries they have not seen; an explanation is worth their fit. "
+            "No function of the primary can explain more than the share of the variance that lies between primaries.",
             ["center", *keys.values(), "rows", "primaries"],
             *(
                 [axis, *("–" if f[k] is None else f"{f[k]:.3f}" for k in keys), str(f["rows"]), str(f["primaries"])]
@@ -622,7 +630,7 @@ def _tables(results: dict[str, Any], report: dict[str, Any]) -> Iterator[str]:
         )
     targets = results["targets"]
     columns = [
-        [f"{f['feature']} {f['mean_abs_shap']:.3g} ± {f['posterior_std']:.1g}" for f in target["features"]]
+        [f"{f['feature']} {_with_error(f['mean_abs_shap'], f['posterior_std'])}" for f in target["features"]]
         for target in targets.values()
     ]
     yield _table(
@@ -633,7 +641,7 @@ def _tables(results: dict[str, Any], report: dict[str, Any]) -> Iterator[str]:
         *([str(rank), *cells] for rank, cells in enumerate(zip(*columns, strict=True), 1)),
     )
     if "explainers" in results:
-        forms = {"seconds": ".3f", "evaluations": ".0f", "deviation": ".1%", "efficiency": ".2g"}
+        forms = {"seconds": ".3f", "evaluations": ".0f", "deviation": ".1%", "efficiency": ".3g"}
         heading = ["explainer", "seconds a row", "evaluations a row", "deviation", "sum of a row off by, photons"]
         yield _table(
             "Explainers of the photon sum on the same rows; deviation is relative to the exact values.",

@@ -226,7 +226,7 @@ def comparison(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 2.6 * len(panels) + 0.8), layout="constrained")
+    figure = Figure(figsize=(max(6, 1.7 * len(columns)), 2.6 * len(panels) + 0.8), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for axis, (metric, models) in zip(axes, panels.items(), strict=True):
         width = 0.8 / max(len(models), 1)
@@ -239,14 +239,15 @@ def comparison(
             error = np.maximum([value - low, high - value], 0)
             place = x - 0.4 + (i + 0.5) * width
             axis.errorbar(place, value, error, fmt="o", ms=4, capsize=2, color=f"C{i}", label=model)
-        axis.set(
-            xticks=range(len(columns)), ylabel=metric.partition(",")[0], yscale="log", xlim=(-0.5, len(columns) - 0.5)
-        )
+        axis.set(xticks=range(len(columns)), yscale="log", xlim=(-0.5, len(columns) - 0.5))
+        axis.set_title(metric, loc="left", fontsize="medium")
         axis.set_xticklabels(columns)
         for x in range(1, len(columns)):
             axis.axvline(x - 0.5, color="0.85", lw=0.8)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize="small", frameon=False)
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=min(4, len(columns) + 1), fontsize="small", frameon=False
+    )
     return _save(figure, Path(path))
 
 

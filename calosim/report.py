@@ -71,6 +71,8 @@ p.lead { overflow-wrap: anywhere }
 figure { margin: 1rem 0 1.5rem; overflow-x: auto }
 figure img { width: 100%; min-width: 36rem; height: auto; max-width: 60rem; background: #fff;
              border: 1px solid var(--line); border-radius: .4rem }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 0 1.5rem }
+.pair figure img { min-width: 0 }
 figcaption { font-size: .88rem; margin-top: .35rem }
 pre { overflow-x: auto; padding: .75rem; background: var(--card); border-radius: .4rem; font-size: .8rem }
 details summary { cursor: pointer; color: var(--accent) }
@@ -343,13 +345,22 @@ def _explanation(folder: Path) -> Section:
         "\n".join(line for line in (folder / "explain.md").read_text().splitlines() if not line.startswith("# "))
     )
     captions = {
-        "beeswarm": "SHAP values of single responses, colored by the feature's value",
         "bar": "mean absolute SHAP values with their spread over the posterior",
-        "uncertainty": "predictive intervals against observed photon sums, and the coverage curve",
+        "beeswarm": "SHAP values of single responses, colored by the feature's value",
     }
-    for path in sorted(folder.glob("*.png")):
-        what, _, kind = path.stem.rpartition("_")
-        caption = f"{what.replace('_', ' ').capitalize()}: {captions.get(kind, kind)}."
+    for target in json.loads((folder / "explain.json").read_text())["targets"]:
+        section.body += '<div class="pair">\n'
+        for kind, words in captions.items():
+            path = folder / f"{target}_{kind}.png"
+            if path.exists():
+                caption = f"{target.replace('_', ' ').capitalize()}: {words}."
+                section.picture(path.read_bytes(), caption, caption)
+        section.body += "</div>\n"
+    path = folder / "photon_uncertainty.png"
+    if path.exists():
+        caption = (
+            "Photon sum: predictive intervals against observed sums, the coverage curve, and the parts of the variance."
+        )
         section.picture(path.read_bytes(), caption, caption)
     return section
 
@@ -391,7 +402,7 @@ def _log(
             for path in (folder / name for folder in found[kind]):
                 if path.exists():
                     head, *lines = csv.reader(path.read_text().splitlines())
-                    run.log({f"{_name(path.parent)}/{path.stem}": wandb.Table(head, lines)})
+                    run.log({f"{_name(path.parent)}/{path.stem}": wandb.Table([*head], lines)})
         run.log({"report": wandb.Html(page.read_text())})
 
 

@@ -151,7 +151,7 @@ class AutoregressiveSpline(LazyTransform):
         u = u[:, self.order]
         h = self.conditioner(u, c, dropout)
         output = self.conditioner.output
-        tensors = (h, u, output.bias, *output.weights)
+        tensors = (h, u, output.bias, *output.blocks)
         if torch.is_grad_enabled() and not torch.compiler.is_exporting() and any(t.requires_grad for t in tensors):
             v, diagonal, phi = _SplineHead.apply(self, ladj, parameters, *tensors)
         else:
@@ -191,13 +191,14 @@ class AutoregressiveSpline(LazyTransform):
         # Zeros, not empty: for odd widths, oneDNN's bfloat16 products read one column beyond a slice and multiply it by
         # zero, which a NaN in fresh memory survives.
         states = [x, *(x.new_zeros(len(v), layer.bias.numel()) for layer in layers[:-1])]
+        blocks = [layer.blocks for layer in layers]
         done, still = torch.empty_like(v), _STILL * torch.finfo(v.dtype).eps
         with torch.autocast(v.device.type, enabled=False):
             for i, (start, stop) in enumerate(pairwise(made.edges)):
                 # The part of every layer that does not change inside the chunk, and the rest of its weights.
                 fixed, strips = [], []
-                for layer, state in zip(layers, states, strict=True):
-                    weight = layer.weights[i].to(dtype)
+                for layer, state, weights in zip(layers, states, blocks, strict=True):
+                    weight = weights[i].to(dtype)
                     known = layer.known[i]
                     bias = layer.bias[layer.rows(i)].to(dtype)
                     fixed.append(torch.addmm(bias, state[:, :known], weight[:known]))

@@ -122,6 +122,11 @@ class BlockTriangularLinear(nn.Module):
         packed = sum(w.numel() for w in self.weights)
         return f"out_features={self.bias.numel()}, blocks={len(self.weights)}, weights={packed}"
 
+    @property
+    def blocks(self) -> tuple[Tensor, ...]:
+        """The weights. Going through the list itself looks each up by its name: 7 microseconds, as long as its product."""
+        return tuple(self.weights._parameters.values())  # type: ignore[arg-type]
+
     def rows(self, i: int) -> slice:
         """The rows of block `i` in the bias and in the output."""
         return slice(self.edges[i] * self.repeat, self.edges[i + 1] * self.repeat)
@@ -149,7 +154,7 @@ class BlockTriangularLinear(nn.Module):
         Returns:
             The outputs, with shape (B, M * repeat), in the type of the weights or of the autocast region.
         """
-        return _BlockLinear.apply(self, x, self.bias, *self.weights)
+        return _BlockLinear.apply(self, x, self.bias, *self.blocks)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         errors: list[str] = args[-1]
