@@ -46,7 +46,7 @@ TOOLS = {"demo/simulate.yaml": "simulate", "demo/evaluate.yaml": "evaluate", "de
 #: Overlays after which the checkerboard callback is not the last one.
 NOT_LAST = {"short.yaml", "plain.yaml", "diversity.yaml"}
 #: Plans of `calosim compare`.
-PLANS = [f"study/{name}.yaml" for name in ("ablation", "compact", "compare", "focal_h", "imbalance")]
+PLANS = [f"study/{name}.yaml" for name in ("ablation", "ablation_long", "compact", "compare", "focal_h", "imbalance")]
 
 
 @pytest.mark.parametrize("name", [f for f in FILES if f not in TOOLS and f not in PLANS])
