@@ -701,25 +701,28 @@ def _examples(test: Showers, inputs: np.ndarray, simulator: FastSimulator, seed:
     """Monte Carlo and generated responses to some primaries, several draws of each.
 
     Returns:
-        ``examples_reference`` and ``examples_generated`` with shape (P, R, nx, ny), and P ``examples_labels``.
+        ``examples_reference`` and ``examples_generated`` with shape (P, R, nx, ny), and P ``examples_labels``. Where the
+        Monte Carlo has fewer than R responses to a primary, dark images stand for the others.
     """
     codes = [
         code for code in dict.fromkeys((*STUDY_PARTICLES, *np.unique(test.pdg).tolist())) if (test.pdg == code).any()
     ]
-    shown = []
+    shown, missing = [], []
     for code in codes[: EXAMPLES[0]]:
         # The input with most responses: diversity shows.
         rows = np.flatnonzero(test.pdg == code)
         ids, counts = np.unique(inputs[rows], return_counts=True)
         own = rows[inputs[rows] == ids[counts.argmax()]]
-        shown.append(np.resize(own, EXAMPLES[1]))  # repeated where there are too few
+        shown.append(np.resize(own, EXAMPLES[1]))
+        missing.append(np.arange(EXAMPLES[1]) >= len(own))
     picked = np.concatenate(shown)
+    reference = np.where(np.concatenate(missing)[:, None, None], 0, test.images[picked]).astype(np.int32)
     total = test.photon_sum[picked] if simulator.photons is None else None
     images = simulator.sample(test.particles[picked], test.pdg[picked], seed, np.arange(len(picked)), total)
     shape = (len(shown), EXAMPLES[1], *test.images.shape[1:])
     labels = [f"{particle_symbol(int(test.pdg[r[0]]))}, {test.particles[r[0], 0]:.0f} GeV" for r in shown]
     return {
-        "examples_reference": test.images[picked].astype(np.int32).reshape(shape),
+        "examples_reference": reference.reshape(shape),
         "examples_generated": images.reshape(shape),
         "examples_labels": np.array(labels),
     }

@@ -30,7 +30,7 @@ def image_rows(reference: NDArray, generated: NDArray, labels: Sequence[str], pa
     """Draws a row of Monte Carlo responses with the generated ones below, on one color scale a pair.
 
     Args:
-        reference: Photon counts with shape (B, nx, ny), B at least 1.
+        reference: Photon counts with shape (B, nx, ny), B at least 1; dark where there is no response to show.
         generated: Photon counts with shape (B, nx, ny).
         labels: A title for each column.
         path: The file to write; its suffix decides the format. Missing folders are made.
@@ -57,7 +57,9 @@ def image_rows(reference: NDArray, generated: NDArray, labels: Sequence[str], pa
         for axis, image, side in zip(axes[:, column], pair, ("Monte Carlo", "generated"), strict=True):
             # x runs to the right and y upwards; dark pixels stay white.
             axis.imshow(np.ma.masked_less_equal(image.T, 0), norm=norm, origin="lower", cmap="viridis")
-            axis.set(xticks=[], yticks=[], xlabel=f"{image.sum():.0f} photons")
+            # The Monte Carlo keeps no dark response: there was none to show.
+            none = side == "Monte Carlo" and not image.any()
+            axis.set(xticks=[], yticks=[], xlabel="no other response" if none else f"{image.sum():.0f} photons")
             if column == 0:
                 axis.set_ylabel(side)
         axes[0, column].set_title(label, fontsize="medium")
@@ -118,7 +120,7 @@ def draws(reference: NDArray, generated: NDArray, labels: Sequence[str], path: s
     """Draws several Monte Carlo and generated responses to each primary, one primary a row.
 
     Args:
-        reference: Photon counts with shape (P, R, nx, ny).
+        reference: Photon counts with shape (P, R, nx, ny); dark where there is no response to show.
         generated: Photon counts with shape (P, R, nx, ny).
         labels: A title for each primary.
         path: The file to write.
@@ -141,7 +143,9 @@ def draws(reference: NDArray, generated: NDArray, labels: Sequence[str], path: s
             for axis, image in zip(axes[p], images[p], strict=True):
                 axis.imshow(np.ma.masked_less_equal(image.T, 0), norm=norm, origin="lower", cmap="viridis")
                 axis.set(xticks=[], yticks=[])
-                axis.set_xlabel(f"{image.sum():.0f}", fontsize="x-small", labelpad=1)
+                # The Monte Carlo keeps no dark response: there was none to show.
+                none = title == "Monte Carlo" and not image.any()
+                axis.set_xlabel("no other" if none else f"{image.sum():.0f}", fontsize="x-small", labelpad=1)
             if title == "Monte Carlo":
                 axes[p, 0].set_ylabel(labels[p], fontsize="small")
     return _save(figure, Path(path))

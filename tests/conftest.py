@@ -48,7 +48,7 @@ def _make_showers(detector: str = "zn", responses: int = 6, seed: int = 0, artef
 @pytest.fixture(autouse=True)
 def _clean_process_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a training leaves behind in the process must not reach the next test."""
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CALOSIM_RUN"):
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CALOSIM_RUN", "TQDM_DISABLE"):
         monkeypatch.setenv(name, "")  # so that monkeypatch restores it, whatever the test does
         monkeypatch.delenv(name)
     state = torch.random.get_rng_state()

@@ -240,8 +240,7 @@ def test_what_a_model_says_of_its_arguments_is_one_clear_line(tmp_path, root_fil
 
 
 @pytest.mark.parametrize("silence", [[], ["--quiet"], ["--quiet", "false"]])
-def test_a_log_without_a_terminal_gets_a_line_an_epoch(silence, root_file, tmp_path, capfd, monkeypatch):
-    monkeypatch.setenv("TQDM_DISABLE", "1")  # main sets it; put back as it was
+def test_a_log_without_a_terminal_gets_a_line_an_epoch(silence, root_file, tmp_path, capfd):
     words = ["-c", CONF / "photons.yaml", "--data.files", root_file, "--model.hidden", "[8]", "--run", tmp_path]
     assert run("fit", *words, *QUICK, "--trainer.enable_progress_bar", "null", "--trainer.max_epochs", 2, *silence) == 0
     said = capfd.readouterr().out
@@ -251,8 +250,7 @@ def test_a_log_without_a_terminal_gets_a_line_an_epoch(silence, root_file, tmp_p
 
 
 @pytest.mark.parametrize("word", ["--quiet", "--quiet=true"])
-def test_switches_need_no_value_and_take_hyphens(word, tmp_path, capfd, monkeypatch):
-    monkeypatch.setenv("TQDM_DISABLE", "1")
+def test_switches_need_no_value_and_take_hyphens(word, tmp_path, capfd):
     out = tmp_path / "zn.root"
     assert run("simulate", "--primaries", 20, "--responses-per-primary", 2, word, "--out", out) == 0
     assert out.exists()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from calosim.detectors import get_detector
 from calosim.evaluation import (
+    EXAMPLES,
     INTERVALS,
     Pool,
+    _examples,
     _match_inputs,
     _profile,
     _rank_within,
@@ -151,3 +155,17 @@ def test_the_profile_is_about_the_center_of_gravity():
     assert shares[0] == 0.5
     assert shares[5] == 0.5
     assert _profile(images, detector).sum() == pytest.approx(2 / 3)  # a dark image has no share
+
+
+def test_examples_do_not_repeat_a_response(showers):
+    """Two responses to one neutron, many to the others: what the Monte Carlo has not is dark, and generated all the same."""
+    neutrons = np.flatnonzero(showers.pdg == 2112)
+    first = neutrons[showers.inputs[neutrons] == showers.inputs[neutrons[0]]][:2]
+    few = showers.select(np.concatenate([first, np.flatnonzero(showers.pdg == 22)]))
+    simulator = SimpleNamespace(photons=object(), sample=lambda particles, *_: np.ones((len(particles), 44, 44), int))
+    found = _examples(few, few.inputs, simulator, seed=0)
+    lit = found["examples_reference"].any((2, 3))
+    gamma, neutron = range(2)
+    assert lit[neutron].tolist() == [True] * 2 + [False] * (EXAMPLES[1] - 2)
+    assert lit[gamma].sum() == min(EXAMPLES[1], np.bincount(few.inputs[few.pdg == 22]).max())
+    assert found["examples_generated"].any((2, 3)).all()
