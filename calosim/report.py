@@ -78,9 +78,11 @@ pre { overflow-x: auto; padding: .75rem; background: var(--card); border-radius:
 details summary { cursor: pointer; color: var(--accent) }
 @media print {
   :root { --ink: #000; --soft: #444; --paper: #fff; --card: #fff; --line: #bbb }
-  body { max-width: none; font-size: 10pt } figure img { min-width: 0 }
+  body { max-width: none; padding: 0; font-size: 10pt } figure img { min-width: 0 }
   nav, details { display: none }
-  figure, tr { break-inside: avoid } h2 { break-after: avoid }
+  .table, figure { overflow: visible } table { font-size: 7.5pt } .pair { grid-template-columns: 1fr 1fr }
+  th, td { padding: .15rem .4rem; white-space: normal } td:first-child { min-width: 5rem }
+  figure, tr { break-inside: avoid } h2, h3, h4, h5 { break-after: avoid }
 }
 </style>
 </head>
