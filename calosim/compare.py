@@ -14,7 +14,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,10 @@ TABLE: dict[str, Any] = {
 HEADINGS = {key: heading for key, heading, _ in METRICS}
 FORMATS = {key: form for key, _, form in METRICS}
 REFERENCES = ("floor", "trivial")
+CENTERS = ("center", "center_sd")
 ENSEMBLE = "ensemble"
+#: With fewer unique inputs a bootstrap is too sure of itself: of six, it calls one true null in five significant.
+LEAST_PRIMARIES = 10
 
 
 @dataclass
@@ -85,12 +88,20 @@ class Cell:
     Attributes:
         mean: Over generation runs, and over training seeds if there are several.
         std: Over training seeds if there are several, else over generation runs.
-        samples: The metric in each bootstrap resample of unique inputs, with shape (R,); None for center distances.
+        seeds: How many trainings the cell is of.
+        score: What ranks the cell, lower being better: the mean, or for center distances its difference from the Monte
+            Carlo's own, below which a shower is too narrow.
+        primaries: The number of unique inputs.
+        samples: The metric in each bootstrap resample of unique inputs, with shape (R,); None for center distances and
+            for fewer than :data:`LEAST_PRIMARIES`.
         versus: The paired comparison with the reference row.
     """
 
     mean: float
     std: float
+    seeds: int = 1
+    score: float = float("nan")
+    primaries: int = 0
     samples: np.ndarray | None = None
     versus: Bootstrap | None = None
 
@@ -177,8 +188,8 @@ def _rows(study: Plan) -> list[Row]:
         for name in names:
             step = study.steps[name]
             folder = step.folder / "evaluation"
-            if (folder / "answers.npz").exists() and f"{name}-evaluation" in study.steps:
-                particle = step.values.get("particle")
+            if (folder / "evaluation.json").exists() and f"{name}-evaluation" in study.steps:
+                particle = step.options.get("data.particle")
                 folders.append((folder, None if particle is None else particle_name(particle_code(particle))))
         if folders:
             rows.append(Row(label, title, folders))
@@ -211,7 +222,8 @@ def _cells(rows: Sequence[Row], table: Mapping[str, Any], resamples: int, quiet:
     detector = json.loads((rows[0].folders[0][0] / "evaluation.json").read_text())["data"]["detector"]
     work = [(mode, particle, row) for mode in table["modes"] for particle in table["particles"] for row in rows]
     counts: dict[str, np.ndarray] = {}
-    seen: dict[str, tuple[np.ndarray, Row]] = {}
+    seen: dict[str, tuple[dict[str, np.ndarray], Row]] = {}
+    primaries: dict[str, int] = {}
     unpacked: dict[tuple[Path, str], np.ndarray] = {}
 
     def answers(folder: Path, name: str) -> np.ndarray:
@@ -221,7 +233,7 @@ def _cells(rows: Sequence[Row], table: Mapping[str, Any], resamples: int, quiet:
         return unpacked[folder, name]
 
     for mode, particle, row in tqdm(work, desc="bootstrap", unit="cell", disable=True if quiet else None):
-        parts: dict[str, list[tuple[float, float, np.ndarray | None]]] = {}
+        parts: dict[str, list[tuple[float, float, float, np.ndarray | None]]] = {}
         for folder in row.of(particle):
             title = TITLES[_candidate(row, mode)]
             found = _images(folder)
@@ -233,25 +245,35 @@ def _cells(rows: Sequence[Row], table: Mapping[str, Any], resamples: int, quiet:
             data = {name: answers(folder, name)[mine] for name in ("rows", "pdg", "inputs", "reference")}
             if particle not in counts:
                 counts[particle] = resample(len(np.unique(data["inputs"])), resamples)
-                seen[particle] = data["rows"], row
+                seen[particle] = data, row
             # The floor may have been judged on the very same rows only; another selection cannot be paired.
-            if not np.array_equal(seen[particle][0], data["rows"]):
+            if any(not np.array_equal(seen[particle][0][name], data[name]) for name in data):
                 raise ValueError(
                     f"{folder}: judged on other rows of {particle} than {seen[particle][1].label}; evaluate both with the same "
                     "rows, rows_of_each and data"
                 )
-            channels = answers(folder, f"{_candidate(row, mode)}_channels")[:, mine]
-            samples = _resampled(channels, data, counts[particle], table["metrics"], detector)
+            primaries[particle] = len(np.unique(data["inputs"]))
+            samples: dict[str, np.ndarray] = {}
+            if primaries[particle] >= LEAST_PRIMARIES:
+                channels = answers(folder, f"{_candidate(row, mode)}_channels")[:, mine]
+                samples = _resampled(channels, data, counts[particle], table["metrics"], detector)
+            truth = json.loads((folder / "evaluation.json").read_text()).get("monte_carlo", {})
             for metric in table["metrics"]:
                 result = found[title]
                 name = f"{metric}_{particle}"
-                parts.setdefault(metric, []).append((result["mean"][name], result["std"][name], samples.get(metric)))
+                score = abs(result["mean"][name] - truth.get(name, 0.0) if metric in CENTERS else result["mean"][name])
+                part = result["mean"][name], result["std"][name], score, samples.get(metric)
+                parts.setdefault(metric, []).append(part)
         for metric, values in parts.items():
-            means = np.array([mean for mean, _, _ in values])
-            spread = means.std(ddof=1) if len(means) > 1 else values[0][1]
-            drawn = [s for _, _, s in values if s is not None]
+            means, stds, scores, drawn = zip(*values, strict=True)
+            several = len(values) > 1
             cells[mode, metric, particle, row.label] = Cell(
-                float(means.mean()), float(spread), np.mean(drawn, axis=0) if drawn else None
+                float(np.mean(means)),
+                float(np.std(means, ddof=1) if several else stds[0]),
+                len(values),
+                float(np.mean(scores)),
+                primaries[particle],
+                None if any(s is None for s in drawn) else np.mean(drawn, axis=0),
             )
     if table["reference"]:
         for (mode, metric, particle, label), cell in cells.items():
@@ -295,12 +317,21 @@ def _resampled(
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Mean ranks over metrics of some models, (metrics, models, ...) to (models, ...); NaN is not ranked, ties share."""
+    """Mean ranks of some models over the metrics that all of them have.
+
+    Args:
+        values: Metrics with shape (metrics, models, ...), lower being better; NaN where there is none.
+
+    Returns:
+        With shape (models, ...): ties share a rank; NaN for models without any metric.
+    """
+    known = ~np.isnan(values)
+    present = known.any(0)
+    counted = known & (known | ~present).all(1, keepdims=True)
     below = (values[:, None] < values[:, :, None]).sum(2)
     equal = (values[:, None] == values[:, :, None]).sum(2)
-    known = ~np.isnan(values)
-    ranks = np.where(known, below + (equal + 1) / 2, 0).sum(0)
-    return np.where(known.any(0), ranks / np.maximum(known.sum(0), 1), np.nan)
+    ranks = np.where(counted, below + (equal + 1) / 2, 0).sum(0)
+    return np.where(counted.any(0), ranks / np.maximum(counted.sum(0), 1), np.nan)
 
 
 # -- the ensemble ---------------------------------------------------------------------------------------------------
@@ -333,7 +364,7 @@ def _ensemble(study: Plan, table: Mapping[str, Any], jobs: int, quiet: bool) -> 
         means: list[dict[str, float]] = []
         for label in [settings["default"], *settings["members"]]:
             for step in study.runs(label):
-                own = step.values.get("particle")
+                own = step.options.get("data.particle")
                 if own is not None and particle_code(own) != particle_code(particle):
                     continue
                 record = step.folder / "validation" / "evaluation.json"
@@ -348,7 +379,9 @@ def _ensemble(study: Plan, table: Mapping[str, Any], jobs: int, quiet: bool) -> 
         ranks = _ranks(
             np.array([[m.get(f"{metric}_{particle}", np.nan) for m in means] for metric in table["metrics"]])
         )
-        best = list(runs)[int(np.nanargmin(ranks))]  # the earlier of equals: the default comes first
+        best = list(runs)[
+            int(np.argmin(np.nan_to_num(ranks, nan=np.inf)))
+        ]  # the earlier of equals: the default comes first
         chosen[particle] = best
         if best != settings["default"]:
             members[particle] = str(runs[best].folder)
@@ -510,18 +543,20 @@ def _report(
     columns = _columns(table)
     first = json.loads((rows[0].folders[0][0] / "evaluation.json").read_text())
     data = first["data"]
-    several = max(len(row.of("all")) for row in rows) > 1
+    primaries = {p: max((c.primaries for k, c in cells.items() if k[2] == p), default=0) for p in columns}
     lines = [
         f"# Comparison: {study.out.name}",
         "",
         f"calosim {__version__}, git {git_hash()}, data {data['data_hash']}, {first['rows']} test rows of {first['inputs']} "
-        f"primaries, {first['responses']} responses per row, {first['runs']} runs. Cells: mean ± standard deviation over "
-        f"{'training seeds' if several else 'runs'}; the best model of a column in bold.",
+        f"primaries, {first['responses']} responses per row, {first['runs']} runs. Cells: mean ± standard deviation over runs, "
+        "or over training seeds where a line says how many; the best model of a column in bold.",
+        "",
+        f"Primaries of a column: {', '.join(f'{columns[p]} {count}' for p, count in primaries.items())}. With fewer than "
+        f"{LEAST_PRIMARIES} there are no intervals, p-values or winners.",
     ]
     if failed:
         lines += ["", "Failed: " + "; ".join(f"{name}: {reason}" for name, reason in failed.items()) + "."]
     titles = {row.label: row.title for row in rows if row.label not in REFERENCES}
-    labels = list(titles)
     lines += _winners(table, cells, titles)
     head = "| | " + " | ".join(columns.values()) + " |"
     rule = "|---" * (len(columns) + 1) + "|"
@@ -539,10 +574,12 @@ def _report(
                         texts.append("–")
                         continue
                     text = f"{cell.mean:{FORMATS[metric]}} ± {cell.std:{FORMATS[metric]}}"
-                    rivals = [cells[k].mean for x in labels if (k := (mode, metric, particle, x)) in cells]
-                    best = row.label in labels and cell.mean == min(rivals)
-                    texts.append(f"**{text}**" if best and len(rivals) > 1 else text)
-                lines.append(f"| {row.title} | " + " | ".join(texts) + " |")
+                    rivals = [cells[k].score for x in titles if (k := (mode, metric, particle, x)) in cells]
+                    best = row.label in titles and len(rivals) > 1 and cell.score == np.nanmin(rivals)
+                    texts.append(f"**{text}**" if best else text)
+                seeds = max((c.seeds for k, c in cells.items() if k[3] == row.label), default=1)
+                title = f"{row.title} ({seeds} seeds)" if seeds > 1 else row.title
+                lines.append(f"| {title} | " + " | ".join(texts) + " |")
             contrasts = [
                 r for r in rows if any((c := cells.get((mode, metric, p, r.label))) and c.versus for p in columns)
             ]
@@ -557,72 +594,103 @@ def _report(
                     texts = [_contrast(c.versus, FORMATS[metric]) if c and c.versus else "–" for c in found]
                     lines.append(f"| {row.title} | " + " | ".join(texts) + " |")
         lines += ["", "### Mean rank over the metrics", "", head, rule]
-        ranks = {particle: _ranks(_means(cells, table, mode, particle, labels)) for particle in columns}
-        for i, label in enumerate(labels):
-            texts = ["–" if np.isnan(r[i]) else f"{r[i]:.2f}" for r in ranks.values()]
-            lines.append(f"| {titles[label]} | " + " | ".join(texts) + " |")
+        ranks: dict[str, list[str]] = {label: [] for label in titles}
+        for particle in columns:
+            contestants = _contestants(cells, mode, particle, titles)
+            scores = _scores(cells, table["metrics"], mode, particle, contestants)
+            placed = dict(zip(contestants, _ranks(scores), strict=True))
+            for label, texts in ranks.items():
+                texts.append(f"{placed[label]:.2f}" if not np.isnan(placed.get(label, np.nan)) else "–")
+        lines += [f"| {titles[label]} | " + " | ".join(texts) + " |" for label, texts in ranks.items()]
     if chosen:
         lines += ["", "## The ensemble", "", "Chosen by mean rank on validation rows: "]
         lines[-1] += ", ".join(f"{columns[p]}: {_title(study, label)}" for p, label in chosen.items()) + "."
-    lines += ["", "## Cost", "", "| | runs | samples seen | training, min |", "|---|---|---|---|"]
+    lines += ["", "## Cost", "", "Time on the machine as it was: other jobs beside a training make it longer.", ""]
+    lines += ["| | runs | samples seen | with those it starts from | training, min |", "|---|---|---|---|---|"]
     for label in study.trainings:
-        records = [json.loads(s.result.read_text()) for s in study.runs(label) if s.result.exists()]
-        if records:
-            samples, minutes = sum(r["samples"] for r in records), sum(r["seconds"] for r in records) / 60
-            lines.append(f"| {_title(study, label)} | {len(records)} | {samples:,} | {minutes:.1f} |")
+        own = {step.name for step in study.runs(label) if step.result.exists()}
+        if own:
+            samples, total = (
+                _total(study, some, "samples") for some in (own, own.union(*(_needs(study, n) for n in own)))
+            )
+            minutes = _total(study, own, "seconds") / 60
+            lines.append(f"| {_title(study, label)} | {len(own)} | {samples:,} | {total:,} | {minutes:.1f} |")
     return "\n".join(lines) + "\n"
 
 
-def _means(cells: Cells, table: Mapping[str, Any], mode: str, particle: str, labels: Sequence[str]) -> np.ndarray:
-    """Metrics of some models for a particle, with shape (metrics, models); NaN where there are none."""
-    keys = [[(mode, metric, particle, label) for label in labels] for metric in table["metrics"]]
-    return np.array([[cells[k].mean if k in cells else np.nan for k in row] for row in keys])
+def _total(study: Plan, names: Iterable[str], what: str) -> Any:
+    """The sum over finished trainings of what their ``training.json`` says."""
+    return sum(json.loads(study.steps[name].result.read_text())[what] for name in names)
+
+
+def _needs(study: Plan, name: str) -> set[str]:
+    """The finished trainings that a training starts or learns from, and those they do."""
+    own = {
+        need
+        for need in study.steps[name].after
+        if study.steps[need].verb == "fit" and study.steps[need].result.exists()
+    }
+    return own.union(*(_needs(study, need) for need in own))
+
+
+def _contestants(cells: Cells, mode: str, particle: str, labels: Iterable[str]) -> list[str]:
+    """The models that have something to say of a particle; of a single one the ensemble says what a member says."""
+    found = {label for m, _, p, label in cells if (m, p) == (mode, particle)}
+    return [x for x in labels if x in found and (x != ENSEMBLE or particle == "all")]
+
+
+def _scores(cells: Cells, metrics: Sequence[str], mode: str, particle: str, labels: Sequence[str]) -> np.ndarray:
+    """Scores of some models for a particle, with shape (metrics, models); NaN where there are none."""
+    keys = [[(mode, metric, particle, label) for label in labels] for metric in metrics]
+    return np.array([[cells[k].score if k in cells else np.nan for k in row] for row in keys]).reshape(len(metrics), -1)
 
 
 def _winners(table: Mapping[str, Any], cells: Cells, titles: Mapping[str, str]) -> list[str]:
     """Who is best for which particle, by mean rank over the metrics, and in how many resamples of the primaries."""
-    lines = []
+    lines, used = [], []
     for mode in table["modes"]:
         for particle, name in _columns(table).items():
-            # For a single particle the ensemble is one of the other models once more.
-            labels = [x for x in titles if x != ENSEMBLE or particle == "all"]
-            labels = [x for x in labels if (mode, table["metrics"][0], particle, x) in cells]
-            keys = [[(mode, metric, particle, label) for label in labels] for metric in table["metrics"]]
-            drawn = [[cells[k].samples for k in row] for row in keys if all(k in cells for k in row)]
-            drawn = [row for row in drawn if not any(samples is None for samples in row)]
-            if len(labels) < 2 or not drawn:
+            rivals = _contestants(cells, mode, particle, titles)
+            drawn: dict[str, list[np.ndarray]] = {}
+            for metric in table["metrics"]:
+                found = [cells.get((mode, metric, particle, label)) for label in rivals]
+                samples = [
+                    c.samples for c in found if c is not None and c.samples is not None and not np.isnan(c.score)
+                ]
+                if len(samples) == len(rivals):
+                    drawn[metric] = samples
+            if len(rivals) < 2 or not drawn:
                 continue
-            ranks = _ranks(_means(cells, table, mode, particle, labels))
-            resampled = _ranks(np.array(drawn))
-            first = resampled == np.nanmin(resampled, axis=0)
-            shares = (first / np.maximum(first.sum(0), 1)).mean(1)
-            best = int(np.nanargmin(ranks))
-            others = [int(i) for i in np.argsort(-shares, kind="stable") if i != best]
-            versus = [
-                f"{HEADINGS[metric]} {_contrast(cell.versus, FORMATS[metric])}"
-                for metric in table["metrics"][:1]
-                if (cell := cells.get((mode, metric, particle, labels[best]))) and cell.versus
-            ]
+            used = list(drawn)
+            ranks = _ranks(_scores(cells, used, mode, particle, rivals))
+            resampled = np.nan_to_num(_ranks(np.array(list(drawn.values()))), nan=np.inf)
+            first = resampled == resampled.min(0)
+            shares = (first / first.sum(0)).mean(1)
+            best = int(ranks.argmin())
+            other = max((i for i in range(len(rivals)) if i != best), key=lambda i: shares[i])
+            versus = cells[mode, used[0], particle, rivals[best]].versus
             line = [
                 name,
                 TITLES[mode],
-                f"**{titles[labels[best]]}** ({ranks[best]:.2f})",
+                f"**{titles[rivals[best]]}** ({ranks[best]:.2f})",
                 f"{100 * shares[best]:.0f} %",
+                f"{titles[rivals[other]]} ({100 * shares[other]:.0f} %)",
+                f"{HEADINGS[used[0]]} {_contrast(versus, FORMATS[used[0]])}" if versus else "–",
             ]
-            line += [f"{titles[labels[others[0]]]} ({100 * shares[others[0]]:.0f} %)", *(versus or ["–"])]
             lines.append("| " + " | ".join(line) + " |")
     if not lines:
         return []
-    reference = titles.get(table["reference"], "the reference")
     return [
         "",
         "## Winners",
         "",
-        "The lowest mean rank over the metrics; in how many bootstrap resamples of the primaries the same model has it, and "
-        "which other has it most often. Below some 95 % the winner is not certain. The p-values here and below are of single "
-        "comparisons: of twenty without any difference one falls below 0.05.",
+        f"The lowest mean rank over {', '.join(HEADINGS[metric] for metric in used)}; in which share of bootstrap resamples of "
+        "the primaries the same model has it, and which other has it most often. That is about these networks and other "
+        "primaries: it does not cover another training, and is no confidence level. The p-values are of single "
+        "comparisons: of twenty without any difference one falls below 0.05. Resampling draws differences of WS towards 0.",
         "",
-        f"| | | best (mean rank) | wins in | next | difference from {reference} [95 % interval], p, in favor |",
+        f"| | | best (mean rank) | wins in | next | difference from {titles.get(table['reference'], 'the reference')} "
+        "[95 % interval], p, in favor |",
         "|---" * 6 + "|",
         *lines,
     ]

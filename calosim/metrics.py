@@ -558,7 +558,7 @@ class Bootstrap(NamedTuple):
         difference: The metric of the first model minus that of the second.
         low: Lower end of the 95 % interval of the difference.
         high: Upper end of it.
-        p_value: Two-sided; 0 means below two in the number of resamples.
+        p_value: Two-sided; at least two in the number of resamples, which cannot tell less.
         share: Fraction of resamples in favour of the first model, ties counted half.
     """
 
@@ -664,5 +664,5 @@ def contrast(first: float, second: float, firsts: Floats, seconds: Floats) -> Bo
         return Bootstrap(*[float("nan")] * 5)
     low, high = np.quantile(differences, [0.025, 0.975])
     below, equal = (differences < 0).mean(), (differences == 0).mean()
-    p_value = min(1.0, 2 * min(below + equal, 1 - below))
+    p_value = min(1.0, max(2 * min(below + equal, 1 - below), 2 / len(differences)))
     return Bootstrap(first - second, float(low), float(high), float(p_value), float(below + equal / 2))

@@ -215,12 +215,12 @@ class Student(ShapeModule):
                         f"{source}: expected a student that can be paired with its teacher, got {differences[part]}; set "
                         f"--model.loss_{space}.{part} 0, or choose the teacher's size"
                     )
+        self.features.load_state_dict(teacher.features.state_dict())
+        self.logits.load_state_dict(teacher.logits.state_dict())
         if start == "teacher":
             self._copy_conditioners(teacher, source)
         elif start != "random":
             self._forerunner = (self._student_to_start_from(start),)
-        self.features.load_state_dict(teacher.features.state_dict())
-        self.logits.load_state_dict(teacher.logits.state_dict())
         self._teacher = (teacher.eval().requires_grad_(False),)
 
     def _copy_conditioners(self, teacher: ShapeModule, source: str) -> None:
@@ -244,6 +244,13 @@ class Student(ShapeModule):
             if other.init[name] != self.init[name]:
                 raise ValueError(
                     f"{source}: expected a student to start from with {name} {self.init[name]}, got {other.init[name]}"
+                )
+        for part in ("features", "logits"):
+            mine = getattr(self, part).state_dict()
+            if any(not torch.equal(value, mine[key]) for key, value in getattr(other, part).state_dict().items()):
+                raise ValueError(
+                    f"{source}: expected a student to start from that was distilled from a teacher of the same standardization "
+                    f"of {part}, got another"
                 )
         theirs, ours = other.init["hidden"], self.init["hidden"]
         if len(theirs) != len(ours) or any(a < b for a, b in zip(theirs, ours, strict=True)):

@@ -81,7 +81,7 @@ def test_the_better_model_wins_with_certainty(judged, tmp_path, capsys):
     worse, same = cells["ws", "neutron", "bright"], cells["ws", "neutron", "same"]
     assert float(worse["versus_low"]) > 0
     assert float(worse["versus_difference"]) > 0
-    assert float(worse["versus_p_value"]) == 0
+    assert float(worse["versus_p_value"]) == 2 / 2000
     assert float(worse["versus_share"]) == 0
     assert (float(same["versus_difference"]), float(same["versus_p_value"]), float(same["versus_share"])) == (0, 1, 0.5)
     # However the plan writes a particle's name.
@@ -92,8 +92,8 @@ def test_the_better_model_wins_with_certainty(judged, tmp_path, capsys):
     line = next(line for line in text.splitlines() if line.startswith("| too bright"))
     assert "**" not in line.split("|")[4]
     assert "**" in next(line for line in text.splitlines() if line.startswith("| good")).split("|")[4]
-    assert "p < 0.001" in text
-    assert "| too bright | 1 | 1,000 | 1.0 |" in text
+    assert "p 0.001, 0 %" in text  # what 2,000 resamples can tell
+    assert "| too bright | 1 | 1,000 | 1,000 | 1.0 |" in text
     assert (tmp_path / "out" / "comparison-shape.png").stat().st_size > 10_000
 
 
@@ -107,28 +107,48 @@ def test_models_judged_on_other_rows_are_not_compared(judged, tmp_path):
 
 
 def test_ranks():
+    """A metric that one of the models lacks ranks none of them; a model that lacks all is not in the race."""
     values = np.array([[1.0, 2.0, 2.0, np.nan], [5.0, 4.0, np.nan, np.nan]])
-    np.testing.assert_equal(_ranks(values), [1.5, 1.75, 2.5, np.nan])
-    np.testing.assert_equal(_ranks(np.stack([values, values[:, ::-1]], 2))[:, 1], [np.nan, 2.5, 1.75, 1.5])
+    np.testing.assert_equal(_ranks(values), [1, 2.5, 2.5, np.nan])
+    np.testing.assert_equal(_ranks(values[:, :2]), [1.5, 1.5])
+    np.testing.assert_equal(_ranks(np.stack([values, values[:, ::-1]], 2))[:, 1], [np.nan, 2.5, 2.5, 1])
+
+
+def cells_of(metric, particle, shifts, noise, sampled=True):
+    return {
+        ("shape", metric, particle, label): Cell(10.0 + x, 0.1, 1, 10.0 + x, 50, 10 + x + noise[i] if sampled else None)
+        for i, (label, x) in enumerate(zip("abc", shifts, strict=True))
+    }
 
 
 def test_winners_are_named_with_their_certainty():
     """Of two models that differ by noise alone neither wins often; one that is better in every resample always wins."""
-    rng = np.random.default_rng(0)
-    noise = rng.normal(size=(3, 4000))
-    cells = {
-        ("shape", "ws", p, label): Cell(mean, 0.1, 10 + shift + noise[i], None)
-        for p, shifts in {"gamma": (0, 0.1, 20), "neutron": (20, 20, 0)}.items()
-        for i, (label, shift) in enumerate(zip("abc", shifts, strict=True))
-        for mean in [10.0 + shift]
+    noise = np.random.default_rng(0).normal(size=(3, 4000))
+    cells = cells_of("ws", "gamma", (0, 0.1, 20), noise) | cells_of("ws", "neutron", (20, 20, 0), noise)
+    # What cannot be resampled, or is not known for all, has no say.
+    cells |= cells_of("center", "gamma", (9, 9, 0), noise, sampled=False)
+    cells |= cells_of("delta", "gamma", (9, 0, np.nan), noise) | cells_of("delta", "k0s", (np.nan,) * 3, noise)
+    table = {
+        "modes": ["shape"],
+        "metrics": ["center", "ws", "delta"],
+        "particles": ["gamma", "neutron", "k0s"],
+        "reference": None,
     }
-    table = {"modes": ["shape"], "metrics": ["ws"], "particles": ["gamma", "neutron"], "reference": None}
     gamma, neutron = _winners(table, cells, {"a": "A", "b": "B", "c": "C"})[-2:]
     share = int(gamma.split("|")[4].strip(" %"))
     assert "**A** (1.00)" in gamma
     assert 50 < share < 60
     assert f"B ({100 - share} %)" in gamma
     assert "**C** (1.00) | 100 %" in neutron
+
+
+def test_few_primaries_give_no_certainty(judged, tmp_path, monkeypatch):
+    monkeypatch.setattr("calosim.compare.LEAST_PRIMARIES", 1000)
+    compare(str(judged), resamples=100, quiet=True)
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "With fewer than 1000 there are no intervals" in text
+    assert "## Winners" not in text
+    assert "Difference from" not in text
 
 
 def test_generation_times_are_per_response(run_folders, showers):

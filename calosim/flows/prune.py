@@ -141,20 +141,24 @@ def _share_local(
 
 
 def _chosen(activity: Tensor, wide: Tensor, narrow: Tensor, edges: tuple[int, ...]) -> Tensor:
-    """Which units of the wide layer become those of the narrow one: of each chunk the most active, sorted by degree.
+    """Which unit of the wide layer becomes each one of the narrow layer: none that sees more, so that no input is lost.
 
-    Units of degree 0, which see the context only, are chosen among themselves.
+    Of those, the most active of the same chunk that is left, else the one that sees most. Units that see the context alone
+    are a chunk of their own.
     """
     limits = torch.tensor([0, 1, *edges[1:]])
-    groups, wanted = (torch.bucketize(d, limits, right=True) for d in (wide, narrow))
+    groups, wanted = (torch.bucketize(degrees, limits, right=True) for degrees in (wide, narrow))
+    free = torch.ones(len(wide), dtype=torch.bool)
     chosen = []
-    for group in wanted.unique():
-        candidates, count = (groups == group).nonzero()[:, 0], int((wanted == group).sum())
-        best = candidates[activity[candidates].argsort(descending=True, stable=True)]
-        # One chunk of the narrow layer may have a unit more than the wide one's: it gets the best once more.
-        best = torch.cat([best] * (count // max(len(best), 1) + 1))[:count]
-        chosen.append(best.sort().values)
-    return torch.cat(chosen)
+    for degree, group in zip(narrow.tolist(), wanted.tolist(), strict=True):
+        able = wide <= degree
+        left = able & free if (able & free).any() else able
+        best = left & (groups == group)
+        if not best.any():
+            best = left & (wide == wide[left].max())
+        chosen.append(int(torch.where(best, activity.cpu(), -1.0).argmax()))
+        free[chosen[-1]] = False
+    return torch.tensor(chosen)
 
 
 def _fit(h: Tensor, y: Tensor, first: Tensor, bias: Tensor, known: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
