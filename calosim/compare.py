@@ -89,21 +89,26 @@ class Cell:
         mean: Over generation runs, and over training seeds if there are several.
         std: Over training seeds if there are several, else over generation runs.
         seeds: How many trainings the cell is of.
-        score: What ranks the cell, lower being better: the mean, or for center distances its difference from the Monte
-            Carlo's own, below which a shower is too narrow.
+        target: What the metric should be: 0, or for center distances the Monte Carlo's own, below which showers are too
+            much alike.
         primaries: The number of unique inputs.
-        samples: The metric in each bootstrap resample of unique inputs, with shape (R,); None for center distances and
-            for fewer than :data:`LEAST_PRIMARIES`.
+        samples: The metric in each bootstrap resample of unique inputs, with shape (R,); None for the centers' standard
+            deviation and for fewer than :data:`LEAST_PRIMARIES`.
         versus: The paired comparison with the reference row.
     """
 
     mean: float
     std: float
     seeds: int = 1
-    score: float = float("nan")
+    target: float = 0.0
     primaries: int = 0
     samples: np.ndarray | None = None
     versus: Bootstrap | None = None
+
+    @property
+    def score(self) -> float:
+        """What ranks the cell, lower being better."""
+        return abs(self.mean - self.target)
 
 
 #: Cells by mode, metric, particle and label.
@@ -255,23 +260,25 @@ def _cells(rows: Sequence[Row], table: Mapping[str, Any], resamples: int, quiet:
             primaries[particle] = len(np.unique(data["inputs"]))
             samples: dict[str, np.ndarray] = {}
             if primaries[particle] >= LEAST_PRIMARIES:
-                channels = answers(folder, f"{_candidate(row, mode)}_channels")[:, mine]
-                samples = _resampled(channels, data, counts[particle], table["metrics"], detector)
+                channels, offsets = (
+                    answers(folder, f"{_candidate(row, mode)}_{x}")[:, mine] for x in ("channels", "offsets")
+                )
+                samples = _resampled(channels, offsets, data, counts[particle], table["metrics"], detector)
             truth = json.loads((folder / "evaluation.json").read_text()).get("monte_carlo", {})
             for metric in table["metrics"]:
                 result = found[title]
                 name = f"{metric}_{particle}"
-                score = abs(result["mean"][name] - truth.get(name, 0.0) if metric in CENTERS else result["mean"][name])
-                part = result["mean"][name], result["std"][name], score, samples.get(metric)
+                target = truth.get(name, 0.0) if metric in CENTERS else 0.0
+                part = result["mean"][name], result["std"][name], target, samples.get(metric)
                 parts.setdefault(metric, []).append(part)
         for metric, values in parts.items():
-            means, stds, scores, drawn = zip(*values, strict=True)
+            means, stds, targets, drawn = zip(*values, strict=True)
             several = len(values) > 1
             cells[mode, metric, particle, row.label] = Cell(
                 float(np.mean(means)),
                 float(np.std(means, ddof=1) if several else stds[0]),
                 len(values),
-                float(np.mean(scores)),
+                float(np.mean(targets)),
                 primaries[particle],
                 None if any(s is None for s in drawn) else np.mean(drawn, axis=0),
             )
@@ -285,9 +292,14 @@ def _cells(rows: Sequence[Row], table: Mapping[str, Any], resamples: int, quiet:
 
 
 def _resampled(
-    channels: np.ndarray, data: Mapping[str, np.ndarray], counts: np.ndarray, metrics: Sequence[str], detector: str
+    channels: np.ndarray,
+    offsets: np.ndarray,
+    data: Mapping[str, np.ndarray],
+    counts: np.ndarray,
+    metrics: Sequence[str],
+    detector: str,
 ) -> dict[str, np.ndarray]:
-    """Channel metrics in each resample, averaged over runs; ``channels`` (runs, N, G, 5)."""
+    """Metrics in each resample, averaged over runs; ``channels`` (runs, N, G, 5), ``offsets`` (runs, N, G)."""
     ids, group = np.unique(data["inputs"], return_inverse=True)
     kinds: dict[str, Any] = {
         "mae_cond": ConditionalMAE("log"),
@@ -299,6 +311,11 @@ def _resampled(
     if "ws" in metrics:
         runs = [resampled_wasserstein(data["reference"], run, group, counts) for run in channels]
         result["ws"] = np.mean(runs, axis=0)
+    if "center" in metrics:
+        lit = ~np.isnan(offsets)
+        weights = np.bincount(group, lit.sum((0, 2)).astype(np.float64))
+        total = np.bincount(group, np.where(lit, offsets, 0).sum((0, 2), dtype=np.float64))
+        result["center"] = resampled_mean(total / np.maximum(weights, 1), weights, counts)
     for name in set(kinds) & set(metrics):
         values, weights = np.zeros(len(ids)), np.zeros(len(ids))
         for run in channels:
@@ -654,9 +671,8 @@ def _winners(table: Mapping[str, Any], cells: Cells, titles: Mapping[str, str]) 
             drawn: dict[str, list[np.ndarray]] = {}
             for metric in table["metrics"]:
                 found = [cells.get((mode, metric, particle, label)) for label in rivals]
-                samples = [
-                    c.samples for c in found if c is not None and c.samples is not None and not np.isnan(c.score)
-                ]
+                known = [c for c in found if c is not None and not np.isnan(c.score)]
+                samples = [np.abs(c.samples - c.target) for c in known if c.samples is not None]
                 if len(samples) == len(rivals):
                     drawn[metric] = samples
             if len(rivals) < 2 or not drawn:

@@ -86,20 +86,33 @@ class Step:
         """
         if not self.result.exists():
             return False
-        made: Any = None
         if self.verb == "fit":
-            made = json.loads((self.folder / "run.json").read_text())["command"][1:]
-            wanted: Any = list(self.words)
-        elif self.verb == "evaluate":
+            self.check_command("finished")
+        if self.verb == "evaluate":
             arguments = json.loads(self.result.read_text())["arguments"]
             made = {key: arguments[key] for key in self.options if key in arguments}
-            wanted = {key: self.options[key] for key in made}
-        if self.verb != "simulate" and made != wanted:
+            self._check("finished", made, {key: self.options[key] for key in made})
+        return True
+
+    def check_command(self, state: str) -> None:
+        """Checks that a training was started as the plan says.
+
+        Raises:
+            ValueError: If not.
+        """
+        record = self.folder / "run.json"
+        if not record.exists():
             raise ValueError(
-                f"{self.folder}: finished with other settings than the plan's (it has {_difference(made, wanted)}); "
+                f"{self.folder}: expected the training of the plan or nothing, found a folder without run.json"
+            )
+        self._check(state, json.loads(record.read_text())["command"][1:], list(self.words))
+
+    def _check(self, state: str, made: Any, wanted: Any) -> None:
+        if made != wanted:
+            raise ValueError(
+                f"{self.folder}: {state} with other settings than the plan's (it has {_difference(made, wanted)}); "
                 "remove the folder to make it anew, or choose another `out`"
             )
-        return True
 
 
 def _difference(made: Any, wanted: Any) -> str:
@@ -310,16 +323,20 @@ def _run(out: Path, step: Step, jobs: int, slot: int, slots: list[int], children
     """Runs one step to its end; an empty text, or why it failed."""
     try:
         words = list(step.words)
-        if step.verb == "fit":
-            if (step.folder / "checkpoints" / "last.ckpt").exists():
-                words += ["--ckpt_path", "last"]
-            elif step.folder.exists():
-                shutil.rmtree(step.folder)  # killed before its first checkpoint: nothing to resume
         log = out / "logs" / f"{step.name.replace('/', '_')}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         marker = log.with_suffix(".pid")
         if marker.exists() and _alive(int(marker.read_text() or 0)):
             return f"is still running as process {marker.read_text()}; wait for it or end it"
+        if step.verb == "fit" and step.folder.exists() and any(step.folder.iterdir()):
+            try:
+                step.check_command("begun")
+            except ValueError as error:
+                return str(error)
+            if (step.folder / "checkpoints" / "last.ckpt").exists():
+                words += ["--ckpt_path", "last"]
+            else:
+                shutil.rmtree(step.folder)  # killed before its first checkpoint: nothing to resume
         environment = os.environ | {"TQDM_DISABLE": "1"}
         if jobs > 1:
             environment |= _share(jobs, slot)

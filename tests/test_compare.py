@@ -28,7 +28,7 @@ def judged(tmp_path, showers):
         "particles": ["all", "gamma", "neutron", "sigma_plus"],
         "modes": ["shape"],
         "reference": "good",
-        "metrics": ["ws", "mae_cond"],
+        "metrics": ["ws", "mae_cond", "center"],
     }
     settings = {"out": str(tmp_path / "out"), "trainings": trainings, "evaluate": {"runs": 2}, "table": table}
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -84,6 +84,9 @@ def test_the_better_model_wins_with_certainty(judged, tmp_path, capsys):
     assert float(worse["versus_p_value"]) == 2 / 2000
     assert float(worse["versus_share"]) == 0
     assert (float(same["versus_difference"]), float(same["versus_p_value"]), float(same["versus_share"])) == (0, 1, 0.5)
+    # The resamples of the distance scatter around it.
+    center = cells["center", "neutron", "bright"]
+    assert float(center["low"]) < float(center["mean"]) < float(center["high"])
     # However the plan writes a particle's name.
     assert ("ws", "sigma+", "good") in cells
     # The bright model is the good one but for neutrons.
@@ -116,7 +119,7 @@ def test_ranks():
 
 def cells_of(metric, particle, shifts, noise, sampled=True):
     return {
-        ("shape", metric, particle, label): Cell(10.0 + x, 0.1, 1, 10.0 + x, 50, 10 + x + noise[i] if sampled else None)
+        ("shape", metric, particle, label): Cell(10.0 + x, 0.1, 1, 0.0, 50, 10 + x + noise[i] if sampled else None)
         for i, (label, x) in enumerate(zip("abc", shifts, strict=True))
     }
 
@@ -140,6 +143,16 @@ def test_winners_are_named_with_their_certainty():
     assert 50 < share < 60
     assert f"B ({100 - share} %)" in gamma
     assert "**C** (1.00) | 100 %" in neutron
+
+
+def test_centers_are_best_where_the_monte_carlo_has_them():
+    """Closer to the straight flight than the Monte Carlo is as wrong as farther."""
+    noise = np.random.default_rng(0).normal(size=(3, 100)) / 100
+    cells = cells_of("center", "gamma", (-9, 0.5, 3), noise)
+    for cell in cells.values():
+        cell.target = 10.0
+    table = {"modes": ["shape"], "metrics": ["center"], "particles": ["gamma"], "reference": None}
+    assert "**B** (1.00) | 100 % | " in _winners(table, cells, {"a": "A", "b": "B", "c": "C"})[-1]
 
 
 def test_few_primaries_give_no_certainty(judged, tmp_path, monkeypatch):

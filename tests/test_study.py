@@ -115,6 +115,18 @@ def test_a_finished_run_of_other_settings_is_not_taken(tmp_path):
         changed.steps["base"].finished()
 
 
+@pytest.mark.parametrize("made", ["something else", "other settings"])
+def test_a_folder_that_is_not_the_plans_is_left_alone(made, tmp_path):
+    plan = load_plan(make_plan(tmp_path, trainings={"base": {"config": ["a.yaml"]}}))
+    step = plan.steps["base"]
+    (step.folder / "20260101-run").mkdir(parents=True)
+    if made == "other settings":
+        (step.folder / "run.json").write_text(json.dumps({"command": ["fit", *step.words, "--trainer.max_epochs", "9"]}))
+    failed = run_steps(plan, quiet=True)
+    assert ("begun with other settings" if made == "other settings" else "without run.json") in failed["base"]
+    assert (step.folder / "20260101-run").exists()
+
+
 @pytest.mark.slow
 def test_a_killed_study_resumes_to_the_same_weights(tmp_path, make_showers):
     import torch
