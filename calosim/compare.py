@@ -205,13 +205,25 @@ def _reference_rows(rows: Sequence[Row]) -> list[Row]:
     """Floor and trivial model, from the first evaluation of all particles that has them."""
     for row in rows:
         for folder, particle in row.folders:
-            if particle is None and TITLES["floor"] in _images(folder):
-                return [Row(name, TITLES[name], [(folder, None)]) for name in REFERENCES]
+            if particle is None and TITLES["trivial"] in _images(folder):
+                with np.load(folder / "answers.npz") as stored:
+                    there = [name for name in REFERENCES if f"{name}_channels" in stored.files]
+                return [Row(name, TITLES[name], [(folder, None)]) for name in there]
     return []
 
 
-def _images(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "evaluation.json").read_text())["images"]
+def _images(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """By candidate, ``mean`` and ``std`` of all metrics; those of the Monte Carlo itself by ``monte_carlo``."""
+    record = json.loads((folder / "evaluation.json").read_text())
+    images = record["images"] | {"monte_carlo": {"mean": record.get("monte_carlo", {})}}
+
+    def number(value: float | None) -> float:  # null is what JSON has for NaN
+        return float("nan") if value is None else value
+
+    return {
+        title: {kind: {key: number(x) for key, x in image[kind].items()} for kind in ("mean", "std") if kind in image}
+        for title, image in images.items()
+    }
 
 
 def _candidate(row: Row, mode: str) -> str:
@@ -264,7 +276,7 @@ def _cells(rows: Sequence[Row], table: Mapping[str, Any], resamples: int, quiet:
                     answers(folder, f"{_candidate(row, mode)}_{x}")[:, mine] for x in ("channels", "offsets")
                 )
                 samples = _resampled(channels, offsets, data, counts[particle], table["metrics"], detector)
-            truth = json.loads((folder / "evaluation.json").read_text()).get("monte_carlo", {})
+            truth = found["monte_carlo"]["mean"]
             for metric in table["metrics"]:
                 result = found[title]
                 name = f"{metric}_{particle}"
@@ -313,9 +325,9 @@ def _resampled(
         result["ws"] = np.mean(runs, axis=0)
     if "center" in metrics:
         lit = ~np.isnan(offsets)
-        weights = np.bincount(group, lit.sum((0, 2)).astype(np.float64))
+        light = np.bincount(group, lit.sum((0, 2)).astype(np.float64))
         total = np.bincount(group, np.where(lit, offsets, 0).sum((0, 2), dtype=np.float64))
-        result["center"] = resampled_mean(total / np.maximum(weights, 1), weights, counts)
+        result["center"] = resampled_mean(total / np.maximum(light, 1), light, counts)
     for name in set(kinds) & set(metrics):
         values, weights = np.zeros(len(ids)), np.zeros(len(ids))
         for run in channels:
@@ -387,7 +399,7 @@ def _ensemble(study: Plan, table: Mapping[str, Any], jobs: int, quiet: bool) -> 
                 record = step.folder / "validation" / "evaluation.json"
                 if not record.exists() or label in runs:
                     continue
-                mean = json.loads(record.read_text())["images"][TITLES["shape"]]["mean"]
+                mean = _images(record.parent)[TITLES["shape"]]["mean"]
                 if any(f"{metric}_{particle}" in mean for metric in table["metrics"]):
                     runs[label] = step
                     means.append(mean)

@@ -33,7 +33,7 @@ from calosim.metrics import channel_metrics, wasserstein
 from calosim.particles import STUDY_PARTICLES, particle_code, particle_name, particle_symbol
 from calosim.photons import PhotonSum
 from calosim.preprocessing import NOISE_REMOVALS
-from calosim.provenance import atomic_write, git_hash
+from calosim.provenance import atomic_write, git_hash, to_json
 from calosim.rootio import Showers, read
 from calosim.simulator import FastSimulator, noise_removals, pick_device
 
@@ -342,7 +342,7 @@ def evaluate_run(
         data: Run folder whose data set and split are used; that of the shape model if not given.
         split: The rows to judge on; choices between models are made on val, results are reported on test.
         floor: Showers of the same primaries simulated with another seed (``calosim simulate --primaries FILE``). Without
-            it, one half of each input's responses is held against the other half.
+            it, one half of each input's responses answers for the other, on whose rows alone the floor is judged then.
         runs: Repetitions with other seeds.
         responses: Responses generated for every row in each run.
         rows: About that many rows, spread over particle types and inputs, up to five of an input; all if not given.
@@ -391,20 +391,24 @@ def evaluate_run(
         "data": describe(source),
     }
     draws_per_row = 50
+    asked = np.ones(len(test), dtype=bool)  # the rows that the floor is judged on
     pools: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[..., np.ndarray]]] = {}
     if references:
-        pools, results["floor_rows_without_their_input"] = _reference_pools(source, split, chosen, test, inputs, floor)
-        results["floor"] = floor or f"half of each input's {split} responses against the other half"
+        pools, asked, lacking = _reference_pools(source, split, chosen, test, inputs, floor)
+        results["floor_rows_without_their_input"] = lacking
+        results["floor"] = (
+            floor or f"{asked.sum()} rows, one half of each input's {split} responses, against the other half"
+        )
     # -- photon sums
     numbers = np.arange(len(test) * draws_per_row)
     sums: dict[str, np.ndarray] = {}
     particles = torch.from_numpy(test.particles).to(where, torch.float32)
     for name, model in models.items():
-        drawn = [
+        parts = [
             model.sample(particles[part // draws_per_row], seed, torch.from_numpy(part).to(where)).cpu().numpy()
             for part in np.array_split(numbers, max(1, len(numbers) // 65536))
         ]
-        sums[f"{model.head} ({name})"] = np.concatenate(drawn).reshape(len(test), draws_per_row)
+        sums[f"{model.head} ({name})"] = np.concatenate(parts).reshape(len(test), draws_per_row)
     for title, (images, positions) in pools.items():
         drawn_rows = positions(numbers // draws_per_row, seed, numbers)
         distinct, back = np.unique(drawn_rows, return_inverse=True)
@@ -415,7 +419,10 @@ def evaluate_run(
             ]
         )
         sums[title] = pool_sums[back.ravel()].reshape(len(test), draws_per_row)
-    results["photon_sum"] = {n: photon_report(s, test.photon_sum, test.pdg) for n, s in sums.items()}
+    results["photon_sum"] = {}
+    for title, drawn in sums.items():
+        rated = asked if title == "floor" else np.ones_like(asked)
+        results["photon_sum"][title] = photon_report(drawn[rated], test.photon_sum[rated], test.pdg[rated])
     # -- images
     folder = Path(out)
     if shape is not None:
@@ -455,19 +462,27 @@ def evaluate_run(
         # The Monte Carlo itself: channels to compare with, and its centers' own offsets.
         itself = ask(test, {"": lambda run, n: test.images[n]}, runs=1, responses=1, quiet=True)[""]
         reference, detector = itself.channels[0, :, 0], test.geometry
-        results["images"] = {n: measure(a, reference, test.pdg, inputs, detector, natural) for n, a in answers.items()}
+        results["images"] = {}
+        for title, answer in answers.items():
+            rated = asked if title == TITLES["floor"] else np.ones_like(asked)
+            answer = answer._replace(channels=answer.channels[:, rated], offsets=answer.offsets[:, rated])
+            results["images"][title] = measure(
+                answer, reference[rated], test.pdg[rated], inputs[rated], detector, natural[rated]
+            )
         results["monte_carlo"] = measure(itself, reference, test.pdg, inputs, detector, natural)["mean"]
         examples = _examples(test, inputs, simulator, seed)
+        # A floor that answers for half of the rows cannot be compared row by row.
+        kept = answers if asked.all() else {t: a for t, a in answers.items() if t != TITLES["floor"]}
         atomic_write(
             folder / "answers.npz",
-            _packed(answers, chosen, test.pdg, inputs, natural, reference, itself.profile, **examples),
+            _packed(kept, chosen, test.pdg, inputs, natural, reference, itself.profile, **examples),
         )
         whole = answers[SHAPE_ALONE if simulator.photons is None else FULL_CHAIN].channels[0, :, 0]
         _pictures(folder, detector, reference, whole, **examples)
     atomic_write(folder / "evaluation.csv", _csv(results))
     tables = tables_of(results)
     atomic_write(folder / "evaluation.md", tables)
-    atomic_write(folder / "evaluation.json", json.dumps(results, indent=2) + "\n")
+    atomic_write(folder / "evaluation.json", to_json(results))
     print(tables)
     print(f"Tables: {folder}/evaluation.md, .csv, .json", end="")
     print(f"\nPictures: {folder}/responses.png, {folder}/channels.png" if shape else "")
@@ -475,20 +490,25 @@ def evaluate_run(
 
 def _reference_pools(
     data: RootDataModule, split: Any, chosen: np.ndarray, test: Showers, inputs: np.ndarray, floor: str | None
-) -> tuple[dict[str, Any], int]:
-    """Floor and trivial model as (images of positions, positions of rows), and how many rows' inputs the floor lacks."""
+) -> tuple[dict[str, Any], np.ndarray, int]:
+    """Floor and trivial model as (images of positions, positions of rows).
+
+    And the rows on which the floor is to be judged: all, or without another simulation those of one half of each input's
+    responses, answered from the other half. (Each half answered from the other would be a resample of the reference
+    itself, which no simulation can match.) And how many of their inputs the floor lacks.
+    """
     stored = data.arrays["images"]
     pool_images: Callable[[np.ndarray], np.ndarray]
     if floor:
         pool = read(floor, data.detector.name)
         pool_pdg, pool_images, floor_keys = pool.pdg, pool.images.__getitem__, inputs
-        pool_keys = _match_inputs(pool, test, inputs)
+        pool_keys, asked = _match_inputs(pool, test, inputs), np.ones(len(test), dtype=bool)
     else:
-        # Each input's responses in two halves; a row is answered from the half it is not in.
         split_rows, of_pool = data.rows(split), data.inputs(split)
         half = _rank_within(of_pool) % 2
-        pool_pdg, pool_images = data.arrays["pdg"][split_rows], lambda positions: stored[split_rows[positions]]
-        pool_keys, floor_keys = 2 * of_pool + half, 2 * inputs + 1 - half[chosen]
+        asked, floor_keys = half[chosen] == 0, inputs
+        others, pool_keys = split_rows[half == 1], of_pool[half == 1]
+        pool_pdg, pool_images = data.arrays["pdg"][others], lambda positions: stored[others[positions]]
     train = data.rows("train")
     train_pdg = data.arrays["pdg"][train]
     floor_pool, trivial_pool = Pool(pool_keys, pool_pdg), Pool(train_pdg, np.zeros(len(train)))
@@ -499,10 +519,14 @@ def _reference_pools(
     def trivial_rows(row: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
         return trivial_pool.draw(test.pdg[row], np.zeros(len(row)), seed, numbers)
 
-    return {
-        "floor": (pool_images, floor_rows),
-        "trivial": (lambda positions: stored[train[positions]], trivial_rows),
-    }, int((~np.isin(floor_keys, pool_keys)).sum())
+    return (
+        {
+            "floor": (pool_images, floor_rows),
+            "trivial": (lambda positions: stored[train[positions]], trivial_rows),
+        },
+        asked,
+        int((~np.isin(floor_keys[asked], pool_keys)).sum()),
+    )
 
 
 def _offsets(images: np.ndarray, particles: np.ndarray, detector: Detector) -> np.ndarray:

@@ -25,7 +25,6 @@ from __future__ import annotations
 import copy
 import csv
 import io
-import json
 import math
 import os
 import time
@@ -47,7 +46,7 @@ from calosim.evaluation import some_rows, trained_data
 from calosim.losses import center_of_gravity
 from calosim.particles import particle_code, particle_name
 from calosim.photons import PhotonSum
-from calosim.provenance import atomic_write, git_hash
+from calosim.provenance import atomic_write, git_hash, to_json
 from calosim.rootio import FEATURES
 from calosim.simulator import FastSimulator
 
@@ -580,7 +579,7 @@ def _write(
         table.writeheader()
         table.writerows(lines)
         atomic_write(folder / f"{name}.csv", lined.getvalue())
-    atomic_write(folder / "photon_uncertainty.json", json.dumps(report, indent=2) + "\n")
+    atomic_write(folder / "photon_uncertainty.json", to_json(report))
     for key, target in results["targets"].items():
         label = "SHAP value of the {}, {}".format(*TARGETS[key])
         names = [feature["feature"] for feature in target["features"]]
@@ -592,7 +591,7 @@ def _write(
     uncertainty.picture(report, by_row, folder / "photon_uncertainty.png")
     text = "\n\n".join(_tables(results, report)) + "\n"
     atomic_write(folder / "explain.md", text)
-    atomic_write(folder / "explain.json", json.dumps(results, indent=2) + "\n")
+    atomic_write(folder / "explain.json", to_json(results))
     print(text)
     print(f"Results: {folder}/explain.md, .json, shap.csv, .npz, photon_uncertainty.json, .csv, .npz and pictures")
 

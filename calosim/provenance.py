@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
-__all__ = ["atomic_write", "git_hash"]
+__all__ = ["atomic_write", "git_hash", "to_json"]
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:
@@ -38,6 +41,19 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON that every parser reads: what is not finite becomes null."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {key: plain(item) for key, item in x.items()}
+        if isinstance(x, (list, tuple)):
+            return [plain(item) for item in x]
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+
+    return json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
 
 
 def git_hash() -> str | None:

@@ -16,6 +16,7 @@ from calosim.evaluation import (
     _match_inputs,
     _profile,
     _rank_within,
+    _reference_pools,
     ask,
     best_noise_removals,
     measure,
@@ -169,3 +170,23 @@ def test_examples_do_not_repeat_a_response(showers):
     assert lit[neutron].tolist() == [True] * 2 + [False] * (EXAMPLES[1] - 2)
     assert lit[gamma].sum() == min(EXAMPLES[1], np.bincount(few.inputs[few.pdg == 22]).max())
     assert found["examples_generated"].any((2, 3)).all()
+
+
+def test_the_floor_of_halves_is_held_against_responses_it_does_not_give(root_file):
+    """Each half answered from the other would be a resample of the reference: a floor that no simulation can reach."""
+    from calosim.data import RootDataModule
+
+    data = RootDataModule(str(root_file))
+    data.setup()
+    chosen = np.arange(len(data.rows("test")))
+    test, inputs = data.showers("test", chosen), data.inputs("test")
+    pools, asked, lacking = _reference_pools(data, "test", chosen, test, inputs, None)
+    images, positions = pools["floor"]
+    rows = np.repeat(np.flatnonzero(asked), 20)
+    answers = images(positions(rows, 1, np.arange(len(rows))))
+    # Of the same primary where there is another response at all, and never a response that is asked for.
+    given = {image.tobytes() for image in answers}
+    assert 0.3 < asked.mean() < 0.7
+    assert not given & {image.tobytes() for image in test.images[asked]}
+    alone = np.bincount(inputs)[inputs[asked]] == 1
+    assert lacking == alone.sum()

@@ -121,7 +121,9 @@ def test_a_folder_that_is_not_the_plans_is_left_alone(made, tmp_path):
     step = plan.steps["base"]
     (step.folder / "20260101-run").mkdir(parents=True)
     if made == "other settings":
-        (step.folder / "run.json").write_text(json.dumps({"command": ["fit", *step.words, "--trainer.max_epochs", "9"]}))
+        (step.folder / "run.json").write_text(
+            json.dumps({"command": ["fit", *step.words, "--trainer.max_epochs", "9"]})
+        )
     failed = run_steps(plan, quiet=True)
     assert ("begun with other settings" if made == "other settings" else "without run.json") in failed["base"]
     assert (step.folder / "20260101-run").exists()
