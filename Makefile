@@ -10,7 +10,7 @@ DATA := data/zn.root
 SEED ?= 1
 STRATEGY ?= gd
 PLAN ?= conf/study/compare.yaml
-need = $(or $($(1)),$(error name a run folder: make $@ $(1)=runs/teacher/...))
+need = $(or $($(1)),$(error name a run folder: make $@ $(1)=runs/...))
 # Strategies that start from scratch are overlays on the teacher's configuration, the others start from the baseline.
 SCRATCH := individual baseline_long
 FINETUNE = $(if $(filter $(STRATEGY),$(SCRATCH)),-c conf/teacher.yaml) -c conf/finetune/$(STRATEGY).yaml \

@@ -56,8 +56,6 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in VERBS:
         print(f"calosim: error: unknown verb {argv[0]!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    if "--quiet" in argv and argv[argv.index("--quiet") + 1 :][:1] != ["false"]:
-        os.environ["TQDM_DISABLE"] = "1"
     try:
         # Imported only when there is work for them: torch and lightning take seconds.
         if argv[0] in TRAINING:
@@ -65,8 +63,10 @@ def main(argv: list[str] | None = None) -> int:
         else:
             from calosim.tools import run
         run(argv)
-    except (ValueError, OSError) as error:
-        if os.environ.get("CALOSIM_TRACEBACK"):
+    except (ValueError, OSError, RuntimeError) as error:
+        # Of torch's own errors only one is the user's doing.
+        fault = not isinstance(error, RuntimeError) or "loading state_dict" in str(error)
+        if os.environ.get("CALOSIM_TRACEBACK") or not fault:
             raise
         text = " ".join(str(error).split())
         # jsonargparse wraps what a model says of its arguments in all types that it tried.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -12,8 +13,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from calosim import __version__
@@ -104,6 +107,27 @@ class RunRecord(SaveConfigCallback):
         )
 
 
+class PredictionFile(Callback):
+    """Writes what ``calosim predict`` made to ``predictions.npz`` in the run folder; on several processes one file each."""
+
+    def __init__(self) -> None:
+        self._batches: list[dict[str, torch.Tensor]] = []
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
+        """Keeps a batch."""
+        self._batches.append({key: value.cpu() for key, value in outputs.items()})
+
+    def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Joins the batches."""
+        arrays = {key: torch.cat([batch[key] for batch in self._batches]).numpy() for key in self._batches[0]}
+        stream = io.BytesIO()
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+        rank = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
+        path = Path(trainer.default_root_dir) / f"predictions{rank}.npz"
+        atomic_write(path, stream.getvalue())
+        print(f"{path}: {', '.join(f'{key} {array.shape}' for key, array in arrays.items())}")
+
+
 class CalosimCLI(LightningCLI):
     """LightningCLI with two more options, ``--run`` and ``--quiet``; the detector is named once, in ``--data.detector``."""
 
@@ -127,7 +151,15 @@ class CalosimCLI(LightningCLI):
         config = self.config[self.subcommand] if self.subcommand else self.config
         run = config.get("run") or os.environ.get("CALOSIM_RUN")
         checkpoint = config.get("ckpt_path")
-        if run is None and checkpoint not in (None, "best", "last"):
+        if self.subcommand != "fit" and not checkpoint:
+            raise ValueError(
+                f"expected --ckpt_path, a checkpoint to {self.subcommand}; without one the weights are random"
+            )
+        if checkpoint in ("best", "last") and run is None:
+            raise ValueError(
+                f"expected --run RUN_FOLDER, whose {checkpoint} checkpoint is meant, or the path of a checkpoint"
+            )
+        if run is None and checkpoint is not None:
             # Judging or resuming a checkpoint belongs to the run that wrote it.
             run = str(Path(checkpoint).parent.parent)
         if run is None:
@@ -149,6 +181,8 @@ class CalosimCLI(LightningCLI):
         config.run = run
         config.trainer.default_root_dir = run
         # A progress bar redraws itself: in a log that is a line for every batch.
+        if config.get("quiet"):
+            os.environ["TQDM_DISABLE"] = "1"
         if config.get("quiet") or (config.trainer.get("enable_progress_bar") is None and not sys.stdout.isatty()):
             config.trainer.enable_progress_bar = False
         for logger in _as_list(config.trainer.get("logger")):
@@ -202,5 +236,6 @@ def train(argv: list[str]) -> None:
         datamodule_class=RootDataModule,
         subclass_mode_model=True,
         save_config_callback=RunRecord,
+        trainer_defaults={"callbacks": [PredictionFile()]},
         parser_kwargs=dict.fromkeys(("fit", "validate", "test", "predict"), defaults),
     )

@@ -33,7 +33,7 @@ from calosim.metrics import channel_metrics, wasserstein
 from calosim.particles import STUDY_PARTICLES, particle_code, particle_name, particle_symbol
 from calosim.photons import PhotonSum
 from calosim.preprocessing import NOISE_REMOVALS
-from calosim.provenance import atomic_write, git_hash, to_json
+from calosim.provenance import atomic_write, check_writable, git_hash, to_json
 from calosim.rootio import Showers, read
 from calosim.simulator import FastSimulator, noise_removals, pick_device
 
@@ -364,6 +364,8 @@ def evaluate_run(
     photons = photons or []
     if shape is None and not photons:
         raise ValueError("nothing to evaluate: name a shape model with --shape or photon-sum models with --photons")
+    check_writable(out)
+    exceptions = noise_removals(3, noise_removal_of or [])
     where = pick_device(device)
     source, particle = trained_data(data or shape or photons[0], files, shape)
     models = {str(p): PhotonSum.load(p, where) for p in photons}
@@ -426,7 +428,6 @@ def evaluate_run(
     # -- images
     folder = Path(out)
     if shape is not None:
-        exceptions = noise_removals(3, noise_removal_of or [])
         methods = {code: method for code, method in exceptions.items() if code}
         if noise_removal == "best":
             chosen_for = rows_of_each or rows or 1000

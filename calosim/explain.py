@@ -26,7 +26,6 @@ import copy
 import csv
 import io
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -46,7 +45,7 @@ from calosim.evaluation import some_rows, trained_data
 from calosim.losses import center_of_gravity
 from calosim.particles import particle_code, particle_name
 from calosim.photons import PhotonSum
-from calosim.provenance import atomic_write, git_hash, to_json
+from calosim.provenance import atomic_write, check_writable, git_hash, to_json
 from calosim.rootio import FEATURES
 from calosim.simulator import FastSimulator
 
@@ -478,9 +477,7 @@ def explain(
             raise ValueError(f"expected {name} of at least {lowest}, got {value}")
     # What takes minutes comes after all that can be refused at once.
     folder = Path(out)
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise ValueError(f"{out}: cannot write there ({there} is not a writable folder)")
+    check_writable(folder)
     code = None if particle is None else particle_code(particle)
     simulator: FastSimulator | None = None
     if shape:

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_write", "git_hash", "to_json"]
+__all__ = ["atomic_write", "check_writable", "git_hash", "to_json"]
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:
@@ -41,6 +41,18 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def check_writable(folder: str | Path) -> None:
+    """Refuses a folder that cannot be made or written into, before hours of work end there.
+
+    Raises:
+        ValueError: If so.
+    """
+    folder = Path(folder)
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ValueError(f"{folder}: cannot write there ({there} is not a writable folder)")
 
 
 def to_json(value: Any) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,10 +41,10 @@ def run(argv: list[str]) -> None:
             switch = parser._option_string_actions[f"--{name}"]
             switch.nargs, switch.const = "?", True
     # `--dry-run` is `--dry_run`.
-    words = [
-        word.replace("-", "_").replace("__", "--", 1) if re.fullmatch(r"--[a-z_-]+", word) else word for word in argv
-    ]
-    options = parser.parse_args(words[1:])
+    words = [re.sub(r"^--[a-z_-]+(?=$|=)", lambda m: "--" + m[0][2:].replace("-", "_"), word) for word in argv[1:]]
+    options = parser.parse_args(words)
+    if options.get("quiet"):
+        os.environ["TQDM_DISABLE"] = "1"  # for what shows progress without being told by an argument
     options.pop("config", None)
     function(**parser.instantiate(options))
 
@@ -69,7 +71,10 @@ def simulate(
         quiet: Show no progress.
     """
     from calosim import montecarlo, rootio
+    from calosim.provenance import check_writable
 
+    rootio.Writer(out, detector)  # refuses a wrong name before the work, not after it
+    check_writable(Path(out).parent)
     source: Any = primaries
     if isinstance(primaries, str):
         particles, pdg = rootio.read_primaries(primaries)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -120,8 +121,35 @@ def test_other_training_verbs(verb, runs, root_file):
     words = ["--ckpt_path", runs / "photons/checkpoints/best.ckpt", "--data.files", root_file]
     words += ["--model.hidden", "[8]", "--model.posterior_samples", 2]
     assert run(verb, "-c", CONF / "photons.yaml", *words, *QUICK[:2]) == 0
-    if verb != "predict":
-        assert f"{verb[:3]}" in (runs / "photons" / f"{verb}-1" / "metrics.csv").read_text()
+    if verb == "predict":
+        with np.load(runs / "photons" / "predictions.npz") as made:
+            assert made["photon_sum"].shape == made["rows"].shape
+            assert (made["photon_sum"] > 0).all()
+        return
+    logged = (runs / "photons" / f"{verb}-1" / "metrics.csv").read_text()
+    assert verb[:3] in logged
+    if verb == "validate":
+        # The checkpoint's weights, not random ones: the loss it had in training.
+        trained = csv.DictReader((runs / "photons" / "metrics.csv").read_text().splitlines())
+        before = [row["val/loss"] for row in trained if row["val/loss"]][-1]
+        after = next(csv.DictReader(logged.splitlines()))["val/loss"]
+        assert float(after) == pytest.approx(float(before), rel=1e-5)
+
+
+def test_a_checkpoint_must_be_named(runs, root_file, tmp_path, capfd):
+    words = ["-c", CONF / "photons.yaml", "--data.files", root_file, "--model.hidden", "[8]", *QUICK[:2]]
+    assert "expected --ckpt_path, a checkpoint to test" in error_of(capfd, "test", *words)
+    assert "expected --run RUN_FOLDER" in error_of(capfd, "test", *words, "--ckpt_path", "best")
+    other = ["-c", CONF / "photons.yaml", "--data.files", root_file, "--model.hidden", "[9]", *QUICK[:2]]
+    assert "loading state_dict" in error_of(capfd, "test", *other, "--run", runs / "photons", "--ckpt_path", "best")
+
+
+def test_a_run_resumes_from_its_own_configuration(root_file, tmp_path):
+    words = ["-c", CONF / "photons.yaml", "--data.files", root_file, "--model.hidden", "[8]", "--run", tmp_path, *QUICK]
+    assert run("fit", *words, "--trainer.max_epochs", 1) == 0
+    words = ["-c", tmp_path / "config.yaml", "--trainer.max_epochs", 2, "--ckpt_path", "last"]
+    assert run("fit", *words) == 0
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
 
 
 def test_generate_then_evaluate(runs, root_file, tmp_path, capsys):
@@ -249,9 +277,10 @@ def test_a_log_without_a_terminal_gets_a_line_an_epoch(silence, root_file, tmp_p
     assert "\r" not in said
 
 
-@pytest.mark.parametrize("word", ["--quiet", "--quiet=true"])
-def test_switches_need_no_value_and_take_hyphens(word, tmp_path, capfd):
+@pytest.mark.parametrize(("words", "shown"), [(["--quiet"], False), (["--quiet=true"], False), ([], True)])
+def test_switches_need_no_value_and_options_take_hyphens(words, shown, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)  # where progress would be shown
     out = tmp_path / "zn.root"
-    assert run("simulate", "--primaries", 20, "--responses-per-primary", 2, word, "--out", out) == 0
+    assert run("simulate", "--primaries", 20, "--responses-per-primary=2", *words, "--out", out) == 0
     assert out.exists()
-    assert capfd.readouterr().err == ""
+    assert ("showers" in capfd.readouterr().err) == shown
