@@ -15,7 +15,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -35,7 +35,7 @@ from calosim.photons import PhotonSum
 from calosim.preprocessing import NOISE_REMOVALS
 from calosim.provenance import atomic_write, check_writable, git_hash, to_json
 from calosim.rootio import Showers, read
-from calosim.simulator import FastSimulator, noise_removals, pick_device
+from calosim.simulator import FastSimulator, noise_removals, pick_device, split_of
 
 __all__ = ["Answers", "Pool", "ask", "evaluate_run", "measure", "photon_report", "trained_data"]
 
@@ -368,6 +368,7 @@ def evaluate_run(
     exceptions = noise_removals(3, noise_removal_of or [])
     where = pick_device(device)
     source, particle = trained_data(data or shape or photons[0], files, shape)
+    check_splits(data or shape or photons[0], [m for m in (shape, *photons) if m], data is not None)
     models = {str(p): PhotonSum.load(p, where) for p in photons}
     # All types' rows are chosen, then those of the particle: the same rows whichever model is judged.
     all_inputs, all_pdg = source.inputs(split), source.arrays["pdg"][source.rows(split)]
@@ -643,6 +644,30 @@ def trained_data(
     own = _run_folder(model or run) / "config.yaml"
     particle = yaml.safe_load(own.read_text())["data"].get("particle") if own.is_file() else None
     return data, None if particle is None else particle_code(particle)
+
+
+def check_splits(judge: str | Path, models: Sequence[str | Path], given: bool) -> None:
+    """Refuses models that may have been trained on the rows they are to be judged on.
+
+    Args:
+        judge: The run whose data set and split are used.
+        models: Run folders, checkpoints or ensembles.
+        given: Whether that run was named for its data: then models of another data set are meant to be there.
+
+    Raises:
+        ValueError: If a model was trained on another split of the data set, or unasked on another data set.
+    """
+    wanted = split_of(_run_folder(judge))
+    for model in models:
+        found = split_of(_run_folder(model))
+        if None in (wanted, found) or found == wanted:
+            continue
+        if not given or found["data_hash"] == wanted["data_hash"]:  # type: ignore[index]
+            differs = ", ".join(f"{k} {found[k]}, not {wanted[k]}" for k in wanted if found[k] != wanted[k])  # type: ignore[index,union-attr]
+            raise ValueError(
+                f"{model}: expected a model trained on the data and split of {judge}, lest it has seen the rows it is judged "
+                f"on; it has {differs}"
+            )
 
 
 def _run_folder(run: str | Path) -> Path:

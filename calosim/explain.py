@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from calosim import __version__, uncertainty
 from calosim.data import RootDataModule, describe
-from calosim.evaluation import some_rows, trained_data
+from calosim.evaluation import check_splits, some_rows, trained_data
 from calosim.losses import center_of_gravity
 from calosim.particles import particle_code, particle_name
 from calosim.photons import PhotonSum
@@ -470,10 +470,10 @@ def explain(
         quiet: Show no progress.
     """
     arguments = {key: value for key, value in locals().items() if key != "quiet"}
-    least = {"compare_rows": 0, "background": 2, "uncertainty_rows": 2, "surrogate_rows": MIN_SURROGATE_ROWS}
+    least = {"seed": 0, "compare_rows": 0, "background": 2, "uncertainty_rows": 2, "surrogate_rows": MIN_SURROGATE_ROWS}
     for name, value in arguments.items():
         lowest = least.get(name, 1)
-        if isinstance(value, int) and name not in ("seed", "particle") and value < lowest:
+        if isinstance(value, int) and name != "particle" and value < lowest:
             raise ValueError(f"expected {name} of at least {lowest}, got {value}")
     # What takes minutes comes after all that can be refused at once.
     folder = Path(out)
@@ -492,6 +492,7 @@ def explain(
         raise ValueError("nothing to explain: name a photon-sum model with --photons or a shape model with --shape")
     model.posterior_samples = posterior
     source, own = trained_data(data or photons or str(shape), files, shape or photons)
+    check_splits(data or photons or str(shape), [m for m in (shape, photons) if m], data is not None)
     if own is not None and code not in (None, own):
         raise ValueError(f"{shape or photons}: trained with {particle_name(own)} alone; expected that, got {particle}")
     code = own if code is None else code
@@ -509,6 +510,12 @@ def explain(
     if simulator is not None:
         results["surrogates"] = {}
         arrays, learned, held = source.arrays, train(surrogate_rows), test(-(-surrogate_rows // 4), 5)
+        # A split by response leaves primaries in both splits.
+        held = held[~np.isin(arrays["inputs"][held], arrays["inputs"][learned])]
+        if len(held) < 2:
+            raise ValueError(
+                "expected test responses to primaries that the surrogates have not seen, got none; lower surrogate_rows"
+            )
         centers = generated_centers(simulator, source, learned, seed, quiet)
         truth = generated_centers(simulator, source, held, seed, quiet)
         for i, axis in enumerate("xy"):

@@ -34,6 +34,8 @@ KINDS = {
     "study": "comparison.md",
     "explanation": "explain.json",
 }
+#: What is wider than the window scrolls, by keyboard too.
+TABLE = '<div class="table" tabindex="0" role="region" aria-label="table">'
 #: How deep below the given folders they are looked for.
 DEPTH = 3
 
@@ -94,12 +96,14 @@ details summary { cursor: pointer; color: var(--accent) }
 <li><a href="#{{ section.key }}">{{ section.title }}</a></li>
 {%- endfor %}
 </ul></nav>
+<main>
 {%- for section in sections %}
 <section id="{{ section.key }}">
 <h2>{{ section.title }}</h2>
 {{ section.body | safe }}
 </section>
 {%- endfor %}
+</main>
 </body>
 </html>
 """
@@ -122,24 +126,29 @@ class Section:
         """Adds Markdown with tables; its headings go below this section's."""
         from markdown import markdown
 
-        lines = ("##" + line if line.startswith("#") else line for line in words.splitlines())
+        # Names of runs are text, whatever characters are in them.
+        lines = ("#" + line if line.startswith("#") else line for line in html.escape(words, quote=False).splitlines())
         rendered = markdown("\n".join(lines), extensions=["tables"])
         self.body += (
-            rendered.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>") + "\n"
+            rendered.replace("<table>", f"{TABLE}<table>")
+            .replace("</table>", "</table></div>")
+            .replace("<th", '<th scope="col"')
+            .replace('<th scope="col"ead>', "<thead>")
+            + "\n"
         )
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Adds a table."""
-        cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
+        cells = "".join(f'<th scope="col">{html.escape(h)}</th>' for h in head)
         lines = "".join("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>\n" for row in rows)
-        self.body += f'<div class="table"><table>\n<tr>{cells}</tr>\n{lines}</table></div>\n'
+        self.body += f"{TABLE}<table>\n<tr>{cells}</tr>\n{lines}</table></div>\n"
 
     def picture(self, png: bytes, alt: str, caption: str) -> None:
         """Adds a picture with its alternative text and caption."""
         self.pictures[caption] = png
         data = base64.b64encode(png).decode()
         self.body += (
-            f'<figure><img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+            f'<figure tabindex="0"><img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>\n"
         )
 
@@ -174,6 +183,13 @@ def report(
     )
     made = [make() for make in tqdm(makers, desc="report", unit="section", disable=True if quiet else None)]
     sections = [section for section in made if section.body]
+    seen: set[str] = set()
+    for section in sections:  # folders of one name in different places
+        key, number = section.key, 1
+        while section.key in seen:
+            number += 1
+            section.key = f"{key}-{number}"
+        seen.add(section.key)
     facts = ", ".join(f"{len(v)} {k}{'s' if len(v) != 1 else ''}" for k, v in found.items() if v)
     from jinja2 import Environment
 
@@ -213,7 +229,7 @@ def _part_of_study(folder: Path, studies: Sequence[Path]) -> bool:
 
 
 def _name(folder: Path) -> str:
-    return "/".join(folder.parts[-2:])
+    return "/".join(folder.resolve().parts[-2:])
 
 
 # -- trainings ------------------------------------------------------------------------------------------------------
@@ -258,6 +274,8 @@ def _trainings(folders: Sequence[Path]) -> Section:
 def _curves(folders: Sequence[Path]) -> Section:
     section = Section("curves", "Training curves")
     curves: dict[str, dict[str, dict[str, list[tuple[float, float]]]]] = {}
+    short = [_name(folder) for folder in folders]
+    called = {f: str(f) if short.count(name) > 1 else name for f, name in zip(folders, short, strict=True)}
     for folder in folders:
         model = json.loads((folder / "run.json").read_text())["model"].rpartition(".")[2]
         for path in sorted(folder.glob("metrics.csv")) + sorted(folder.glob("fit-*/metrics.csv")):
@@ -265,7 +283,7 @@ def _curves(folders: Sequence[Path]) -> Section:
                 for line in csv.DictReader(file):
                     for key in ("train/loss", "val/loss", "val/ws"):
                         if line.get(key):
-                            series = curves.setdefault(model, {}).setdefault(key, {}).setdefault(_name(folder), [])
+                            series = curves.setdefault(model, {}).setdefault(key, {}).setdefault(called[folder], [])
                             series.append((float(line["step"]), float(line[key])))
     for model, panels in curves.items():
         from calosim.plotting import training_curves
@@ -285,7 +303,7 @@ def _evaluation(folder: Path) -> Section:
     from calosim.plotting import channel_histograms, draws, spectra
 
     results = json.loads((folder / "evaluation.json").read_text())
-    section = Section("evaluation-" + "-".join(folder.parts[-2:]), f"Evaluation: {_name(folder)}")
+    section = Section("evaluation-" + "-".join(folder.resolve().parts[-2:]), f"Evaluation: {_name(folder)}")
     tables = folder / "evaluation.md"
     stored = folder / "answers.npz"
     if stored.exists():
@@ -328,7 +346,7 @@ def _evaluation(folder: Path) -> Section:
 
 
 def _study(folder: Path) -> Section:
-    section = Section("study-" + folder.name, f"Study: {folder.name}")
+    section = Section("study-" + folder.resolve().name, f"Study: {folder.resolve().name}")
     text = (folder / "comparison.md").read_text()
     section.markdown("\n".join(line for line in text.splitlines() if not line.startswith("# ")))
     for path in sorted(folder.glob("comparison-*.png")):
@@ -342,7 +360,7 @@ def _study(folder: Path) -> Section:
 
 
 def _explanation(folder: Path) -> Section:
-    section = Section("explanation-" + folder.name, f"Explanation: {_name(folder)}")
+    section = Section("explanation-" + folder.resolve().name, f"Explanation: {_name(folder)}")
     section.markdown(
         "\n".join(line for line in (folder / "explain.md").read_text().splitlines() if not line.startswith("# "))
     )

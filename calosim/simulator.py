@@ -248,7 +248,7 @@ def save_ensemble(
             (temporary / name).write_bytes(_inference_only(path))
         (temporary / RECORD).write_text(json.dumps(record, indent=2) + "\n")
         runs = [path.parent.parent for path in sources.values()]
-        if None not in (splits := [_split_of(run) for run in runs]) and all(s == splits[0] for s in splits):
+        if None not in (splits := [split_of(run) for run in runs]) and all(s == splits[0] for s in splits):
             for name in ("config.yaml", "run.json"):
                 shutil.copyfile(runs[0] / name, temporary / name)
         os.chmod(temporary, 0o755)
@@ -266,7 +266,7 @@ def _inference_only(path: Path) -> bytes:
     return stream.getvalue()
 
 
-def _split_of(run: Path) -> dict[str, Any] | None:
+def split_of(run: Path) -> dict[str, Any] | None:
     """What determines the test rows of a run, None if the folder does not tell."""
     try:
         data = json.loads((run / "run.json").read_text())["data"]

@@ -177,6 +177,14 @@ def test_generate_then_evaluate(runs, root_file, tmp_path, capsys):
     )
 
 
+def test_evaluate_refuses_a_model_that_may_have_seen_the_rows(runs, root_file, tmp_path, capfd):
+    words = ["-c", CONF / "photons.yaml", "--data.files", root_file, "--model.hidden", "[8]", "--data.seed", 7, *QUICK]
+    assert run("fit", *words, "--trainer.max_epochs", 1, "--run", tmp_path / "other") == 0
+    judged = ["--shape", runs / "teacher", "--photons", f"[{tmp_path}/other]", "--rows", 5, "--out", tmp_path / "e"]
+    assert "lest it has seen the rows it is judged on; it has seed 7, not" in error_of(capfd, "evaluate", *judged)
+    assert not (tmp_path / "e").exists()
+
+
 def test_evaluate_refuses_changed_data(runs, tmp_path, make_showers, capfd):
     from calosim.rootio import write
 

@@ -75,6 +75,7 @@ def folders(root_file, tmp_path_factory):
     assert main(["evaluate", "--shape", checkpoints[0], "--photons", json.dumps(checkpoints[1:]), *judge]) == 0
     (folder / "study").mkdir()
     (folder / "study" / "comparison.md").write_text("# Title\n\n| | all |\n|---|---|\n| GD | **1.61** |\n")
+    shutil.copytree(folder / "study", folder / "other" / "study")  # two of one name
     (folder / "study" / "comparison.csv").write_text("mode,metric,model,mean\nshape,ws,GD,1.61\n")
     return folder
 
@@ -107,12 +108,13 @@ def test_the_page_stands_alone(page):
     # What users name things does not become markup.
     assert "A &lt;b&gt;title&lt;/b&gt;" in text
     assert "&lt;photons&gt; &amp; co" in text
+    assert "<photons>" not in text
 
 
 def test_sections_are_those_with_data(page, folders, tmp_path):
     headings = Page(page.read_text()).headings
     assert headings[:2] == ["What was trained", "Training curves"]
-    assert [h.partition(":")[0] for h in headings[2:]] == ["Evaluation", "Study"]
+    assert [h.partition(":")[0] for h in headings[2:]] == ["Evaluation", "Study", "Study"]
     assert "<strong>1.61</strong>" in page.read_text()
     assert (
         main(["report", "--runs", f"[{folders / 'judged'}]", "--out", str(tmp_path / "one.html"), "--quiet", "true"])
@@ -152,7 +154,6 @@ def test_in_a_browser(page, tmp_path, width):
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in shown.stderr
     with Image.open(shot) as picture:
-        assert len(picture.convert("L").histogram()) == 256
         assert picture.convert("L").getextrema()[0] < 100  # there is ink
     command = [BROWSER, *options, size, "--dump-dom", copy.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
