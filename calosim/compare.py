@@ -703,7 +703,7 @@ def _winners(table: Mapping[str, Any], cells: Cells, titles: Mapping[str, str]) 
                 f"**{titles[rivals[best]]}** ({ranks[best]:.2f})",
                 f"{100 * shares[best]:.0f} %",
                 f"{titles[rivals[other]]} ({100 * shares[other]:.0f} %)",
-                f"{HEADINGS[used[0]]} {_contrast(versus, FORMATS[used[0]])}" if versus else "–",
+                f"{HEADINGS[used[0]]} {_contrast(versus, FORMATS[used[0]])}" if versus else "(itself)",
             ]
             lines.append("| " + " | ".join(line) + " |")
     if not lines:

@@ -354,7 +354,8 @@ def _study(folder: Path) -> Section:
         section.picture(
             path.read_bytes(),
             f"Metrics of all models by particle, {TITLES[mode]}",
-            f"{TITLES[mode][0].upper()}{TITLES[mode][1:]}: metrics by particle with 95 % bootstrap intervals; lower is better.",
+            f"{TITLES[mode][0].upper()}{TITLES[mode][1:]}: metrics by particle with 95 % bootstrap intervals (standard "
+            "deviations where they cannot be had); lower is better.",
         )
     return section
 
