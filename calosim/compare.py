@@ -206,9 +206,7 @@ def _reference_rows(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         for folder, particle in row.folders:
             if particle is None and TITLES["trivial"] in _images(folder):
-                with np.load(folder / "answers.npz") as stored:
-                    there = [name for name in REFERENCES if f"{name}_channels" in stored.files]
-                return [Row(name, TITLES[name], [(folder, None)]) for name in there]
+                return [Row(name, TITLES[name], [(folder, None)]) for name in REFERENCES]
     return []
 
 
@@ -249,6 +247,10 @@ def _cells(rows: Sequence[Row], table: Mapping[str, Any], resamples: int, quiet:
                 unpacked[folder, name] = stored[name]
         return unpacked[folder, name]
 
+    def held(folder: Path) -> list[str]:
+        with np.load(folder / "answers.npz") as stored:
+            return stored.files
+
     for mode, particle, row in tqdm(work, desc="bootstrap", unit="cell", disable=True if quiet else None):
         parts: dict[str, list[tuple[float, float, float, np.ndarray | None]]] = {}
         for folder in row.of(particle):
@@ -271,10 +273,10 @@ def _cells(rows: Sequence[Row], table: Mapping[str, Any], resamples: int, quiet:
                 )
             primaries[particle] = len(np.unique(data["inputs"]))
             samples: dict[str, np.ndarray] = {}
-            if primaries[particle] >= LEAST_PRIMARIES:
-                channels, offsets = (
-                    answers(folder, f"{_candidate(row, mode)}_{x}")[:, mine] for x in ("channels", "offsets")
-                )
+            given = [f"{_candidate(row, mode)}_{what}" for what in ("channels", "offsets")]
+            # A floor of halves has no answers to every row.
+            if primaries[particle] >= LEAST_PRIMARIES and given[0] in held(folder):
+                channels, offsets = (answers(folder, name)[:, mine] for name in given)
                 samples = _resampled(channels, offsets, data, counts[particle], table["metrics"], detector)
             truth = found["monte_carlo"]["mean"]
             for metric in table["metrics"]:

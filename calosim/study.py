@@ -399,13 +399,17 @@ def print_plan(plan: Plan, jobs: int = 1) -> None:
             state = "to resume"
         estimate, text = None, ""
         if step.verb == "fit":
-            samples = _samples(step, rows)
+            fault = "unknown before its data are made"
+            try:
+                samples = _samples(step, rows)
+            except ValueError as error:
+                samples, fault = None, f"will fail: {error}"
             if state == "finished":
                 record = json.loads(step.result.read_text())
                 rates[_kind(step)] = record["seconds"] / max(record["samples"], 1)
                 text = f"{record['seconds'] / 60:.1f} min, took"
             elif samples is None:
-                text = "unknown before its data are made"
+                text = fault
             else:
                 rate = rates.get(_kind(step))
                 needs = [plan.steps[n] for n in step.after if plan.steps[n].verb == "fit"]
