@@ -58,6 +58,8 @@ FORMATS = {key: form for key, _, form in METRICS}
 REFERENCES = ("floor", "trivial")
 CENTERS = ("center", "center_sd")
 ENSEMBLE = "ensemble"
+#: How often each model's speed is measured.
+SPEED_TURNS = 3
 #: With fewer unique inputs a bootstrap is too sure of itself: of six, it calls one true null in five significant.
 LEAST_PRIMARIES = 10
 
@@ -466,7 +468,7 @@ def generation_times(
         model: The model.
         showers: Responses whose primaries and photon sums are taken.
         batches: Batch sizes.
-        repeats: How often each is measured.
+        repeats: How often each is measured at least; what is over soon is measured for a second.
         sequential: Also what a feature-by-feature inverse would take, as most libraries do it: the number of pixels times
             one full pass, extrapolated from a few passes, at the last batch size.
 
@@ -494,10 +496,10 @@ def generation_times(
 
 
 def _median(function: Any, device: torch.device, repeats: int) -> float:
-    times = []
-    for i in range(repeats + 1):
+    times: list[float] = []
+    while len(times) <= repeats or sum(times) < 1:
         begin = time.perf_counter()
-        function(i)
+        function(len(times))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - begin)
@@ -508,25 +510,29 @@ def _speeds(study: Plan, quiet: bool) -> dict[str, dict[str, float]]:
     """Times on one thread, parameters and the size of each label's first run."""
     from calosim.teacher import Teacher
 
-    speeds = {}
+    labels = [
+        label for label, names in study.trainings.items() if (study.steps[names[0]].folder / "evaluation").exists()
+    ]
+    runs = {label: study.runs(label)[0].folder for label in labels}
+    models = {label: ShapeModule.load(run) for label, run in runs.items()}
+    measured: dict[str, list[dict[str, float]]] = {label: [] for label in labels}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        labels = [
-            label for label, names in study.trainings.items() if (study.steps[names[0]].folder / "evaluation").exists()
-        ]
-        for label in tqdm(labels, desc="speed", disable=True if quiet else None):
-            run = study.runs(label)[0].folder
-            model = ShapeModule.load(run)
-            data, _ = trained_data(run)
+        # In turns: a machine's speed drifts by more than models differ.
+        turns = [label for _ in range(SPEED_TURNS) for label in labels]
+        for label in tqdm(turns, desc="speed", disable=True if quiet else None):
+            data, _ = trained_data(runs[label])
             showers = data.showers("test", np.arange(min(256, len(data.rows("test")))))
-            speeds[label] = {
-                "parameters": sum(p.numel() for p in model.parameters()),
-                **generation_times(model, showers, sequential=isinstance(model, Teacher)),
-            }
+            sequential = isinstance(models[label], Teacher)
+            measured[label].append(generation_times(models[label], showers, sequential=sequential))
     finally:
         torch.set_num_threads(threads)
-    return speeds
+    return {
+        label: {"parameters": sum(p.numel() for p in models[label].parameters())}
+        | {key: float(np.median([one[key] for one in times])) for key in times[0]}
+        for label, times in measured.items()
+    }
 
 
 def _speed_table(study: Plan, speeds: Mapping[str, Mapping[str, float]], cells: Cells) -> str:
