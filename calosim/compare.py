@@ -60,7 +60,7 @@ CENTERS = ("center", "center_sd")
 ENSEMBLE = "ensemble"
 #: How often each model's speed is measured.
 SPEED_TURNS = 3
-#: With fewer unique inputs a bootstrap is too sure of itself: of six, it calls one true null in five significant.
+#: With fewer unique inputs a bootstrap is too sure of itself: of six, it calls one true null in five to seven significant.
 LEAST_PRIMARIES = 10
 
 

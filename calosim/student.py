@@ -234,7 +234,7 @@ class Student(ShapeModule):
             ) from None
 
     def _student_to_start_from(self, source: str) -> ShapeModule:
-        if source not in ("random", "teacher") and not Path(source).exists():
+        if not Path(source).exists():
             raise ValueError(
                 f"unknown start {source!r}; expected random, teacher, or a student's run folder or checkpoint"
             )
