@@ -33,7 +33,7 @@ $(DATA): | $(STAMP)
 data: $(DATA)  ## simulate the default data set, data/zn.root, with the toy Monte Carlo (about 200,000 responses)
 
 calibrate: | $(STAMP)  ## table of the toy Monte Carlo against every published calibration figure
-	$(BIN)/python -m calosim.calibration $(ARGS)
+	$(BIN)/python -m calosim.montecarlo.calibration $(ARGS)
 
 train-teacher: $(DATA)  ## train the shape model; ARGS="--trainer.max_epochs 5"
 	$(CALOSIM) fit -c conf/teacher.yaml $(ARGS)

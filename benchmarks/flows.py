@@ -298,7 +298,7 @@ def main() -> None:
 
     repetitions = 2 if args.quick else 5
     if args.run:
-        from calosim.base import ShapeModule
+        from calosim.models.shape import ShapeModule
 
         module = ShapeModule.load(args.run)
         own = module.init

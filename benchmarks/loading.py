@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from calosim import montecarlo, rootio
-from calosim.base import fit_sample
-from calosim.data import RootDataModule
-from calosim.teacher import Teacher
+from calosim.models.base import fit_sample
+from calosim.models.teacher import Teacher
+from calosim.montecarlo.simulate import simulate
+from calosim.showers.datamodule import RootDataModule
+from calosim.showers.root import write
 
 SIZES = {"demo": {"transforms": 2, "hidden": (128, 128), "bins": 4}, "reference": {}}
 
@@ -67,7 +68,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "zn.root"
-        rootio.write(file, montecarlo.simulate(200, 20, "zn", 1, workers=2))
+        write(file, simulate(200, 20, "zn", 1, workers=2))
         data = RootDataModule(str(file), batch_size=options.batch_size)
         data.setup()
         ours = forever(data.train_dataloader())

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from calosim import draws
 from calosim.detectors import Detector, get_detector
 from calosim.flows import maf
-from calosim.montecarlo import simulate
-from calosim.preprocessing import FeatureScaler, ShapeLogits
+from calosim.montecarlo.simulate import simulate
+from calosim.shapes.features import FeatureScaler
+from calosim.shapes.pixels import ShapeLogits
 
 from .flows import Size, log_prob, nflows_model, zuko_model
 

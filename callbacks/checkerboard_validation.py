@@ -12,12 +12,12 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import NDArray
 
-from calosim.base import evaluating
 from calosim.detectors import Convention
-from calosim.metrics import CheckerboardWasserstein
+from calosim.metrics.wasserstein import CheckerboardWasserstein
+from calosim.models.base import evaluating
 from calosim.particles import particle_symbol
-from calosim.plotting import image_rows
-from calosim.rootio import Showers
+from calosim.pictures import image_rows
+from calosim.showers.record import Showers
 
 __all__ = ["CheckerboardValidation"]
 

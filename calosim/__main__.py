@@ -59,9 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         # Imported only when there is work for them: torch and lightning take seconds.
         if argv[0] in TRAINING:
-            from calosim.cli import train as run
+            from calosim.cli.train import train as run
         else:
-            from calosim.tools import run
+            from calosim.cli.tools import run
         run(argv)
     except (ValueError, OSError, RuntimeError) as error:
         # Of torch's own errors only one is the user's doing.

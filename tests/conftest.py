@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from calosim import rootio
 from calosim.detectors import DETECTORS
-from calosim.rootio import Showers
+from calosim.showers.record import Showers
+from calosim.showers.root import write
 
 #: PDG code -> mass in MeV, charge in e, number of inputs: two frequent types, a rare one and a very rare one.
 SPECIES = {22: (0.0, 0.0, 30), 2112: (939.5654, 0.0, 20), 3122: (1115.683, 0.0, 10), 3222: (1189.37, 1.0, 5)}
@@ -72,7 +72,7 @@ def showers() -> Showers:
 def root_file(showers: Showers, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The ROOT file of ``showers``."""
     path = tmp_path_factory.mktemp("data") / "zn.root"
-    rootio.write(path, showers)
+    write(path, showers)
     return path
 
 
@@ -82,7 +82,7 @@ def fit() -> Callable[..., object]:
     from lightning import Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    from calosim.data import RootDataModule
+    from calosim.showers.datamodule import RootDataModule
 
     def run(module, file, folder, epochs=1, ckpt_path=None, batch_size=32, trainer=None, **data):
         checkpoints = ModelCheckpoint(
@@ -113,8 +113,8 @@ def fit() -> Callable[..., object]:
 @pytest.fixture(scope="session")
 def run_folders(root_file: Path, tmp_path_factory: pytest.TempPathFactory, fit) -> dict[str, Path]:
     """Run folders of a tiny teacher and a tiny photon-sum model, one epoch each: keys ``teacher`` and ``photons``."""
-    from calosim.photons import PhotonSum
-    from calosim.teacher import Teacher
+    from calosim.models.photons import PhotonSum
+    from calosim.models.teacher import Teacher
 
     folders = {name: tmp_path_factory.mktemp("runs") / name for name in ("teacher", "photons")}
     torch.manual_seed(0)

@@ -9,19 +9,19 @@ import pytest
 import yaml
 
 from calosim.__main__ import main
-from calosim.rootio import write
-from calosim.study import load_plan
-from calosim.teacher import Teacher
+from calosim.models.teacher import Teacher
+from calosim.showers.root import write
+from calosim.studies.plan import load_plan
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FILES = sorted(p.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml"))
 LIMITS = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
 LIMITS += ["--trainer.enable_progress_bar", "false", "--data.batch_size", "16"]
 SMALL = {
-    "calosim.teacher.Teacher": ["--model.hidden", "[8,8]", "--model.transforms", "1"],
-    "calosim.photons.PhotonSum": ["--model.hidden", "[8]"],
-    "calosim.student.Student": ["--model.hidden", "[8,8]"],
-    "calosim.finetune.FineTune": [],
+    "calosim.models.teacher.Teacher": ["--model.hidden", "[8,8]", "--model.transforms", "1"],
+    "calosim.models.photons.PhotonSum": ["--model.hidden", "[8]"],
+    "calosim.models.student.Student": ["--model.hidden", "[8,8]"],
+    "calosim.models.finetune.FineTune": [],
 }
 #: Which file an overlay lies on; others stand alone.
 BASES = {

@@ -1,0 +1,88 @@
+"""The tools of the ``calosim`` command: functions whose arguments are the options."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jsonargparse import ArgumentParser
+
+__all__ = ["run", "simulate"]
+
+#: Where each tool's function lives; imported when it is called, so that one tool does not pay for another.
+TOOLS: dict[str, str] = {
+    "simulate": "calosim.cli.tools:simulate",
+    "convert": "calosim.showers.reading:convert",
+    "generate": "calosim.simulation.simulator:generate",
+    "evaluate": "calosim.evaluation.evaluate:evaluate",
+    "ensemble": "calosim.simulation.ensemble:save_ensemble",
+    "explain": "calosim.explain.explain:explain",
+    "report": "calosim.report.report:report",
+    "compare": "calosim.studies.compare:compare",
+}
+
+
+def run(argv: list[str]) -> None:
+    """Runs a tool: its options are the arguments of its function, explained by its docstring."""
+    module, _, name = TOOLS[argv[0]].partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    parser = ArgumentParser(prog=f"calosim {argv[0]}", description=(function.__doc__ or "").split("\n\n")[0])
+    parser.add_argument("-c", "--config", action="config", help="Read options from a YAML file.")
+    parser.add_function_arguments(function, as_group=False)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if isinstance(parameter.default, bool):
+            # `--quiet` alone says `--quiet true`.
+            switch = parser._option_string_actions[f"--{name}"]
+            switch.nargs, switch.const = "?", True
+    # `--dry-run` is `--dry_run`.
+    words = [re.sub(r"^--[a-z_-]+(?=$|=)", lambda m: "--" + m[0][2:].replace("-", "_"), word) for word in argv[1:]]
+    options = parser.parse_args(words)
+    if options.get("quiet"):
+        os.environ["TQDM_DISABLE"] = "1"  # for what shows progress without being told by an argument
+    options.pop("config", None)
+    function(**parser.instantiate(options))
+
+
+def simulate(
+    detector: str = "zn",
+    primaries: int | str = 1000,
+    responses_per_primary: int = 20,
+    seed: int = 1,
+    out: str = "data/zn.root",
+    workers: int = 2,
+    quiet: bool = False,
+) -> None:
+    """Makes showers with the toy Monte Carlo and writes them to a ROOT file.
+
+    Args:
+        detector: zn, zp or focal_h.
+        primaries: How many primaries to draw from the published mix, or a ROOT or CSV file whose primaries to take: with
+            another seed, the Monte Carlo's own floor.
+        responses_per_primary: Mean number of kept responses (at least 10 photons) to a primary.
+        seed: Seed; one seed, one data set, whatever the number of workers.
+        out: The ROOT file to write.
+        workers: Threads.
+        quiet: Show no progress.
+    """
+    from calosim.files import check_writable
+    from calosim.montecarlo.simulate import simulate as respond
+    from calosim.showers.reading import read_primaries
+    from calosim.showers.root import Writer, write
+
+    Writer(out, detector)  # refuses a wrong name before the work, not after it
+    check_writable(Path(out).parent)
+    source: Any = primaries
+    if isinstance(primaries, str):
+        particles, pdg = read_primaries(primaries)
+        # A file of showers repeats a primary for each of its responses.
+        _, first = np.unique(np.column_stack([particles, pdg]), axis=0, return_index=True)
+        source = particles[np.sort(first)], pdg[np.sort(first)]
+    showers = respond(source, responses_per_primary, detector, seed, workers=workers, progress=not quiet)
+    write(out, showers)
+    print(f"{out}: {len(showers)} responses of {showers.geometry.title} to {showers.inputs.max() + 1} primaries")

@@ -1,0 +1,220 @@
+r"""Judges a fast simulation on test rows, beside the Monte Carlo's own floor and a trivial model.
+
+Protocol of P4: several responses are generated for every test row, several times over; the numbers are means and
+standard deviations over those runs. The floor is the Monte Carlo against itself with another seed; the trivial model
+answers with a random training response of the same particle type.
+
+References:
+    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), section 3.2,
+      https://arxiv.org/abs/2608.12795
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from calosim.detectors import Detector
+from calosim.metrics.conditional import channel_metrics
+from calosim.models.losses import shower_center
+from calosim.particles import particle_name
+from calosim.showers.record import Showers
+
+__all__ = [
+    "FULL_CHAIN",
+    "RADII",
+    "SHAPE_ALONE",
+    "TITLES",
+    "Answers",
+    "Candidate",
+    "ask",
+    "center_offsets",
+    "measure",
+    "packed_answers",
+    "radial_profile",
+]
+
+SHAPE_ALONE, FULL_CHAIN = "shape alone (true photon sums)", "full chain"
+
+
+#: Candidates by their short names, which are those in ``answers.npz``.
+TITLES = {
+    "shape": SHAPE_ALONE,
+    "chain": FULL_CHAIN,
+    "floor": "floor (Monte Carlo, other seed)",
+    "trivial": "trivial (random training response)",
+}
+
+
+#: Edges of the radial profile's bins, in pixels.
+RADII = np.arange(0, 41)
+
+
+#: Answers for a batch of rows: (run, row numbers with shape (B,)) -> photon images with shape (B, nx, ny).
+Candidate = Callable[[int, np.ndarray], np.ndarray]
+
+
+class Answers(NamedTuple):
+    """What a candidate answered, reduced to what the metrics need.
+
+    Attributes:
+        channels: Channel values with shape (runs, N, responses, 5), int64.
+        offsets: Distances in cm of the showers' centers of gravity from where the primary would hit if it flew straight,
+            with shape (runs, N, responses), float32; NaN for dark images.
+        profile: Mean share of an image's photons by distance from its center of gravity, :data:`RADII`, first run.
+        seconds: Time per response.
+    """
+
+    channels: np.ndarray
+    offsets: np.ndarray
+    profile: np.ndarray
+    seconds: float
+
+
+def ask(
+    test: Showers,
+    candidates: dict[str, Candidate],
+    runs: int = 5,
+    responses: int = 5,
+    batch_size: int = 1024,
+    quiet: bool = False,
+) -> dict[str, Answers]:
+    """Lets each candidate answer the test rows.
+
+    Args:
+        test: The test rows.
+        candidates: By name, functions of (run, row numbers (B,)) that return generated images (B, nx, ny); the row
+            numbers count test rows times ``responses``.
+        runs: Repetitions with other seeds.
+        responses: Responses generated for every row in each run.
+        batch_size: Rows asked for at once.
+        quiet: Show no progress.
+    """
+    detector, rows = test.geometry, len(test)
+    size = rows * responses
+    answers = {
+        name: Answers(
+            np.zeros((runs, size, 5), np.int64), np.zeros((runs, size), np.float32), np.zeros(len(RADII) - 1), 0.0
+        )
+        for name in candidates
+    }
+    total = len(candidates) * runs * size
+    with tqdm(total=total, unit="responses", unit_scale=True, disable=True if quiet else None) as progress:
+        for run in range(runs):
+            for name, candidate in candidates.items():
+                progress.set_description(f"{name}, run {run + 1}/{runs}")
+                answer, seconds = answers[name], 0.0
+                for start in range(0, size, batch_size):
+                    numbers = np.arange(start, min(start + batch_size, size))
+                    begin = time.perf_counter()
+                    images = candidate(run, numbers)
+                    seconds += time.perf_counter() - begin
+                    answer.channels[run, numbers] = detector.channels(images)
+                    answer.offsets[run, numbers] = center_offsets(
+                        images, test.particles[numbers // responses], detector
+                    )
+                    if run == 0:
+                        answer.profile[:] += radial_profile(images, detector) * len(numbers) / size
+                    progress.update(len(numbers))
+                answers[name] = answer._replace(seconds=answer.seconds + seconds / (runs * size))
+    return {
+        name: a._replace(
+            channels=a.channels.reshape(runs, rows, responses, 5), offsets=a.offsets.reshape(runs, rows, responses)
+        )
+        for name, a in answers.items()
+    }
+
+
+def measure(
+    answers: Answers,
+    reference: np.ndarray,
+    pdg: np.ndarray,
+    inputs: np.ndarray,
+    detector: Detector,
+    natural: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """The published metrics of a candidate's answers, and the offset of its shower centers.
+
+    Args:
+        answers: From :func:`ask`.
+        reference: Channel values of the test rows with shape (N, 5).
+        pdg: PDG codes with shape (N,).
+        inputs: Unique-input numbers with shape (N,).
+        detector: The detector.
+        natural: Rows with shape (N,) that have the natural mix of particle types: ``all`` is their value; all if not given.
+
+    Returns:
+        ``mean`` and ``std`` over runs by metric (``ws_all``, ``mae_cond_gamma``), the values of all ``runs``, and
+        ``seconds`` per response. Values of a particle type are over all its rows.
+    """
+    tensors = [torch.from_numpy(np.asarray(x)) for x in (reference, pdg.astype(np.int64), inputs)]
+    mixed = np.ones(len(pdg), dtype=bool) if natural is None else natural
+
+    def values(run: int, rows: np.ndarray) -> dict[str, float]:
+        metrics = channel_metrics(detector)
+        metrics.update(torch.from_numpy(answers.channels[run][rows]), *(t[torch.from_numpy(rows)] for t in tensors))
+        result = {key: float(value) for key, value in metrics.compute().items()}
+        offsets = answers.offsets[run]
+        for code in (None, *np.unique(pdg[rows])):
+            some = offsets[rows if code is None else rows & (pdg == code)]
+            some = some[~np.isnan(some)].astype(np.float64)
+            name = "all" if code is None else particle_name(int(code))
+            result[f"center_{name}"] = some.mean() if len(some) else float("nan")
+            result[f"center_sd_{name}"] = some.std() if len(some) else float("nan")
+        return result
+
+    runs = []
+    for run in range(len(answers.channels)):
+        result = values(run, np.ones(len(pdg), dtype=bool))
+        if not mixed.all():
+            particles = {f"_{particle_name(int(code))}" for code in np.unique(pdg)}
+            natural_values = values(run, mixed) if mixed.any() else {}
+            result |= {k: v for k, v in natural_values.items() if not any(k.endswith(p) for p in particles)}
+        runs.append(result)
+    series = {key: np.array([run[key] for run in runs]) for key in runs[0]}
+    return {
+        "mean": {key: float(v.mean()) for key, v in series.items()},
+        "std": {key: float(v.std(ddof=1)) if len(runs) > 1 else 0.0 for key, v in series.items()},
+        "runs": runs,
+        "seconds": answers.seconds,
+    }
+
+
+def center_offsets(images: np.ndarray, particles: np.ndarray, detector: Detector) -> np.ndarray:
+    """Distances of the centers of gravity from the straight flight's end in cm, shape (B,), NaN where dark."""
+    light = torch.from_numpy(np.asarray(images, dtype=np.float64))
+    distance = shower_center(light, torch.from_numpy(particles), detector)
+    return torch.where(light.sum((1, 2)) > 0, distance, torch.nan).numpy()
+
+
+def radial_profile(images: np.ndarray, detector: Detector) -> np.ndarray:
+    """Mean share of an image's photons in each bin of :data:`RADII` around its center of gravity; dark ones count as 0."""
+    x, y = (centers / detector.pitch for centers in detector.pixel_centers)
+    lit, i, j = np.nonzero(images)
+    share = images[lit, i, j] / images.sum((1, 2), dtype=np.float64)[lit]
+    centers = [np.bincount(lit, share * axis, len(images)) for axis in (x[i], y[j])]
+    radius = np.hypot(x[i] - centers[0][lit], y[j] - centers[1][lit])
+    return np.histogram(radius, RADII, weights=share)[0] / len(images)
+
+
+def packed_answers(answers: dict[str, Answers], *arrays: np.ndarray, **more: np.ndarray) -> bytes:
+    """The answers as the content of ``answers.npz``, for comparisons of models on the same rows."""
+    packed = more | dict(
+        zip(("rows", "pdg", "inputs", "natural", "reference", "reference_profile"), arrays, strict=True)
+    )
+    for name, title in TITLES.items():
+        if title in answers:
+            packed |= {
+                f"{name}_channels": answers[title].channels.astype(np.int32),
+                f"{name}center_offsets": answers[title].offsets,
+                f"{name}radial_profile": answers[title].profile,
+            }
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **packed)  # type: ignore[arg-type]
+    return stream.getvalue()

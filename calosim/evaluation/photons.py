@@ -1,0 +1,171 @@
+r"""Judges a fast simulation on test rows, beside the Monte Carlo's own floor and a trivial model.
+
+Protocol of P4: several responses are generated for every test row, several times over; the numbers are means and
+standard deviations over those runs. The floor is the Monte Carlo against itself with another seed; the trivial model
+answers with a random training response of the same particle type.
+
+References:
+    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), section 3.2,
+      https://arxiv.org/abs/2608.12795
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from calosim import draws
+from calosim.metrics.wasserstein import wasserstein
+from calosim.models.photons import PhotonSum
+from calosim.particles import STUDY_PARTICLES, particle_code, particle_name, particle_symbol
+from calosim.showers.datamodule import RootDataModule
+
+__all__ = [
+    "INTERVALS",
+    "coverage_curve",
+    "draw_uncertainty",
+    "photon_report",
+    "photon_uncertainty",
+    "uncertainty_table",
+]
+
+#: Nominal contents of the central predictive intervals whose coverage is reported.
+INTERVALS = (0.5, 0.68, 0.9, 0.95)
+
+
+def photon_report(samples: np.ndarray, photon_sum: np.ndarray, pdg: np.ndarray) -> dict[str, dict[str, float]]:
+    """How well predictive samples of the photon sum agree with the Monte Carlo.
+
+    Args:
+        samples: Predictive samples with shape (N, K).
+        photon_sum: True photon sums with shape (N,).
+        pdg: PDG codes with shape (N,).
+
+    Returns:
+        For ``all`` and each particle type: ``rows``; ``mae`` and ``median_error`` (relative) of the predictive median;
+        ``rmse`` of the predictive mean; ``w1`` between the distributions of sums; ``coverage_50`` and so on, the share of
+        sums inside the central predictive intervals (nominally that percentage), limits included.
+    """
+    median, mean = np.median(samples, axis=1), samples.mean(axis=1)
+    limits = {p: np.quantile(samples, [(1 - p) / 2, (1 + p) / 2], axis=1) for p in INTERVALS}
+    report = {}
+    for code in (None, *np.unique(pdg)):
+        rows = np.ones(len(pdg), dtype=bool) if code is None else pdg == code
+        error = np.abs(median - photon_sum)[rows]
+        values = {
+            "rows": int(rows.sum()),
+            "mae": error.mean(),
+            "rmse": np.sqrt(np.square(mean - photon_sum)[rows].mean()),
+            "median_error": np.median(error / np.maximum(photon_sum[rows], 1)),
+            "w1": wasserstein(photon_sum[rows], samples[rows].ravel()),
+        }
+        for p, (low, high) in limits.items():
+            values[f"coverage_{100 * p:.0f}"] = ((low <= photon_sum) & (photon_sum <= high))[rows].mean()
+        report["all" if code is None else particle_name(int(code))] = {k: float(v) for k, v in values.items()}
+    return report
+
+
+#: Nominal contents of central predictive intervals.
+LEVELS = (*(round(0.05 * k, 2) for k in range(1, 20)), 0.99)
+
+
+#: Quantiles that are kept of each row's predictive distribution.
+QUANTILES = {"median": 0.5, "low_68": 0.16, "high_68": 0.84, "low_95": 0.025, "high_95": 0.975}
+
+
+def coverage_curve(samples: np.ndarray, photon_sum: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The nominal content of the smallest central predictive interval that holds each observation.
+
+    Uniform in (0, 1) for a calibrated prediction; the share of rows below p is the observed coverage of the interval of
+    nominal content p. Ranks between equal integers are drawn.
+
+    Args:
+        samples: Predictive samples with shape (N, S).
+        photon_sum: Observed sums with shape (N,).
+        seed: Seed of the draws.
+
+    Returns:
+        Contents with shape (N,).
+    """
+    below = (samples < photon_sum[:, None]).sum(1)
+    equal = (samples == photon_sum[:, None]).sum(1)
+    u = draws.uniform(draws.row_keys(torch.arange(len(samples)), draws.EVALUATION_STREAM, seed), 1)[:, 0].numpy()
+    rank = (below + u * (equal + 1)) / (samples.shape[1] + 1)
+    return np.abs(2 * rank - 1)
+
+
+def photon_uncertainty(
+    model: PhotonSum, data: RootDataModule, rows: np.ndarray, seed: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Predictive intervals of the photon sum against what was observed.
+
+    Args:
+        model: The photon-sum model.
+        data: The data set.
+        rows: Row numbers in its files with shape (N,); they key the draws too.
+        seed: Seed of networks and draws.
+
+    Returns:
+        By ``all`` and particle type: ``coverage`` (observed, by nominal content), ``aleatoric`` and ``epistemic`` (root
+        mean squares in photons), ``epistemic_share`` of the variance, ``width_68`` (median width of the interval over the
+        median prediction), and what :func:`calosim.evaluation.photons.photon_report` says. And by row: :data:`QUANTILES`,
+        ``aleatoric_variance``, ``epistemic_variance``, ``rows``, ``pdg`` and ``observed``.
+    """
+    particles, pdg = data.arrays["particles"][rows], data.arrays["pdg"][rows]
+    observed = data.arrays["photon_sum"][rows].astype(np.int64)
+    found = model.predictive(torch.from_numpy(particles), seed, torch.from_numpy(rows))
+    samples, aleatoric, epistemic = (tensor.numpy() for tensor in found)
+    contents = coverage_curve(samples, observed, seed)
+    by_row = dict(zip(QUANTILES, np.quantile(samples, list(QUANTILES.values()), axis=1), strict=True))
+    by_row |= {"aleatoric_variance": aleatoric, "epistemic_variance": epistemic}
+    by_row |= {"rows": rows, "pdg": pdg, "observed": observed}
+    report: dict[str, Any] = photon_report(samples, observed, pdg)
+    groups = {
+        "all": np.ones(len(pdg), dtype=bool),
+        **{particle_name(int(code)): pdg == code for code in np.unique(pdg)},
+    }
+    for name, some in groups.items():
+        parts = aleatoric[some].mean(), epistemic[some].mean()
+        width = (by_row["high_68"] - by_row["low_68"])[some] / np.maximum(by_row["median"][some], 1)
+        report[name] |= {
+            "coverage": {str(p): float((contents[some] <= p).mean()) for p in LEVELS},
+            "aleatoric": float(np.sqrt(parts[0])),
+            "epistemic": float(np.sqrt(parts[1])),
+            "epistemic_share": float(parts[1] / max(sum(parts), 1e-12)),
+            "width_68": float(np.median(width)),
+        }
+    return report, by_row
+
+
+def _studied(report: dict[str, Any]) -> list[str]:
+    """The particle types of the report that are shown."""
+    return [name for name in ("all", *map(particle_name, STUDY_PARTICLES)) if name in report]
+
+
+def uncertainty_table(report: dict[str, Any]) -> list[list[str]]:
+    """The heading and the lines of a uncertainty_table."""
+    heading = ["particle", "rows", "inside 50 %", "90 %", "95 %", "aleatoric, photons", "epistemic, photons"]
+    lines = [[*heading, "epistemic share of variance"]]
+    for name in _studied(report):
+        u = report[name]
+        shares = [f"{100 * u['coverage'][p]:.1f} %" for p in ("0.5", "0.9", "0.95")]
+        parts = [f"{u['aleatoric']:.1f}", f"{u['epistemic']:.1f}", f"{100 * u['epistemic_share']:.1f} %"]
+        lines.append([name, str(int(u["rows"])), *shares, *parts])
+    return lines
+
+
+def draw_uncertainty(report: dict[str, Any], by_row: dict[str, np.ndarray], path: Path) -> None:
+    """Intervals of some rows with what was observed, coverage, and the parts of the uncertainty."""
+    from calosim.pictures import predictive_intervals
+
+    shown = np.unique(np.linspace(0, len(by_row["rows"]) - 1, 120).astype(np.int64))
+    curves, parts = {}, {}
+    for name in _studied(report):
+        symbol, u = name if name == "all" else particle_symbol(particle_code(name)), report[name]
+        curves[symbol] = [(float(p), share) for p, share in u["coverage"].items()]
+        parts[symbol] = u["aleatoric"], u["epistemic"]
+    intervals = {key: by_row[key][shown] for key in QUANTILES}
+    predictive_intervals(intervals, by_row["observed"][shown], curves, parts, path)

@@ -1,0 +1,190 @@
+r"""Losses of the student as pure functions, one value a row: distillation, read-out channels, shower center.
+
+All are differentiable and run on any device. None averages over the batch, so that rows can be weighted.
+
+References:
+    | CaloFlow II (Krause and Shih, 2021), https://arxiv.org/abs/2110.11377
+    | Inverse Autoregressive Flows for Zero Degree Calorimeter fast simulation (Majerz et al., 2025),
+      https://arxiv.org/abs/2512.20346
+    | Towards Fast, ML-Based Calorimeter Simulations in ALICE (Majerz et al., slides)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from calosim.detectors import Convention, Detector
+
+__all__ = [
+    "center_of_gravity",
+    "channel_loss",
+    "distillation",
+    "expected_center",
+    "shower_center",
+    "squared_distance",
+    "straight_center",
+]
+
+
+def squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    r"""Returns :math:`\sum_j (a_j - b_j)^2` over all features, shape (B,).
+
+    Args:
+        a: Values with shape (B, *).
+        b: Values with the same shape.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"expected two tensors of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    return (a - b).square().flatten(1).sum(1)
+
+
+def distillation(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
+    r"""How far a student is from its teacher in what is paired: outputs, intermediate states or spline parameters.
+
+    .. math:: \sum_k \frac{1}{D_k} \sum_{j=1}^{D_k} (t_{kj} - s_{kj})^2
+
+    Summed over what is paired as published, but the mean over features, so that a weight means the same for any
+    detector.
+
+    Args:
+        teacher: Tensors :math:`t_k` with shape (B, D_k).
+        student: As many tensors :math:`s_k` of the same shapes.
+
+    Returns:
+        Distances with shape (B,).
+
+    Raises:
+        ValueError: If there is nothing to pair, or numbers or shapes differ.
+
+    References:
+        | CaloFlow II (Krause and Shih, 2021), section 3, https://arxiv.org/abs/2110.11377
+    """
+    if not teacher or len(teacher) != len(student):
+        raise ValueError(
+            f"expected as many tensors of the student as of the teacher, at least one; got {len(student)} and {len(teacher)}"
+        )
+    total = torch.zeros_like(teacher[0][:, 0])
+    for t, s in zip(teacher, student, strict=True):
+        total = total + squared_distance(t, s) / t[0].numel()
+    return total
+
+
+def channel_loss(
+    generated: Tensor,
+    target: Tensor,
+    detector: Detector,
+    convention: Convention = "paper",
+    scale: Tensor | None = None,
+) -> Tensor:
+    r"""Mean squared difference of the five channel values :math:`w_i`.
+
+    .. math:: \frac{1}{5} \sum_{i=1}^{5} \left( \frac{\hat w_i - w_i}{s} \right)^2
+
+    Args:
+        generated: Photons of the student's image, with shape (B, nx, ny).
+        target: Photons of the target image, with shape (B, nx, ny).
+        detector: The detector.
+        convention: The channel convention, see :meth:`calosim.detectors.Detector.masks`.
+        scale: Photons :math:`s` that differences are divided by, with shape (B,); 1 if not given.
+
+    Returns:
+        Losses with shape (B,), in photons squared without a scale.
+
+    Raises:
+        ValueError: If the images do not have the detector's shape.
+    """
+    difference = detector.channels(generated, convention) - detector.channels(target, convention)
+    if scale is not None:
+        difference = difference / scale[:, None]
+    return difference.square().mean(1)
+
+
+def expected_center(eta: Tensor, phi: Tensor, z: Tensor) -> Tensor:
+    r"""Where a straight flight from the interaction point crosses the plane at z.
+
+    .. math:: x = z \tan(2 \arctan e^{-\eta}) \cos \phi, \qquad y = z \tan(2 \arctan e^{-\eta}) \sin \phi
+
+    Args:
+        eta: Pseudorapidities with shape (B,), of the sign of z.
+        phi: Azimuths in rad with shape (B,).
+        z: Positions along the beam in cm with shape (B,).
+
+    Returns:
+        x and y in cm, with shape (B, 2).
+
+    References:
+        | Towards Fast, ML-Based Calorimeter Simulations in ALICE (Majerz et al., slides)
+    """
+    radius = z * torch.tan(2 * torch.atan(torch.exp(-eta)))
+    return torch.stack((radius * phi.cos(), radius * phi.sin()), dim=1)
+
+
+def straight_center(particles: Tensor, detector: Detector) -> Tensor:
+    r"""Where primaries would hit the front face if they flew straight from the interaction point.
+
+    :func:`expected_center` with :math:`\eta = \operatorname{asinh}(p_z / p_T)` and the face on the side of :math:`p_z`.
+
+    Args:
+        particles: Features with shape (B, 9), see :data:`calosim.showers.record.FEATURES`.
+        detector: The detector.
+
+    Returns:
+        x and y in cm with shape (B, 2), where the beam line is 0.
+    """
+    px, py, pz = particles[:, 4], particles[:, 5], particles[:, 6]
+    eta = (pz / torch.hypot(px, py)).asinh()  # infinite along the beam
+    forward, backward = eta.new_tensor(detector.front_z)
+    z = torch.where(pz < 0, backward, forward)
+    return expected_center(eta, torch.atan2(py, px), z)
+
+
+def center_of_gravity(images: Tensor, detector: Detector) -> Tensor:
+    """Center of gravity of images.
+
+    Args:
+        images: Photons with shape (B, nx, ny); integer, or real-valued where noise was subtracted, then also negative.
+        detector: The detector.
+
+    Returns:
+        x and y in cm with shape (B, 2), where the beam line is 0; NaN, without gradient, where there is no light.
+
+    Raises:
+        ValueError: If the images do not have the detector's shape.
+    """
+    if tuple(images.shape[1:]) != detector.shape:
+        raise ValueError(
+            f"expected {detector.title} images (B, {detector.shape[0]}, {detector.shape[1]}), got {tuple(images.shape)}"
+        )
+    images = images if images.is_floating_point() else images.to(torch.float64)
+    x, y = (torch.as_tensor(p, dtype=images.dtype, device=images.device) for p in detector.pixel_centers)
+    total = images.sum((1, 2))[:, None]
+    lit = total > 0
+    moments = torch.stack((images.sum(2) @ x, images.sum(1) @ y), dim=1)
+    center = moments / torch.where(lit, total, 1.0)
+    center = center + torch.tensor((detector.center_x, 0.0), dtype=center.dtype, device=center.device)
+    return torch.where(lit, center, torch.nan)
+
+
+def shower_center(images: Tensor, particles: Tensor, detector: Detector) -> Tensor:
+    """Distance between the image's center of gravity and where the primary would cross the front face.
+
+    Meant for FoCal-H, where primaries come straight from the interaction point; before the ZDC many bend, decay or
+    shower.
+
+    Args:
+        images: Photons with shape (B, nx, ny), floating point.
+        particles: Features with shape (B, 9).
+        detector: The detector.
+
+    Returns:
+        Distances in cm with shape (B,); 0 for an image without light.
+    """
+    expected = straight_center(particles, detector).to(images)
+    center = center_of_gravity(images, detector)
+    return torch.linalg.vector_norm(torch.where(center.isnan(), expected, center) - expected, dim=1)

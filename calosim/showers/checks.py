@@ -1,0 +1,211 @@
+"""Checks of what files hold: finite features, known PDG codes, whole photon counts; each fault in one line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from calosim.detectors import DETECTORS, get_detector
+from calosim.showers.record import FEATURES, Showers, Where
+
+__all__ = [
+    "agreed_detector",
+    "check_primaries",
+    "check_showers",
+    "detector_of_shape",
+    "existing_file",
+    "first_true",
+    "infer_pdg",
+    "masses_and_charges",
+    "pdg_codes",
+    "photon_counts",
+    "reading_file",
+    "row_name",
+    "validate",
+]
+
+_INT16_MAX = np.iinfo(np.int16).max
+
+
+_INT32_MAX = np.iinfo(np.int32).max
+
+
+#: Tables of particle masses differ by less (MeV); nuclear and atomic masses of light nuclei by up to 1.1 MeV.
+_MASS_TOLERANCE = 1.5
+
+
+#: What can be a primary of a forward calorimeter (c tau above a centimeter), for files without PDG codes.
+#: Neutral antiparticles are left out: nothing in mass and charge tells them from the far more frequent
+#: particles.
+_LONG_LIVED: tuple[int, ...] = (
+    *(22, -11, 11, -13, 13, 130, 310, -211, 211, -321, 321, 2112, -2212, 2212, 3122),
+    *(-3112, 3112, -3222, 3222, 3322, -3312, 3312, -3334, 3334),
+    *(1000010020, 1000010030, 1000020030, 1000020040),
+)
+
+
+@lru_cache
+def _mass_and_charge(pdg: int) -> tuple[float, float] | None:
+    from particle import InvalidParticle, Particle, ParticleNotFound  # reading its tables costs 0.2 s
+
+    try:
+        particle = Particle.from_pdgid(pdg)
+    except (InvalidParticle, ParticleNotFound):
+        return None
+    # Neutrinos have no mass in the tables.
+    return float(particle.mass or 0.0), float(particle.charge or 0.0)
+
+
+def masses_and_charges(pdg: np.ndarray, source: str, where: Where) -> tuple[np.ndarray, np.ndarray]:
+    """Masses in MeV and charges in e of PDG codes, each with shape (N,)."""
+    codes, inverse = np.unique(pdg, return_inverse=True)
+    known = [_mass_and_charge(int(code)) for code in codes]
+    if at := first_true(np.array([k is None for k in known], dtype=bool)[inverse]):
+        raise ValueError(f"{source}: {where(at[0])}: unknown PDG code {pdg[at]}; expected one of the PDG tables")
+    values = np.array(known, dtype=np.float64).reshape(-1, 2)[inverse]
+    return values[:, 0], values[:, 1]
+
+
+def infer_pdg(particles: np.ndarray, prefer: Sequence[int], source: str, where: Where) -> np.ndarray:
+    """PDG codes from mass and charge, for files that have none: features (N, 9) to codes (N,)."""
+    known = {code: _mass_and_charge(code) for code in (*prefer, *_LONG_LIVED)}
+    pairs, inverse = np.unique(particles[:, 7:9], axis=0, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    codes = np.zeros(len(pairs), np.int32)
+    for k, (mass, charge) in enumerate(pairs):
+        fits = [c for c, p in known.items() if p and abs(p[0] - mass) < _MASS_TOLERANCE and p[1] == charge]
+        fits = [c for c in fits if c in prefer][:1] or fits
+        if len(fits) != 1:
+            row = where(int((inverse == k).argmax()))
+            found = f"fit PDG codes {', '.join(map(str, fits))}: prefer one" if fits else "fit no particle"
+            raise ValueError(
+                f"{source}: {row}: mass {mass:g} MeV and charge {charge:g} e {found}; "
+                "expected one fit, or the PDG code as a tenth column"
+            )
+        codes[k] = fits[0]
+    return codes[inverse]
+
+
+def row_name(first: int, index: int) -> str:
+    return f"row {first + index}"
+
+
+def validate(showers: Showers, source: str) -> None:
+    """Checks that a record means what its type promises.
+
+    Args:
+        showers: Any number of rows.
+        source: Where they come from, for the message; usually a file name.
+
+    Raises:
+        ValueError: If shapes or types disagree, a feature is not finite, an energy or a photon count is
+            negative, a PDG code is unknown, or a mass or charge is not that of its PDG code. Rows count from
+            0.
+    """
+    check_showers(showers, source, partial(row_name, 0))
+
+
+def first_true(wrong: np.ndarray) -> tuple[int, ...] | None:
+    """Where a boolean array is first true, or nothing."""
+    return tuple(int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape)) if wrong.any() else None
+
+
+def check_showers(showers: Showers, source: str, where: Where) -> None:
+    detector, n = showers.geometry, len(showers.pdg)
+    if showers.images.shape != (n, *detector.shape):
+        raise ValueError(
+            f"{source}: response: expected {detector.title} images with shape {(n, *detector.shape)}, "
+            f"got {showers.images.shape}"
+        )
+    if showers.images.dtype.kind not in "iu":
+        raise ValueError(f"{source}: response: expected integer photon counts, got {showers.images.dtype}")
+    check_primaries(showers.particles, showers.pdg, source, where)
+    photon_counts(showers.images, source, where)
+
+
+def check_primaries(particles: np.ndarray, pdg: np.ndarray, source: str, where: Where) -> None:
+    expected = (len(pdg), len(FEATURES))
+    if particles.shape != expected:
+        raise ValueError(f"{source}: expected particles with shape {expected}, got {particles.shape}")
+    if at := first_true(~np.isfinite(particles)):
+        name, value = FEATURES[at[1]], particles[at]
+        raise ValueError(f"{source}: {where(at[0])}: {name} is {value}; expected a finite number")
+    if at := first_true(particles[:, 0] <= 0):
+        value = particles[at[0], 0]
+        raise ValueError(f"{source}: {where(at[0])}: energy is {value:g} GeV; expected more than 0")
+    mass, charge = masses_and_charges(pdg, source, where)
+    for k, true, tolerance in (
+        (FEATURES.index("mass"), mass, np.maximum(_MASS_TOLERANCE, 0.01 * mass)),
+        (FEATURES.index("charge"), charge, np.zeros_like(charge)),
+    ):
+        if at := first_true(np.abs(particles[:, k] - true) > tolerance):
+            unit = "MeV" if FEATURES[k] == "mass" else "e"
+            raise ValueError(
+                f"{source}: {where(at[0])}: {FEATURES[k]} is {particles[at[0], k]:g}; "
+                f"expected {true[at]:g} {unit} for PDG code {pdg[at]}"
+            )
+
+
+def photon_counts(values: np.ndarray, source: str, where: Where) -> np.ndarray:
+    """Photon counts (N, nx, ny) of any numeric type as int16, or int32 where a pixel needs it."""
+    low, high = (values.min(), values.max()) if values.size else (0, 0)
+    wrong = None
+    # Comparisons with NaN are false, hence `not`.
+    if not (low >= 0 and high <= _INT32_MAX):
+        wrong = ~((values >= 0) & (values <= _INT32_MAX))
+    elif values.dtype.kind == "f":
+        wrong = values != np.rint(values)
+    if wrong is not None and (at := first_true(wrong)):
+        raise ValueError(
+            f"{source}: {where(at[0])}: response holds {values[at]:g} photons in pixel {at[1:]}; "
+            f"expected a whole number from 0 to {_INT32_MAX}"
+        )
+    return values.astype(np.int16 if high <= _INT16_MAX else np.int32, copy=False)
+
+
+def pdg_codes(values: np.ndarray, source: str, where: Where) -> np.ndarray:
+    """PDG codes (N,) of any numeric type as int32."""
+    if at := first_true(~(np.abs(values) <= _INT32_MAX) | (values != np.rint(values))):
+        raise ValueError(f"{source}: {where(at[0])}: pdg is {values[at]}; expected a PDG code")
+    return values.astype(np.int32)
+
+
+def detector_of_shape(shape: tuple[int, ...], source: str) -> str:
+    for name, detector in DETECTORS.items():
+        if detector.shape == shape:
+            return name
+    known = ", ".join(f"{d.title} {d.shape[0]} x {d.shape[1]}" for d in DETECTORS.values())
+    raise ValueError(f"{source}: response: images of shape {shape} fit no detector; expected one of {known}")
+
+
+def agreed_detector(found: str, wanted: str | None, source: str) -> str:
+    if wanted is not None and get_detector(wanted).name != found:
+        title = get_detector(wanted).title
+        raise ValueError(f"{source}: holds {DETECTORS[found].title} responses; expected {title}")
+    return found
+
+
+def existing_file(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; expected a file")
+    if not path.exists():
+        raise ValueError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty (0 bytes)")
+    return path
+
+
+@contextmanager
+def reading_file(path: Path) -> Iterator[None]:
+    """Turns what a library says of a damaged file into one line; around a single call."""
+    try:
+        yield
+    except Exception as error:  # random bytes can make uproot, zipfile and numpy raise almost anything
+        kind = f"{type(error).__module__}.{type(error).__name__}".removeprefix("builtins.")
+        raise ValueError(f"{path}: the file is damaged or incomplete; reading it ends in {kind}") from error

@@ -1,0 +1,226 @@
+"""RootDataModule: files of showers to batches, split, filtered and sampled the same way on every process.
+
+The files are read once into a cache of plain arrays that all processes map into memory. A batch is one indexing
+operation on those arrays; images stay integers until they are on the model's device.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from calosim.detectors import get_detector
+from calosim.particles import particle_code, particle_name
+from calosim.showers.cache import ARRAYS, cached_arrays
+from calosim.showers.record import Showers
+from calosim.showers.splits import SPLITS, EpochSampler, Split, split_rows
+
+__all__ = ["RootDataModule", "ShowerDataset", "describe"]
+
+
+class ShowerDataset(Dataset):
+    """Rows of the cache; indexed with an array of positions, it returns a whole batch.
+
+    Args:
+        particles: Features with shape (N, 9).
+        pdg: PDG codes with shape (N,).
+        images: Photon counts with shape (N, nx, ny), usually memory mapped.
+        inputs: Unique-input numbers with shape (N,).
+        rows: The rows that belong to this data set, shape (M,).
+    """
+
+    def __init__(
+        self, particles: np.ndarray, pdg: np.ndarray, images: np.ndarray, inputs: np.ndarray, rows: np.ndarray
+    ):
+        self.particles = particles.astype(np.float32)
+        self.pdg = pdg.astype(np.int64)
+        self.images, self.inputs, self.rows = images, inputs, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, positions: np.ndarray) -> dict[str, torch.Tensor]:
+        """One batch.
+
+        Args:
+            positions: Positions within this data set, shape (B,).
+
+        Returns:
+            ``particles`` (B, 9) float32, ``pdg`` (B,) int64, ``images`` (B, nx, ny) integers, ``inputs`` (B,) int64,
+            ``rows`` (B,) int64: the row in the files, which keys the row's random draws.
+        """
+        rows = self.rows[positions]
+        arrays = {
+            "particles": self.particles[rows],
+            "pdg": self.pdg[rows],
+            "images": self.images[rows],
+            "inputs": self.inputs[rows],
+            "rows": rows,
+        }
+        return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
+
+
+class RootDataModule(LightningDataModule):
+    """Showers from files: split, filter, sampling and batches.
+
+    Args:
+        files: One file of showers or several, in any form that ``calosim convert`` reads; ROOT is the usual one.
+        detector: The detector the files must hold: zn, zp or focal_h.
+        batch_size: Rows of a batch on one process.
+        particle: Keep only this particle type, by name (``lambda``) or PDG code (``3122``); all if not given. The split
+            is made before the filter, so that a test row of one selection is never a training row of another.
+        split_by: ``primary``: no input in two splits; ``response``: rows are split regardless of their input, as published.
+        fractions: Shares of training, validation and test.
+        sampling: ``natural``; ``balanced``: particle types equally often; ``power``: in proportion to (number of rows)
+            to the power of ``sampling_power``.
+        sampling_power: The exponent of ``sampling: power``; 1 is natural, 0 is balanced.
+        seed: Seed of the split; the order of training depends on ``seed_everything`` too.
+        num_workers: Worker processes that prepare batches; 0 is best for local files, a batch being one indexing operation.
+        cache_dir: Where the cache lies; by default ``.calosim_cache`` beside the first file, or the user's cache folder if
+            that is not writable.
+    """
+
+    def __init__(
+        self,
+        files: str | list[str],
+        detector: str = "zn",
+        batch_size: int = 64,
+        particle: str | int | None = None,
+        split_by: Literal["primary", "response"] = "primary",
+        fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+        sampling: Literal["natural", "balanced", "power"] = "natural",
+        sampling_power: float = 0.5,
+        seed: int = 0,
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+    ):
+        super().__init__()
+        self.files = [files] if isinstance(files, str) else list(files)
+        if not self.files:
+            raise ValueError("expected at least one data file (--data.files FILE), got none")
+        if batch_size < 1:
+            raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
+        self.detector = get_detector(detector)
+        self.batch_size, self.split_by, self.fractions = batch_size, split_by, tuple(fractions)
+        self.particle = None if particle is None else particle_code(particle)
+        self.power = {"natural": 1.0, "balanced": 0.0, "power": sampling_power}[sampling]
+        self.seed, self.num_workers, self.cache_dir = seed, num_workers, cache_dir
+        self._splits: dict[Split, np.ndarray] | None = None
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Builds the cache; Lightning calls it on one process of a machine."""
+        cached_arrays(self.files, self.detector.name, self.cache_dir)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Maps the cache and makes the split, once.
+
+        Raises:
+            ValueError: If the selection leaves no training row, or a file is bad.
+        """
+        if self._splits is not None:
+            return
+        folder = cached_arrays(self.files, self.detector.name, self.cache_dir)
+        self.data_hash = json.loads((folder / "meta.json").read_text())["data_hash"]
+        arrays = {a: np.load(folder / f"{a}.npy", mmap_mode="r") for a in ARRAYS}
+        # All but the images are small and read in pieces all the time.
+        self.arrays = {a: v if a == "images" else np.array(v) for a, v in arrays.items()}
+        pdg = self.arrays["pdg"]
+        splits = split_rows(self.arrays["inputs"], pdg, self.split_by, self.fractions, self.seed)
+        if self.particle is not None:
+            splits = {name: rows[pdg[rows] == self.particle] for name, rows in splits.items()}
+            if not sum(map(len, splits.values())):
+                present = ", ".join(particle_name(int(c)) for c in np.unique(pdg))
+                raise ValueError(
+                    f"{', '.join(self.files)}: no row of particle {particle_name(self.particle)}; the files hold {present}"
+                )
+        if not len(splits["train"]):
+            selected = sum(map(len, splits.values()))
+            raise ValueError(
+                f"{', '.join(self.files)}: none of the {selected} selected rows is in the training split; expected more "
+                "primaries or a larger first fraction"
+            )
+        self._splits = splits
+
+    def rows(self, split: Split) -> np.ndarray:
+        """Row numbers of a split within the files, ascending, shape (M,)."""
+        self.setup()
+        assert self._splits is not None
+        return self._splits[split]
+
+    def inputs(self, split: Split) -> np.ndarray:
+        """Unique-input numbers of a split's rows, shape (M,), int64."""
+        rows = self.rows(split)  # also maps the arrays
+        return self.arrays["inputs"][rows]
+
+    def showers(self, split: Split, rows: np.ndarray | None = None) -> Showers:
+        """The rows of a split in memory.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            rows: Positions within the split; all if not given.
+        """
+        selected = self.rows(split) if rows is None else self.rows(split)[rows]
+        a = self.arrays
+        return Showers(a["particles"][selected], a["pdg"][selected], a["images"][selected], self.detector.name)
+
+    # -- batches ------------------------------------------------------------------------------------------------------
+
+    def _loader(self, split: Split) -> DataLoader:
+        rows, a = self.rows(split), self.arrays
+        world = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        if len(rows) < world[0]:
+            raise ValueError(f"expected at least one {split} row for each of {world[0]} processes, got {len(rows)}")
+        sampler = EpochSampler(
+            a["pdg"][rows],
+            self.batch_size,
+            power=self.power,
+            shuffle=split == "train",
+            seed=self.seed,
+            num_replicas=world[0],
+            rank=world[1],
+        )
+        dataset = ShowerDataset(a["particles"], a["pdg"], a["images"], a["inputs"], rows)
+        return DataLoader(
+            dataset,
+            batch_size=None,  # the sampler yields whole batches
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of the training split, in an order drawn anew each epoch."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader:
+        """Batches of the validation split; every row once over all processes."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """Batches of the test split; every row once over all processes."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """The test split, for ``calosim predict``."""
+        return self._loader("test")
+
+
+def describe(datamodule: Any) -> dict[str, Any]:
+    """What a run folder says of its data: files, hash, split and counts."""
+    return {
+        "files": datamodule.files,
+        "data_hash": datamodule.data_hash,
+        "detector": datamodule.detector.name,
+        "rows": {split: len(datamodule.rows(split)) for split in SPLITS},
+        "split_by": datamodule.split_by,
+        "particle": datamodule.particle,
+        "seed": datamodule.seed,
+    }

@@ -1,0 +1,210 @@
+"""Reader of the text that O2's macro ``Extract.C`` prints: a CSV of tracks, and image texts of ZN or ZP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from calosim.detectors import DETECTORS, Detector
+from calosim.showers.checks import (
+    check_primaries,
+    existing_file,
+    first_true,
+    masses_and_charges,
+    pdg_codes,
+    photon_counts,
+    row_name,
+)
+from calosim.showers.record import Showers, Source, Where
+
+__all__ = ["open_text", "read_columns", "read_table", "text_sources"]
+
+#: The letter of a detector in the first column of Extract.C's CSV, and the name of its image file.
+_TEXT_DETECTORS = {"zn": ("N", "neutron_image.txt"), "zp": ("P", "proton_image.txt")}
+
+
+#: Columns of Extract.C's CSV and their types; the older form has no momenta.
+_COLUMNS: dict[str, str] = {
+    "Detector": "U1",
+    "Pdg": "i8",
+    "Energy": "f8",
+    "Vx": "f8",
+    "Vy": "f8",
+    "Vz": "f8",
+    "PhotonSum": "i8",
+}
+
+
+_MOMENTA = ("Px", "Py", "Pz")
+
+
+def open_text(path: Path) -> IO[str]:
+    return path.open(encoding="ascii", errors="replace")
+
+
+def read_table(path: str | os.PathLike[str]) -> np.ndarray:
+    """Reads the table of tracks that O2's ``Extract.C`` prints, without images.
+
+    Args:
+        path: A CSV with the columns ``Detector,Pdg,Energy,Vx,Vy,Vz,Px,Py,Pz,PhotonSum``, or the older form
+            ``Detector,Event,Counter,StatusCode,Pdg,Energy,Vx,Vy,Vz,PhotonSum``. Other columns are left out.
+
+    Returns:
+        A structured array with shape (N,) and one field per column above, in the file's units: GeV, cm, GeV/c
+        and photons. ``Detector`` is ``N`` or ``P``; the older form has no fields ``Px``, ``Py`` and ``Pz``.
+
+    Raises:
+        ValueError: If a column is missing or a field is not what its column expects. Lines count from 1.
+    """
+    return read_columns(existing_file(path), _COLUMNS, dict.fromkeys(_MOMENTA, "f8"))
+
+
+def read_columns(path: Path, columns: dict[str, str], optional: dict[str, str]) -> np.ndarray:
+    """The named columns of a CSV as a structured array; the optional ones all together or not at all."""
+    with open_text(path) as file:
+        header = [name.strip() for name in file.readline().split(",")]
+        if any(name in header for name in optional):
+            columns = columns | optional
+        for name in columns:
+            if name not in header:
+                raise ValueError(f"{path}: has no column {name!r}; expected {', '.join(columns)}")
+        places = [(header.index(name), name, kind) for name, kind in columns.items()]
+
+        def records() -> Iterator[tuple[Any, ...]]:
+            for number, line in enumerate(file, start=2):
+                fields = line.rstrip("\r\n").split(",")
+                if len(fields) != len(header):
+                    raise ValueError(f"{path}: line {number}: expected {len(header)} fields, got {len(fields)}")
+                yield tuple(_field(path, number, name, fields[k], kind) for k, name, kind in places)
+
+        return np.fromiter(records(), np.dtype(list(columns.items())))
+
+
+def _field(path: Path, number: int, name: str, text: str, kind: str) -> Any:
+    expected, convert = _CONVERSIONS[kind]
+    try:
+        return convert(text)
+    except (KeyError, ValueError, OverflowError):
+        raise ValueError(f"{path}: line {number}: {name} is {text!r}; expected {expected}") from None
+
+
+#: What a field of a type must be, and how it is read.
+_CONVERSIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "U1": ("N or P", {"N": "N", "P": "P"}.__getitem__),
+    "i8": ("a whole number", np.int64),
+    "f8": ("a number", float),
+}
+
+
+def text_sources(
+    tables: list[Path], images: list[Path], detector: str | None, assume_beam_direction: bool
+) -> list[Source]:
+    if not tables:
+        raise ValueError(f"{images[0]}: images without particles; expected the CSV of Extract.C as a second file")
+    if not images:
+        beside = [t.with_name(name) for t in tables for _, name in _TEXT_DETECTORS.values()]
+        images = [path for path in beside if path.exists()]
+    by_detector: dict[str, list[Path]] = {}
+    for path in images:
+        by_detector.setdefault(_detector_of_line(path), []).append(path)
+    if detector is None:
+        if len(by_detector) > 1:
+            raise ValueError(f"{tables[0]}: comes with ZN and ZP images; expected a choice of detector, zn or zp")
+        detector = next(iter(by_detector), "zn")
+    found = by_detector.get(detector, [])
+    if len(found) != len(tables):
+        name = _TEXT_DETECTORS[detector][1] if detector in _TEXT_DETECTORS else "an image text"
+        raise ValueError(
+            f"{tables[0]}: {len(tables)} CSV with {len(found)} {DETECTORS[detector].title} image texts; "
+            f"expected one for each, such as {name} beside it"
+        )
+    return [_text_source(t, i, detector, assume_beam_direction) for t, i in zip(tables, found, strict=True)]
+
+
+def _detector_of_line(path: Path) -> str:
+    """ZN or ZP, told by the numbers in the first line of an image text."""
+    with open_text(path) as file:
+        n = len(file.readline().split())
+    for name in _TEXT_DETECTORS:
+        if DETECTORS[name].shape[1] == n:
+            return name
+    known = " or ".join(f"{DETECTORS[name].shape[1]} ({DETECTORS[name].title})" for name in _TEXT_DETECTORS)
+    raise ValueError(f"{path}: line 1: expected {known} numbers, got {n}")
+
+
+def _text_source(table: Path, images: Path, detector: str, assume_beam_direction: bool) -> Source:
+    tracks = read_table(table)
+    mine = np.flatnonzero(tracks["Detector"] == _TEXT_DETECTORS[detector][0])
+    tracks = tracks[mine]
+
+    def where(first: int, index: int) -> str:
+        return f"line {mine[first + index] + 2}"
+
+    pdg = pdg_codes(tracks["Pdg"], str(table), partial(where, 0))
+    mass, charge = masses_and_charges(pdg, str(table), partial(where, 0))
+    if "Pz" in (tracks.dtype.names or ()):
+        momenta = [tracks[name] for name in _MOMENTA]
+    elif assume_beam_direction:
+        pz = np.sqrt(np.maximum(tracks["Energy"] ** 2 - (mass / 1000) ** 2, 0))
+        momenta = [np.zeros_like(pz), np.zeros_like(pz), np.where(tracks["Vz"] < 0, -pz, pz)]
+    else:
+        raise ValueError(
+            f"{table}: the older form of Extract.C has no momenta (columns Px, Py, Pz); "
+            "allow assume_beam_direction to take every track as parallel to the beam"
+        )
+    features = [tracks[name] for name in ("Energy", "Vx", "Vy", "Vz")]
+    particles = np.column_stack([*features, *momenta, mass, charge])
+    check_primaries(particles, pdg, str(table), partial(where, 0))
+
+    def pieces(rows: int) -> Iterator[tuple[Showers, Where]]:
+        first = 0
+        for block in _image_pieces(images, len(tracks), DETECTORS[detector], rows):
+            part, place = slice(first, first + len(block)), partial(row_name, first)
+            showers = Showers(particles[part], pdg[part], photon_counts(block, str(images), place), detector)
+            if at := first_true(showers.photon_sum != tracks["PhotonSum"][part]):
+                row = at[0]
+                raise ValueError(
+                    f"{table}: {where(first, row)}: PhotonSum is {tracks['PhotonSum'][first + row]}, "
+                    f"but image {first + row} of {images} sums to {showers.photon_sum[row]}"
+                )
+            yield showers, partial(where, first)
+            first += len(block)
+
+    return Source(detector, len(tracks), False, pieces, str(table))
+
+
+def _image_pieces(path: Path, total: int, detector: Detector, rows: int) -> Iterator[np.ndarray]:
+    nx, ny = detector.shape
+    with open_text(path) as file:
+        for first in range(0, total, rows):
+            n = min(rows, total - first)
+            lines = list(islice(file, n * nx))
+            if len(lines) != n * nx:
+                got = first * nx + len(lines)
+                raise ValueError(f"{path}: has {got} lines; expected {total} images x {nx} lines = {total * nx}")
+            yield _numbers(path, lines, first * nx, ny).reshape(n, nx, ny)
+        extra = sum(1 for _ in file)
+        if extra:
+            got = total * nx + extra
+            raise ValueError(f"{path}: has {got} lines; expected {total} images x {nx} lines = {total * nx}")
+
+
+def _numbers(path: Path, lines: list[str], first: int, ny: int) -> np.ndarray:
+    """Integers (lines, ny) of text lines."""
+    for number, line in enumerate(lines, start=first + 1):
+        n = len(line.split())
+        if n != ny:
+            raise ValueError(f"{path}: line {number}: expected {ny} numbers, got {n}")
+    try:
+        return np.loadtxt(lines, dtype=np.int64, comments=None, ndmin=2)
+    except ValueError:
+        for number, line in enumerate(lines, start=first + 1):
+            for word in line.split():
+                _field(path, number, "a pixel", word, "i8")
+        raise

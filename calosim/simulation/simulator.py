@@ -1,0 +1,272 @@
+"""The fast simulation: photon sum, shape and noise removal from trained models, for a primary or for ten million."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from calosim.models.base import CalosimModule
+from calosim.models.photons import PhotonSum
+from calosim.models.shape import ShapeModule
+from calosim.particles import particle_code, particle_name
+from calosim.shapes.pixels import NOISE_REMOVALS
+from calosim.showers.reading import read_primaries
+from calosim.showers.record import Showers
+from calosim.showers.root import Writer
+
+__all__ = ["RECORD", "FastSimulator", "generate", "noise_removals", "pick_device", "read_ensemble"]
+
+#: What makes a folder an ensemble.
+RECORD = "simulator.json"
+
+
+class FastSimulator:
+    """Two stages: a photon sum from the Bayesian network, then a shape from the flow, scaled and made integer.
+
+    With members it is the published ensemble: the model fine-tuned for the particle where there is one, else the
+    baseline.
+
+    Args:
+        shape: The shape model, of all particles that have none of their own.
+        photons: The photon-sum model; without it, photon sums must be given to :meth:`sample`.
+        noise_removal: A key of :data:`~calosim.shapes.pixels.NOISE_REMOVALS`, or one for each of some PDG codes, with
+            the key 0 for all others (3, the published best overall, if not given).
+        members: Shape models of some PDG codes.
+
+    Raises:
+        ValueError: If the models are of different detectors, or a noise removal is unknown.
+
+    References:
+        Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), https://arxiv.org/abs/2608.12795
+    """
+
+    def __init__(
+        self,
+        shape: ShapeModule,
+        photons: PhotonSum | None = None,
+        noise_removal: int | Mapping[int, int] = 3,
+        members: Mapping[int, ShapeModule] | None = None,
+    ):
+        self.shape, self.photons, self.detector, self.members = shape, photons, shape.detector, dict(members or {})
+        others: dict[str, CalosimModule] = {f"member {particle_name(c)}": m for c, m in self.members.items()}
+        if photons is not None:
+            others["photon-sum model"] = photons
+        for name, other in others.items():
+            if other.detector != shape.detector:
+                raise ValueError(
+                    f"expected models of one detector, got a shape model of {shape.detector.title} and a {name} of "
+                    f"{other.detector.title}"
+                )
+        methods = {0: 3, **noise_removal} if isinstance(noise_removal, Mapping) else {0: noise_removal}
+        for method in methods.values():
+            if method not in NOISE_REMOVALS:
+                raise ValueError(f"unknown noise removal {method!r}; expected 1, 2, 3 or 4")
+        self.noise_removal = methods
+
+    @classmethod
+    def load(
+        cls,
+        run_folder: str | Path,
+        photons: str | Path | None = None,
+        noise_removal: int | Mapping[int, int] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> Self:
+        """Loads trained models.
+
+        Args:
+            run_folder: Run folder or checkpoint of the shape model, or the folder of an ensemble, see
+                :func:`save_ensemble`.
+            photons: Run folder or checkpoint of the photon-sum model; the ensemble's if None.
+            noise_removal: See :class:`FastSimulator`; a mapping without the key 0 leaves the ensemble's choice to the
+                particles that it does not name, None to all.
+            device: Where to simulate.
+
+        Raises:
+            ValueError: If a folder holds no such model.
+        """
+        folder = Path(run_folder)
+        record = read_ensemble(folder) if (folder / RECORD).is_file() else None
+        if not isinstance(noise_removal, int) and (noise_removal is None or 0 not in noise_removal):
+            stored = record["noise_removal"] if record else {}
+            noise_removal = {**{int(code): method for code, method in stored.items()}, **(noise_removal or {})}
+        if record and photons is None and record["photons"]:
+            photons = folder / record["photons"]
+        members = record["members"] if record else {}
+        return cls(
+            ShapeModule.load(folder / record["default"] if record else folder, device),
+            None if photons is None else PhotonSum.load(photons, device),
+            noise_removal,
+            {int(code): ShapeModule.load(folder / name, device) for code, name in members.items()},
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self.shape.device
+
+    def sample(
+        self,
+        particles: np.ndarray,
+        pdg: np.ndarray,
+        seed: int,
+        rows: np.ndarray | None = None,
+        photon_sum: np.ndarray | None = None,
+        batch_size: int = 256,
+    ) -> np.ndarray:
+        """Simulates one response for each row.
+
+        Every member answers its own rows in batches of its own, as it would alone.
+
+        Args:
+            particles: Features with shape (N, 9), see :data:`calosim.showers.record.FEATURES`.
+            pdg: PDG codes with shape (N,); they choose noise removal and member.
+            seed: Seed of the draws.
+            rows: Row numbers with shape (N,) that key the draws together with the seed; 0 to N - 1 if not given.
+            photon_sum: Photon sums with shape (N,); drawn from the photon-sum model if not given.
+            batch_size: Rows simulated at once; a matter of memory and speed, not of the result.
+
+        Returns:
+            Photon counts with shape (N, nx, ny), int32.
+
+        Raises:
+            ValueError: If there is neither a photon-sum model nor photon sums.
+        """
+        if photon_sum is None and self.photons is None:
+            raise ValueError("expected a photon-sum model or given photon sums; name its run folder with --photons")
+        rows = np.arange(len(pdg)) if rows is None else rows
+        images = np.empty((len(pdg), *self.detector.shape), dtype=np.int32)
+        method = np.array([self.noise_removal.get(int(code), self.noise_removal[0]) for code in pdg], dtype=np.int64)
+        rest = ~np.isin(pdg, list(self.members))
+        groups = [(self.shape, rest), *((member, pdg == code) for code, member in self.members.items())]
+        for model, mine in groups:
+            own = np.flatnonzero(mine)
+            for start in range(0, len(own), batch_size):
+                batch = own[start : start + batch_size]
+                features = torch.from_numpy(particles[batch]).to(self.device, torch.float32)
+                keys = torch.from_numpy(rows[batch]).to(self.device)
+                if photon_sum is None:
+                    assert self.photons is not None
+                    total = self.photons.sample(features, seed, keys)
+                else:
+                    total = torch.from_numpy(photon_sum[batch]).to(self.device)
+                removal = torch.from_numpy(method[batch]).to(self.device)
+                images[batch] = model.generate(features, total, seed, keys, removal).cpu().numpy()
+        return images
+
+    def stream(
+        self, particles: np.ndarray, pdg: np.ndarray, responses: int, seed: int, batch_size: int = 256
+    ) -> Iterator[Showers]:
+        """Simulates several responses to each primary, a batch at a time.
+
+        Args:
+            particles: Features with shape (N, 9).
+            pdg: PDG codes with shape (N,).
+            responses: Responses to each primary; they follow each other.
+            seed: Seed of the draws.
+            batch_size: Rows of a batch.
+
+        Yields:
+            Showers with up to ``batch_size`` rows; together ``N * responses``.
+        """
+        for start in range(0, len(pdg) * responses, batch_size):
+            rows = np.arange(start, min(start + batch_size, len(pdg) * responses))
+            primary = rows // responses
+            images = self.sample(particles[primary], pdg[primary], seed, rows, batch_size=batch_size)
+            yield Showers(particles[primary], pdg[primary], images, self.detector.name)
+
+
+def read_ensemble(folder: Path) -> dict[str, Any]:
+    """The record of an ensemble.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / RECORD}: expected the JSON record of an ensemble ({error})") from None
+    missing = {"default", "members", "photons", "noise_removal"} - set(record if isinstance(record, dict) else ())
+    if missing:
+        raise ValueError(
+            f"{folder / RECORD}: expected the record of an ensemble, it lacks {', '.join(sorted(missing))}"
+        )
+    return record
+
+
+def generate(
+    shape: str,
+    primaries: str,
+    out: str,
+    photons: str | None = None,
+    responses: int = 1,
+    seed: int = 1,
+    noise_removal: int | None = None,
+    noise_removal_of: Sequence[str] = (),
+    batch_size: int = 256,
+    device: str = "auto",
+    quiet: bool = False,
+) -> None:
+    """Simulates responses to primaries with trained models and writes them to a ROOT file.
+
+    Args:
+        shape: Run folder or checkpoint of the shape model (teacher or student), or the folder of an ensemble.
+        primaries: ROOT file, or CSV with a header of the nine features and pdg.
+        out: The ROOT file to write.
+        photons: Run folder or checkpoint of the photon-sum model; not needed if the ensemble holds one.
+        responses: Responses to each primary.
+        seed: Seed; a response depends on the seed and its row alone.
+        noise_removal: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize; the
+            ensemble's choice, else 3, if not given.
+        noise_removal_of: Exceptions by particle, for instance "[neutron=1,k0s=2]".
+        batch_size: Responses simulated at once.
+        device: auto, cpu, cuda or mps.
+        quiet: Show no progress.
+    """
+    if responses < 1:
+        raise ValueError(f"expected at least one response to each primary, got {responses}")
+    simulator = FastSimulator.load(shape, photons, noise_removals(noise_removal, noise_removal_of), pick_device(device))
+    if simulator.photons is None:
+        raise ValueError(f"{shape}: holds no photon-sum model; name one with --photons")
+    particles, pdg = read_primaries(primaries)
+    progress = tqdm(total=len(pdg) * responses, unit="responses", unit_scale=True, disable=True if quiet else None)
+    with progress, Writer(out, simulator.detector.name) as writer:
+        for showers in simulator.stream(particles, pdg, responses, seed, batch_size):
+            writer.extend(showers)
+            progress.update(len(showers))
+    print(f"{out}: {len(pdg) * responses} responses of {simulator.detector.title} to {len(pdg)} primaries")
+
+
+def noise_removals(default: int | None, exceptions: Sequence[str]) -> dict[int, int]:
+    """The noise removal of each particle, from a default (key 0) and texts such as ``k0s=2``.
+
+    Raises:
+        ValueError: If a text is not of that form.
+    """
+    methods = {} if default is None else {0: default}
+    for text in exceptions:
+        name, _, method = text.rpartition("=")
+        if not name or not method.isdigit():
+            raise ValueError(f"expected a noise removal as particle=1, 2, 3 or 4, got {text!r}")
+        methods[particle_code(name)] = int(method)
+    return methods
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` takes a GPU if there is one.
+
+    Raises:
+        ValueError: If this machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} is not available here ({str(error).splitlines()[0]})") from None
+    return torch.device(name)

@@ -1,0 +1,47 @@
+"""How sure the photon sum is: coverage is nominal for the truth alone, and each type of particle has its own numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from calosim.evaluation.photons import LEVELS, coverage_curve, photon_uncertainty
+from calosim.models.photons import PhotonSum
+from calosim.showers.datamodule import RootDataModule
+
+#: Standard deviations that a share may lie off its expectation.
+SIGMAS = 5.0
+
+
+@pytest.mark.parametrize("width", [0.5, 1.0, 2.0])
+def test_coverage_is_nominal_for_the_truth_alone(width):
+    rng = np.random.default_rng(4)
+    observed = np.round(rng.normal(1000, 100, 4000)).astype(np.int64)
+    contents = coverage_curve(np.round(rng.normal(1000, width * 100, (4000, 200))).astype(np.int64), observed)
+    for level in LEVELS:
+        error = SIGMAS * np.sqrt(level * (1 - level) / 4000) + 1 / 200
+        share = (contents <= level).mean()
+        assert (
+            (abs(share - level) < error)
+            if width == 1
+            else ((share > level) == (width > 1) or abs(share - level) < error)
+        )
+    assert width == 1 or abs((contents <= 0.5).mean() - 0.5) > 0.1
+
+
+def test_the_parts_of_all_are_those_of_its_rows(run_folders, root_file):
+    data = RootDataModule(str(root_file))
+    data.setup()
+    rows, model = data.rows("test"), PhotonSum.load(run_folders["photons"])
+    report, by_row = photon_uncertainty(model, data, rows, seed=1)
+    assert np.array_equal(by_row["observed"], data.arrays["images"][rows].sum((1, 2)))
+    types = [values for name, values in report.items() if name != "all"]
+    count = np.array([values["rows"] for values in types])
+    assert len(types) == len(np.unique(by_row["pdg"])) > 1
+    assert count.sum() == report["all"]["rows"] == len(rows)
+    for part in ("aleatoric", "epistemic"):
+        squares = np.array([values[part] for values in types]) ** 2
+        assert report["all"][part] ** 2 == pytest.approx((count * squares).sum() / count.sum())
+        assert report["all"][part] ** 2 == pytest.approx(by_row[f"{part}_variance"].mean())
+    inside = np.array([values["coverage"]["0.5"] for values in types])
+    assert report["all"]["coverage"]["0.5"] == pytest.approx((count * inside).sum() / count.sum())
