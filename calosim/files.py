@@ -1,15 +1,31 @@
-"""Where a result comes from, and files that are whole or not there."""
+"""Files that are whole or not there, and the only spelling of JSON, npz, CSV and Markdown tables."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_write", "check_writable", "to_json"]
+import numpy as np
+
+__all__ = [
+    "atomic_write",
+    "check_writable",
+    "csv_text",
+    "find_config",
+    "markdown_table",
+    "read_json",
+    "read_npz",
+    "to_json",
+    "write_json",
+    "write_npz",
+]
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:
@@ -65,3 +81,81 @@ def to_json(value: Any) -> str:
         return None if isinstance(x, float) and not math.isfinite(x) else x
 
     return json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes :func:`to_json` of a value, atomically."""
+    atomic_write(path, to_json(value))
+
+
+def read_json(path: str | Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        ValueError: If the file is missing or no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON ({error})") from None
+
+
+def write_npz(path: str | Path, **arrays: np.ndarray) -> None:
+    """Writes arrays as a compressed npz file, atomically."""
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+    atomic_write(path, stream.getvalue())
+
+
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """All arrays of an npz file by name; nothing pickled is read."""
+    with np.load(path) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    r"""A table as CSV, its lines ended by \n.
+
+    >>> csv_text(["particle", "ws"], [["gamma", 1.5]])
+    'particle,ws\ngamma,1.5\n'
+    """
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as Markdown, without a line end after its last row; bars inside of cells are escaped.
+
+    >>> print(markdown_table(["feature", "photons"], [["|pz|", "12"]]))
+    | feature | photons |
+    |---|---|
+    | \\|pz\\| | 12 |
+    """
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (header, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
+
+
+def find_config(path: str | Path) -> Path:
+    """A configuration file: the one of that path, else the one that calosim ships under the same name.
+
+    Args:
+        path: Such as ``conf/teacher.yaml``; of a shipped file the first part, ``conf``, may be left out.
+
+    Raises:
+        ValueError: If there is neither.
+    """
+    path = Path(path)
+    if path.exists():
+        return path
+    # In a checkout `conf` stands beside the package, in a wheel it is inside of it.
+    here = Path(__file__).resolve().parent
+    shipped = Path(*path.parts[1:]) if path.parts[:1] == ("conf",) else path
+    for folder in (here / "conf", here.parent / "conf"):
+        if not path.is_absolute() and (folder / shipped).is_file():
+            return folder / shipped
+    raise ValueError(f"{path}: no such file, here or among those that calosim ships (conf/...)")

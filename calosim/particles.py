@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
-__all__ = ["STUDY_PARTICLES", "particle_code", "particle_name", "particle_symbol"]
+import numpy as np
+
+__all__ = ["STUDY_PARTICLES", "groups", "particle_code", "particle_name", "particle_symbol"]
 
 #: Short names for the particles people select; any other name known to the ``particle`` package works as well.
 _CODES: dict[str, int] = {
@@ -87,6 +89,20 @@ def particle_code(name: str | int) -> int:
         if len(found) == 1:
             return next(iter(found))
     raise ValueError(f"unknown particle {name!r}; expected a PDG code or a name such as {', '.join(list(_CODES)[:7])}")
+
+
+def groups(pdg: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """All rows, then those of each particle type, as every table lists them.
+
+    Args:
+        pdg: PDG codes with shape (N,).
+
+    Yields:
+        ``all`` with a mask of N times true, then each type's name and mask with shape (N,), by ascending PDG code.
+    """
+    yield "all", np.ones(len(pdg), dtype=bool)
+    for code in np.unique(pdg):
+        yield particle_name(int(code)), pdg == code
 
 
 @lru_cache
