@@ -1,12 +1,7 @@
-r"""How well generated responses agree with the Monte Carlo: channel metrics, diversity, paired bootstrap.
-
-All four metrics work on the five channel values of :meth:`calosim.detectors.Detector.channels` and share one
-signature, ``update(generated, reference, particle, input)``, so that they live in one
-:class:`torchmetrics.MetricCollection` (see :func:`channel_metrics`). States are gathered across processes and
-then sorted, never averaged: any number of processes, in any order, gives the value of one, bit for bit.
+r"""The paired bootstrap over unique inputs: how sure one is that a model is better than another.
 
 References:
-    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026),
+    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), section 4,
       https://arxiv.org/abs/2608.12795
 """
 
@@ -61,7 +56,8 @@ def resampled_mean(values: ArrayLike, weights: ArrayLike, counts: NDArray[np.flo
     """The weighted mean over unique inputs in every resample.
 
     Args:
-        values: The metric of each input with shape (K,), see :meth:`ConditionalMAE.per_input`; averaged over runs.
+        values: The metric of each input with shape (K,), averaged over runs, see
+            :meth:`calosim.metrics.ConditionalMAE.per_input`.
         weights: Weights of the inputs with shape (K,); 0 for those the metric leaves out.
         counts: From :func:`resample`, with shape (R, K).
 
@@ -93,7 +89,7 @@ def resampled_wasserstein(
         chunk: Resamples at a time, a matter of memory.
 
     Returns:
-        Distances in photons with shape (R,), those of :func:`wasserstein` up to float32.
+        Distances in photons with shape (R,), those of :func:`calosim.metrics.wasserstein.wasserstein` up to float32.
     """
     inputs, generations = counts.shape[1], generated.shape[1]
     rows = counts @ np.bincount(group, minlength=inputs).astype(np.float32)
@@ -104,9 +100,9 @@ def resampled_wasserstein(
         )
         if len(values) < 2:
             continue
-        cells = np.concatenate([group, np.repeat(group, generations)]) * len(values) + place.ravel()
+        bins = np.concatenate([group, np.repeat(group, generations)]) * len(values) + place.ravel()
         signs = np.concatenate([np.ones(len(group)), np.full(len(group) * generations, -1 / generations)])
-        difference = np.bincount(cells, signs, inputs * len(values)).reshape(inputs, -1).cumsum(axis=1)
+        difference = np.bincount(bins, signs, inputs * len(values)).reshape(inputs, -1).cumsum(axis=1)
         difference, gaps = difference[:, :-1].astype(np.float32), np.diff(values).astype(np.float32)
         for begin in range(0, len(counts), chunk):
             part = slice(begin, begin + chunk)

@@ -1,9 +1,7 @@
-r"""How well generated responses agree with the Monte Carlo: channel metrics, diversity, paired bootstrap.
+r"""Channel metrics with a value for each unique input: means, dispersion and common firing, averaged over inputs.
 
-All four metrics work on the five channel values of :meth:`calosim.detectors.Detector.channels` and share one
-signature, ``update(generated, reference, particle, input)``, so that they live in one
-:class:`torchmetrics.MetricCollection` (see :func:`channel_metrics`). States are gathered across processes and
-then sorted, never averaged: any number of processes, in any order, gives the value of one, bit for bit.
+Rows of the same primary share an input; the values of the inputs are what a paired bootstrap resamples, see
+:mod:`calosim.metrics.bootstrap`.
 
 References:
     | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026),
@@ -21,29 +19,28 @@ from torchmetrics import MetricCollection
 
 from calosim.detectors import Convention, Detector, get_detector
 from calosim.metrics.wasserstein import ChannelMetric, CheckerboardWasserstein, Floats, Ints
-from calosim.particles import particle_name
+from calosim.particles import groups
 
-__all__ = ["ConditionalMAE", "DispersionRatio", "JaccardError", "PerInput", "channel_metrics", "weighted_mean"]
+__all__ = ["ConditionalMAE", "DispersionRatio", "JaccardError", "PerInput", "channel_metrics"]
 
 Weights = Literal["log", "count"]
 
-
-#: The particle-level prior of the dispersion ratio comes from inputs with at least that many responses.
+#: The dispersion ratio's prior of a particle type comes from inputs with at least that many responses.
 PRIOR_RESPONSES = 5
 
 
 class PerInput(NamedTuple):
-    """A metric's value for every unique input, in the order of particle type and input.
+    """A metric's value for every unique input, in the order of PDG code and input.
 
     Attributes:
         input: Identifiers of the unique inputs with shape (K,).
-        particle: Their PDG codes with shape (K,).
+        pdg: Their PDG codes with shape (K,).
         weight: Their weights in the mean with shape (K,).
         value: The metric with shape (K,).
     """
 
     input: Ints
-    particle: Ints
+    pdg: Ints
     weight: Floats
     value: Floats
 
@@ -51,7 +48,7 @@ class PerInput(NamedTuple):
 class _Side(NamedTuple):
     """Channel values (N, 5) ordered by unique input; input k has counts[k] rows from starts[k] on."""
 
-    particle: Ints
+    pdg: Ints
     input: Ints
     values: Floats
     starts: Ints
@@ -79,6 +76,7 @@ class _Side(NamedTuple):
 
 
 def _by_input(keys: Ints, values: Floats) -> _Side:
+    """Orders keys (N, 2), PDG code and input, and channel values (N, 5) by input."""
     order = np.lexsort((keys[:, 1], keys[:, 0]))
     keys = keys[order]
     new = np.ones(len(keys), dtype=bool)
@@ -89,10 +87,12 @@ def _by_input(keys: Ints, values: Floats) -> _Side:
 
 
 def _input_weights(responses: Ints, weights: Weights) -> Floats:
+    """The weights (K,) of inputs with that many responses (K,)."""
     return np.log1p(responses) if weights == "log" else responses.astype(np.float64)
 
 
-def weighted_mean(values: Floats, weights: Floats) -> float:
+def _weighted_mean(values: Floats, weights: Floats) -> float:
+    """The mean of (K,) with weights (K,); NaN without any weight."""
     total = weights.sum()
     return float((weights * values).sum() / total) if total > 0 else float("nan")
 
@@ -134,22 +134,24 @@ class _ConditionalMetric(ChannelMetric):
         reference, generated = _by_input(*self._state("reference")), _by_input(*self._state("generated"))
         weight = _input_weights(reference.counts, self.weights)
         if not len(weight):
-            return PerInput(reference.input, reference.particle, weight, weight)
+            return PerInput(reference.input, reference.pdg, weight, weight)
         value, kept = self._values(reference, generated, weight)
-        return PerInput(reference.input[kept], reference.particle[kept], weight[kept], value[kept])
+        return PerInput(reference.input[kept], reference.pdg[kept], weight[kept], value[kept])
 
     def per_input(self) -> PerInput:
-        """Returns the value of every unique input, gathered from all processes, for :func:`bootstrap`."""
+        """Returns the value of every unique input, gathered from all processes, for the bootstrap."""
         with self.sync_context():
             return self._per_input()
 
     def compute(self) -> dict[str, Tensor]:
         """Returns the weighted mean over inputs: ``all``, and one for each particle type present."""
         result = self._per_input()
-        values = {"all": weighted_mean(result.value, result.weight)}
-        for pdg in np.unique(self._state("reference")[0][:, 0]):
-            rows = result.particle == pdg
-            values[particle_name(int(pdg))] = weighted_mean(result.value[rows], result.weight[rows])
+        # A type may be there without an input that counts.
+        kept, none = dict(groups(result.pdg)), np.zeros(len(result.pdg), dtype=bool)
+        values = {}
+        for name, _ in groups(self._state("reference")[0][:, 0]):
+            rows = kept.get(name, none)
+            values[name] = _weighted_mean(result.value[rows], result.weight[rows])
         return self._result(values)
 
 
@@ -219,8 +221,8 @@ class DispersionRatio(_ConditionalMetric):
         responses = reference.counts
         kept = (responses >= 2) & (generated.counts >= 2)
         mad, prior, kappa = reference.mad(), np.zeros((len(weight), 5)), np.zeros(len(weight))
-        for pdg in np.unique(reference.particle[kept]):
-            rows = reference.particle == pdg
+        for code in np.unique(reference.pdg[kept]):
+            rows = reference.pdg == code
             kappa[rows] = np.percentile(responses[rows], 10)
             known = rows & (responses >= PRIOR_RESPONSES)
             known = known if known.any() else rows & (responses >= 2)

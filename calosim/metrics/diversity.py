@@ -1,14 +1,4 @@
-r"""How well generated responses agree with the Monte Carlo: channel metrics, diversity, paired bootstrap.
-
-All four metrics work on the five channel values of :meth:`calosim.detectors.Detector.channels` and share one
-signature, ``update(generated, reference, particle, input)``, so that they live in one
-:class:`torchmetrics.MetricCollection` (see :func:`channel_metrics`). States are gathered across processes and
-then sorted, never averaged: any number of processes, in any order, gives the value of one, bit for bit.
-
-References:
-    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026),
-      https://arxiv.org/abs/2608.12795
-"""
+r"""How much the responses to one input differ: the diversity of a primary's photon images."""
 
 from __future__ import annotations
 
@@ -17,11 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from calosim.metrics.conditional import weighted_mean
 from calosim.metrics.wasserstein import Floats, Ints
-from calosim.particles import particle_name
 
-__all__ = ["Diversity", "diversity", "particle_diversity"]
+__all__ = ["Diversity", "diversity"]
 
 
 class Diversity(NamedTuple):
@@ -81,15 +69,15 @@ def diversity(
     carried = -1
     for begin in range(0, len(order), chunk):
         rows = np.sort(order[begin : begin + chunk])  # rising rows read a memory-mapped file forwards
-        groups = group[rows]
-        low, high = int(groups.min()), int(groups.max())
+        own = group[rows]
+        low, high = int(own.min()), int(own.max())
         block = np.asarray(images[rows]).reshape(-1)
         # Almost all pixels are dark: adding up the others only is several times faster.
         lit = np.flatnonzero(block)
-        cell = (groups - low)[lit // pixels] * pixels + lit % pixels
+        place = (own - low)[lit // pixels] * pixels + lit % pixels
         light = block[lit].astype(np.float64)
         sums: Floats = np.stack(
-            [np.bincount(cell, w, (high - low + 1) * pixels).reshape(-1, pixels) for w in (light, light**2)]
+            [np.bincount(place, w, (high - low + 1) * pixels).reshape(-1, pixels) for w in (light, light**2)]
         )
         if carried == low:
             sums[:, 0] += carry
@@ -102,28 +90,3 @@ def diversity(
         lowest, highest = value.min(), np.quantile(value, quantile)
         value = np.clip((value - lowest) / (highest - lowest), 0, 1) if highest > lowest else np.zeros_like(value)
     return Diversity(ids, counts, value)
-
-
-def particle_diversity(
-    images: NDArray, inputs: ArrayLike, particle: ArrayLike, quantile: float = 1.0
-) -> dict[str, float]:
-    """The normalized diversity of each particle type: the mean over its inputs, weighted by responses.
-
-    Args:
-        images: Photon counts with shape (N, nx, ny), also memory-mapped.
-        inputs: Identifiers of the unique inputs with shape (N,).
-        particle: PDG codes with shape (N,).
-        quantile: See :func:`diversity`.
-
-    Returns:
-        Values in [0, 1] by the name of the particle type.
-
-    References:
-        | Majerz et al. (2026), https://arxiv.org/abs/2608.12795, table 2
-    """
-    _, responses, value = diversity(images, inputs, normalized=True, quantile=quantile)
-    pdg = np.asarray(particle)[np.unique(np.asarray(inputs), return_index=True)[1]]
-    return {
-        particle_name(int(code)): weighted_mean(value[pdg == code], responses[pdg == code].astype(np.float64))
-        for code in np.unique(pdg)
-    }

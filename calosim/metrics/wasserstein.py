@@ -1,9 +1,9 @@
-r"""How well generated responses agree with the Monte Carlo: channel metrics, diversity, paired bootstrap.
+r"""The Wasserstein distance between distributions of channel values, and what all channel metrics share.
 
-All four metrics work on the five channel values of :meth:`calosim.detectors.Detector.channels` and share one
-signature, ``update(generated, reference, particle, input)``, so that they live in one
-:class:`torchmetrics.MetricCollection` (see :func:`channel_metrics`). States are gathered across processes and
-then sorted, never averaged: any number of processes, in any order, gives the value of one, bit for bit.
+The metrics of this package work on the five channel values of :meth:`calosim.detectors.Detector.channels` and share one
+signature, ``update(generated, reference, pdg, input)``, so that they live in one :class:`torchmetrics.MetricCollection`
+(see :func:`calosim.metrics.channel_metrics`). States are gathered across processes and then sorted, never averaged: any
+number of processes, in any order, gives the value of one, bit for bit.
 
 References:
     | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026),
@@ -21,13 +21,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from calosim.detectors import Convention, Detector, get_detector
-from calosim.particles import particle_name
+from calosim.particles import groups
 
 __all__ = ["ChannelMetric", "CheckerboardWasserstein", "Floats", "Ints", "wasserstein"]
 
 Floats = NDArray[np.float64]
-
-
 Ints = NDArray[np.int64]
 
 
@@ -75,14 +73,14 @@ class ChannelMetric(Metric):
         for state in ("reference", "reference_keys", "generated", "generated_keys"):
             self.add_state(state, default=[], dist_reduce_fx="cat")
 
-    def update(self, generated: Tensor, reference: Tensor, particle: Tensor, input: Tensor) -> None:
+    def update(self, generated: Tensor, reference: Tensor, pdg: Tensor, input: Tensor) -> None:
         """Adds rows; every generation of a row counts once, and so does its reference.
 
         Args:
             generated: Channel values of the generated responses with shape (B, 5), or (B, G, 5) for G
                 generations of every row.
             reference: Channel values of the Monte Carlo responses with shape (B, 5).
-            particle: PDG codes with shape (B,).
+            pdg: PDG codes with shape (B,).
             input: Identifiers of the unique inputs with shape (B,); rows of the same primary share one.
 
         Raises:
@@ -94,15 +92,15 @@ class ChannelMetric(Metric):
             or generated.ndim not in (2, 3)
             or (generated.shape[0], generated.shape[-1]) != (rows, 5)
             or 0 in generated.shape[1:]
-            or particle.shape != (rows,)
+            or pdg.shape != (rows,)
             or input.shape != (rows,)
         ):
             raise ValueError(
-                "expected generated (B, 5) or (B, G, 5), reference (B, 5), particle (B,) and input (B,), got "
-                + ", ".join(str(tuple(t.shape)) for t in (generated, reference, particle, input))
+                "expected generated (B, 5) or (B, G, 5), reference (B, 5), pdg (B,) and input (B,), got "
+                + ", ".join(str(tuple(t.shape)) for t in (generated, reference, pdg, input))
             )
         generations = generated.shape[1] if generated.ndim == 3 else 1
-        keys = torch.stack([particle, input], dim=1).to(self.device, torch.int64)
+        keys = torch.stack([pdg, input], dim=1).to(self.device, torch.int64)
         self.reference.append(reference.detach().to(self.device, torch.float64))
         self.reference_keys.append(keys)
         self.generated.append(generated.detach().to(self.device, torch.float64).reshape(-1, 5))
@@ -118,7 +116,7 @@ class ChannelMetric(Metric):
         super().sync(*args, **kwargs)
 
     def _state(self, side: Literal["reference", "generated"]) -> tuple[Ints, Floats]:
-        """Keys (N, 2), that is particle and input, and channel values (N, 5) of one side."""
+        """Keys (N, 2), that is PDG code and input, and channel values (N, 5) of one side."""
         keys, values = getattr(self, f"{side}_keys"), getattr(self, side)
         if isinstance(values, list):  # one tensor while synchronized
             if not values:
@@ -127,6 +125,7 @@ class ChannelMetric(Metric):
         return keys.cpu().numpy(), values.cpu().numpy()
 
     def _result(self, values: dict[str, float]) -> dict[str, Tensor]:
+        """Values as tensors where the metric is."""
         return {key: torch.tensor(value, dtype=torch.float64, device=self.device) for key, value in values.items()}
 
 
@@ -156,10 +155,11 @@ class CheckerboardWasserstein(ChannelMetric):
         """Returns the distances in photons: ``all``, each channel, each particle type."""
         reference_keys, reference = self._state("reference")
         generated_keys, generated = self._state("generated")
-        channels = wasserstein(reference, generated)
-        values = {"all": float(channels.mean())}
-        values |= {name: float(value) for name, value in zip(self.channel_names, channels, strict=True)}
-        for pdg in np.unique(reference_keys[:, 0]):
-            rows, copies = reference_keys[:, 0] == pdg, generated_keys[:, 0] == pdg
-            values[particle_name(int(pdg))] = float(wasserstein(reference[rows], generated[copies]).mean())
+        values: dict[str, float] = {}
+        copies = dict(groups(generated_keys[:, 0]))
+        for name, rows in groups(reference_keys[:, 0]):
+            distances = wasserstein(reference[rows], generated[copies[name]])
+            values[name] = float(distances.mean())
+            if name == "all":
+                values |= {channel: float(d) for channel, d in zip(self.channel_names, distances, strict=True)}
         return self._result(values)
