@@ -117,12 +117,12 @@ def main() -> None:
         return maf(
             pixels,
             context,
-            TRANSFORMS,
-            size.hidden,
-            bins,
+            transforms=TRANSFORMS,
+            hidden=size.hidden,
+            bins=bins,
             dropout=0.05,
             order=order,
-            permutation=permutation,  # type: ignore[arg-type]
+            permutation=permutation,
             context_share=context_share,
         )
 

@@ -34,7 +34,7 @@ class CheckerboardValidation(pl.Callback):
     gathered. Pictures go to ``pictures/epoch=003.png`` in the run folder, Monte Carlo above and generated
     below, for the same primaries in every epoch; and to W&B if that is the logger.
 
-    Expects of the module ``detector`` and ``generate(particles, photon_sum, seed=, rows=, noise_removal=)``,
+    Expects of the module ``detector`` and ``generate(particles, photon_sum, seed=, rows=, rounding=)``,
     of the data module ``inputs("val")`` and ``showers("val", rows)``.
 
     Args:
@@ -44,7 +44,7 @@ class CheckerboardValidation(pl.Callback):
         generations: Responses generated for each row.
         pictures: The number of primaries in the picture, 0 for none; frequent particle types first.
         convention: The channel convention, see :meth:`calosim.detectors.Detector.masks`.
-        noise_removal: The noise removal after sampling, 1 to 4.
+        noise_removal: The noise removal after sampling, 1 to 4, where the model's coordinates have one; theirs if None.
         seed: Seed of the choice of rows and of what is generated for them.
         batch_size: Responses generated at once.
 
@@ -63,7 +63,7 @@ class CheckerboardValidation(pl.Callback):
         generations: int = 1,
         pictures: int = 6,
         convention: Convention = "paper",
-        noise_removal: int = 3,
+        noise_removal: int | None = None,
         seed: int = 0,
         batch_size: int = 256,
     ) -> None:
@@ -127,7 +127,7 @@ class CheckerboardValidation(pl.Callback):
             tensor(showers.photon_sum, torch.float32),
             seed=seed,
             rows=tensor(rows, torch.int64),
-            noise_removal=self.noise_removal,
+            rounding=self.noise_removal,
         )
 
     def _draw(self, trainer: pl.Trainer, pl_module: Any, datamodule: Any, candidates: NDArray) -> None:

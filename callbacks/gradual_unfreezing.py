@@ -12,8 +12,6 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from calosim.flows import AutoregressiveSpline, units
-
 __all__ = ["GradualUnfreezing"]
 
 
@@ -88,23 +86,21 @@ class GradualUnfreezing(pl.Callback):
         """Divides the epochs into stages and the parameters among them."""
         if stage != "fit":
             return
-        flow = getattr(pl_module, "flow", None)
-        splines = [spline for _, spline in units(flow, self.side)] if isinstance(flow, nn.Module) else []
-        if not splines:
-            raise ValueError(
-                f"GradualUnfreezing: {type(pl_module).__name__} has no flow whose transformations can thaw"
-            )
-        self.starts = self._divide(len(splines), -1 if trainer.max_epochs is None else trainer.max_epochs)
+        ask = getattr(pl_module, "stages", None)
+        if ask is None:
+            raise ValueError(f"GradualUnfreezing: {type(pl_module).__name__} has no stages in which it can thaw")
+        parts = ask(self.side)
+        self.starts = self._divide(len(parts), -1 if trainer.max_epochs is None else trainer.max_epochs)
         count = len(self.starts)
         given = self.lr_factors
         self.factors = list(given) if isinstance(given, Sequence) else [given**s for s in range(count)]
         if len(self.factors) != count:
             raise ValueError(f"GradualUnfreezing: expected {count} learning-rate factors, one a stage, got {given}")
         self._thaws = []
-        for s, spline in enumerate(splines):
-            for parameter, when in _thawing(spline, s, {"unit": s, "all": 0, "none": count}[self.context]):
-                if parameter.requires_grad:
-                    self._thaws.append((parameter, when))
+        for s, part in enumerate(parts):
+            first = {"unit": s, "all": 0, "none": count}[self.context]
+            self._thaws += [(p, s) for p in part.parameters if p.requires_grad]
+            self._thaws += [(p, first) for p in part.context if p.requires_grad]
 
     def _divide(self, transforms: int, epochs: int) -> list[int]:
         """The first epoch of each stage."""
@@ -221,9 +217,3 @@ class GradualUnfreezing(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leaves nothing behind."""
         self._leave()
-
-
-def _thawing(spline: AutoregressiveSpline, stage: int, context_stage: int) -> list[tuple[nn.Parameter, int]]:
-    """The parameters of a transformation with the stages in which they thaw."""
-    first = set(spline.conditioner.layers[0].parameters())
-    return [(p, context_stage if p in first else stage) for p in spline.parameters()]

@@ -1,3 +1,39 @@
-"""calosim: fast simulation of ALICE forward calorimeters with normalizing flows."""
+"""calosim: fast simulation of ALICE forward calorimeters with normalizing flows.
 
-__version__ = "0.1.0"
+What is used from Python is here, and is imported when it is first used: ``import calosim`` itself takes no time.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.2.0"
+
+#: Where the public names live.
+_HOMES: dict[str, str] = {
+    "FastSimulator": "calosim.simulation.simulator",
+    "PhotonSum": "calosim.models.photons",
+    "RootDataModule": "calosim.showers.datamodule",
+    "Showers": "calosim.showers.record",
+    "Student": "calosim.models.student",
+    "Teacher": "calosim.models.teacher",
+    "convert": "calosim.showers.reading",
+    "evaluate": "calosim.evaluation.evaluate",
+    "get_detector": "calosim.detectors",
+    "read": "calosim.showers.reading",
+    "simulate": "calosim.montecarlo.simulate",
+    "write": "calosim.showers.root",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'calosim' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

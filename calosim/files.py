@@ -22,6 +22,8 @@ __all__ = [
     "markdown_table",
     "read_json",
     "read_npz",
+    "shipped_config",
+    "shipped_words",
     "to_json",
     "write_json",
     "write_npz",
@@ -140,11 +142,19 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
+def shipped_config(name: str | Path) -> Path | None:
+    """A configuration file that calosim ships, by its path within ``conf``; None if there is none."""
+    # In a checkout `conf` stands beside the package, in a wheel it is inside of it.
+    here = Path(__file__).resolve().parent
+    places = (here / "conf" / name, here.parent / "conf" / name)
+    return next((place for place in places if place.is_file()), None)
+
+
 def find_config(path: str | Path) -> Path:
-    """A configuration file: the one of that path, else the one that calosim ships under the same name.
+    """A configuration file: the one of that path, else the one that calosim ships under it.
 
     Args:
-        path: Such as ``conf/teacher.yaml``; of a shipped file the first part, ``conf``, may be left out.
+        path: Such as ``conf/teacher.yaml``.
 
     Raises:
         ValueError: If there is neither.
@@ -152,10 +162,20 @@ def find_config(path: str | Path) -> Path:
     path = Path(path)
     if path.exists():
         return path
-    # In a checkout `conf` stands beside the package, in a wheel it is inside of it.
-    here = Path(__file__).resolve().parent
-    shipped = Path(*path.parts[1:]) if path.parts[:1] == ("conf",) else path
-    for folder in (here / "conf", here.parent / "conf"):
-        if not path.is_absolute() and (folder / shipped).is_file():
-            return folder / shipped
-    raise ValueError(f"{path}: no such file, here or among those that calosim ships (conf/...)")
+    if path.parts[:1] == ("conf",) and (found := shipped_config(Path(*path.parts[1:]))):
+        return found
+    raise ValueError(f"{path}: no such file, neither here nor among those that calosim ships in conf/")
+
+
+def shipped_words(argv: list[str]) -> list[str]:
+    """Command-line words in which configuration files that exist only among the shipped ones have their full paths."""
+    words = list(argv)
+    for k, word in enumerate(words):
+        flag, equals, path = word.partition("=")
+        if flag not in ("-c", "--config"):
+            continue
+        if equals:
+            words[k] = f"{flag}={find_config(path)}"
+        elif k + 1 < len(words):
+            words[k + 1] = str(find_config(words[k + 1]))
+    return words

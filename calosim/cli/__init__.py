@@ -1,1 +1,1 @@
-"""calosim.cli."""
+"""The ``calosim`` command: the training verbs and the tools."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 import re
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 from jsonargparse import ArgumentParser
+
+from calosim.files import check_writable, shipped_words
 
 __all__ = ["run", "simulate"]
 
@@ -29,24 +31,32 @@ TOOLS: dict[str, str] = {
 
 
 def run(argv: list[str]) -> None:
-    """Runs a tool: its options are the arguments of its function, explained by its docstring."""
+    """Runs a tool: its options are the arguments of its function, explained by its docstring.
+
+    The fields of an argument that is a dataclass are options like any other.
+    """
     module, _, name = TOOLS[argv[0]].partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     parser = ArgumentParser(prog=f"calosim {argv[0]}", description=(function.__doc__ or "").split("\n\n")[0])
     parser.add_argument("-c", "--config", action="config", help="Read options from a YAML file.")
-    parser.add_function_arguments(function, as_group=False)
-    for name, parameter in inspect.signature(function).parameters.items():
-        if isinstance(parameter.default, bool):
+    groups = {n: kind for n, kind in get_type_hints(function).items() if is_dataclass(kind)}
+    parser.add_function_arguments(function, as_group=False, skip=set(groups))
+    for kind in groups.values():
+        parser.add_class_arguments(kind, as_group=False)
+    for action in parser._actions:
+        if action.default in (True, False) and isinstance(action.default, bool) and action.option_strings:
             # `--quiet` alone says `--quiet true`.
-            switch = parser._option_string_actions[f"--{name}"]
-            switch.nargs, switch.const = "?", True
+            action.nargs, action.const = "?", True
     # `--dry-run` is `--dry_run`.
     words = [re.sub(r"^--[a-z_-]+(?=$|=)", lambda m: "--" + m[0][2:].replace("-", "_"), word) for word in argv[1:]]
-    options = parser.parse_args(words)
+    options = parser.parse_args(shipped_words(words))
     if options.get("quiet"):
         os.environ["TQDM_DISABLE"] = "1"  # for what shows progress without being told by an argument
     options.pop("config", None)
-    function(**parser.instantiate(options))
+    values = dict(parser.instantiate(options))
+    for n, kind in groups.items():
+        values[n] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+    function(**values)
 
 
 def simulate(
@@ -70,7 +80,6 @@ def simulate(
         workers: Threads.
         quiet: Show no progress.
     """
-    from calosim.files import check_writable
     from calosim.montecarlo.simulate import simulate as respond
     from calosim.showers.reading import read_primaries
     from calosim.showers.root import Writer, write

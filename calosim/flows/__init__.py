@@ -1,7 +1,24 @@
 """The flow engine: exact masked and inverse autoregressive spline flows on zuko's lazy API."""
 
 from .autoregressive import AutoregressiveSpline
-from .build import Trace, cast, feature_orders, iaf, maf, trace, units
+from .build import Side, Stage, Trace, cast, feature_orders, iaf, maf, stages, trace, units
+from .config import FlowChanges, FlowConfig, Permutation
 from .prune import prune
 
-__all__ = ["AutoregressiveSpline", "Trace", "cast", "feature_orders", "iaf", "maf", "prune", "trace", "units"]
+__all__ = [
+    "AutoregressiveSpline",
+    "FlowChanges",
+    "FlowConfig",
+    "Permutation",
+    "Side",
+    "Stage",
+    "Trace",
+    "cast",
+    "feature_orders",
+    "iaf",
+    "maf",
+    "prune",
+    "stages",
+    "trace",
+    "units",
+]

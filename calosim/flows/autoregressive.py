@@ -18,7 +18,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -30,6 +30,7 @@ from torch.distributions import Transform, constraints
 from zuko.lazy import LazyTransform
 from zuko.utils import broadcast
 
+from .config import FlowConfig
 from .made import BlockTriangularLinear, MaskedConditioner, compute_dtype, weight_gradient
 from .spline import affine_adjoint, affine_apply, rqs_adjoint, rqs_apply
 
@@ -61,11 +62,7 @@ class AutoregressiveSpline(LazyTransform):
         features: The number of features :math:`D`.
         context: The number of context features.
         order: The features in the order they are visited, a permutation with shape (D,).
-        hidden: The widths of the hidden layers.
-        bins: The number of bins :math:`K`; 0 for an affine univariate map instead of the spline.
-        bound: The bound :math:`B` of the spline.
-        dropout: The probability of dropping a hidden unit in training. The exact inverse never drops.
-        context_share: The share of hidden units that see the context only.
+        config: Hidden widths, bins :math:`K`, bound :math:`B` and so on. The exact inverse never drops units.
         chunk: The number of features per chunk.
         inverse: Whether the univariate map is the inverse of the spline.
         compile: Whether to compile the spline.
@@ -81,16 +78,13 @@ class AutoregressiveSpline(LazyTransform):
         features: int,
         context: int,
         order: Tensor,
-        hidden: Sequence[int] = (1452, 1452),
-        bins: int = 8,
-        bound: float = 14.0,
-        dropout: float = 0.0,
-        context_share: float = 0.0,
+        config: FlowConfig,
         chunk: int = 64,
         inverse: bool = False,
         compile: bool = False,
     ) -> None:
         super().__init__()
+        bins, bound = config.bins, config.bound
         if bins < 0:
             raise ValueError(f"expected a number of bins, or 0 for affine maps, got {bins}")
         if not bound > 0:
@@ -98,7 +92,8 @@ class AutoregressiveSpline(LazyTransform):
         self.bins, self.bound, self.inverse, self.compile_spline = bins, bound, inverse, compile
         self.register_buffer("order", checked_order(order, features))
         parameters = 3 * bins - 1 if bins else 2
-        self.conditioner = MaskedConditioner(features, context, hidden, parameters, chunk, dropout, context_share)
+        rest = chunk, config.dropout, config.context_share
+        self.conditioner = MaskedConditioner(features, context, config.hidden, parameters, *rest)
 
     def extra_repr(self) -> str:
         """The spline's settings."""

@@ -16,20 +16,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from zuko.distributions import DiagNormal
 from zuko.lazy import Flow, LazyInverse, UnconditionalDistribution
 
 from .autoregressive import AutoregressiveSpline, checked_order
+from .config import FlowConfig, Permutation
 from .made import MaskedConditioner
 
-__all__ = ["Permutation", "Side", "Trace", "cast", "feature_orders", "iaf", "maf", "trace", "units"]
+__all__ = ["Side", "Stage", "Trace", "cast", "feature_orders", "iaf", "maf", "stages", "trace", "units"]
 
-Permutation = Literal["alternate", "reverse", "random"]
 Side = Literal["data", "gauss"]
+
+#: The published sizes; never changed.
+DEFAULTS = FlowConfig()
 
 
 def feature_orders(
@@ -73,23 +77,16 @@ def _flow(
     inverse: bool,
     features: int,
     context: int,
-    transforms: int,
-    hidden: Sequence[int],
-    bins: int,
-    bound: float,
-    dropout: float,
-    context_share: float,
+    config: FlowConfig,
     order: Tensor | Sequence[int] | None,
-    permutation: Permutation,
-    seed: int,
     chunk: int,
     compile: bool,
 ) -> Flow:
-    if transforms < 1:
-        raise ValueError(f"expected at least one transformation, got {transforms}")
+    if config.transforms < 1:
+        raise ValueError(f"expected at least one transformation, got {config.transforms}")
     splines = [
-        AutoregressiveSpline(features, context, o, hidden, bins, bound, dropout, context_share, chunk, inverse, compile)
-        for o in feature_orders(features, transforms, order, permutation, seed)
+        AutoregressiveSpline(features, context, o, config, chunk, inverse, compile)
+        for o in feature_orders(features, config.transforms, order, config.permutation, config.seed)
     ]
     base = UnconditionalDistribution(DiagNormal, torch.zeros(features), torch.ones(features), buffer=True)
     return Flow([LazyInverse(s) for s in splines] if inverse else splines, base)
@@ -98,35 +95,23 @@ def _flow(
 def maf(
     features: int,
     context: int = 0,
-    transforms: int = 4,
-    hidden: Sequence[int] = (1452, 1452),
-    bins: int = 8,
-    bound: float = 14.0,
-    dropout: float = 0.05,
-    context_share: float = 0.0,
+    config: FlowConfig = DEFAULTS,
+    *,
     order: Tensor | Sequence[int] | None = None,
-    permutation: Permutation = "reverse",
-    seed: int = 0,
     chunk: int = 64,
     compile: bool = False,
+    **changes: Any,
 ) -> Flow:
     r"""Creates a masked autoregressive flow: ``log_prob`` in one pass, sampling exact by chunks.
 
     Args:
         features: The number of features :math:`D`.
         context: The number of context features :math:`C`.
-        transforms: The number of transformations.
-        hidden: The widths of the hidden layers of each conditioner.
-        bins: The number of spline bins :math:`K`; 0 for affine maps instead of splines, which no bound limits.
-        bound: The bound of the splines; features beyond it are not transformed.
-        dropout: The probability of dropping a hidden unit in training.
-        context_share: The share of hidden units that see the context only, and are seen by all features. In narrow
-            networks the first features of the order otherwise see the context through a few units only.
+        config: The flow's settings.
         order: The order to start from, for instance radial from the detector's center; raster order if :py:`None`.
-        permutation: How orders follow each other, see :func:`feature_orders`.
-        seed: The seed of the random permutations. Weights are drawn from torch's global generator.
         chunk: The number of features per block of weights and per step of the exact inverse.
         compile: Whether to compile the splines by :func:`torch.compile`; needs a C++ compiler on CPUs.
+        changes: Settings of `config` to replace, by name.
 
     Returns:
         A flow :math:`p(x \mid c)` for data (*, D) and contexts (*, C).
@@ -144,40 +129,19 @@ def maf(
     References:
         | Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017), https://arxiv.org/abs/1705.07057
         | Neural Spline Flows (Durkan et al., 2019), https://arxiv.org/abs/1906.04032
-        | Defaults: reference training of majerzemilia/zdc-fast-simulations
     """
-    return _flow(
-        False,
-        features,
-        context,
-        transforms,
-        hidden,
-        bins,
-        bound,
-        dropout,
-        context_share,
-        order,
-        permutation,
-        seed,
-        chunk,
-        compile,
-    )
+    return _flow(False, features, context, replace(config, **changes), order, chunk, compile)
 
 
 def iaf(
     features: int,
     context: int = 0,
-    transforms: int = 4,
-    hidden: Sequence[int] = (1452, 1452),
-    bins: int = 8,
-    bound: float = 14.0,
-    dropout: float = 0.05,
-    context_share: float = 0.0,
+    config: FlowConfig = DEFAULTS,
+    *,
     order: Tensor | Sequence[int] | None = None,
-    permutation: Permutation = "reverse",
-    seed: int = 0,
     chunk: int = 64,
     compile: bool = False,
+    **changes: Any,
 ) -> Flow:
     r"""Creates an inverse autoregressive flow: sampling in one pass, ``log_prob`` exact by chunks.
 
@@ -185,20 +149,13 @@ def iaf(
     :func:`maf` with the same arguments can be distilled into them one by one.
 
     Args:
-        features: See :func:`maf`, as for all others.
-        context: The number of context features.
-        transforms: The number of transformations.
-        hidden: The widths of the hidden layers.
-        bins: The number of spline bins.
-        bound: The bound of the splines.
-        dropout: The probability of dropping a hidden unit in training.
-        context_share: The share of hidden units that see the context only, and are seen by all features. In narrow
-            networks the first features of the order otherwise see the context through a few units only.
-        order: The order to start from.
-        permutation: How orders follow each other.
-        seed: The seed of the random permutations.
-        chunk: The number of features per block.
-        compile: Whether to compile the splines.
+        features: The number of features :math:`D`.
+        context: The number of context features :math:`C`.
+        config: The flow's settings.
+        order: See :func:`maf`.
+        chunk: See :func:`maf`.
+        compile: See :func:`maf`.
+        changes: See :func:`maf`.
 
     Returns:
         A flow :math:`p(x \mid c)` for data (*, D) and contexts (*, C).
@@ -211,22 +168,7 @@ def iaf(
           https://arxiv.org/abs/1606.04934
         | CaloFlow II (Krause and Shih, 2021), https://arxiv.org/abs/2110.11377
     """
-    return _flow(
-        True,
-        features,
-        context,
-        transforms,
-        hidden,
-        bins,
-        bound,
-        dropout,
-        context_share,
-        order,
-        permutation,
-        seed,
-        chunk,
-        compile,
-    )
+    return _flow(True, features, context, replace(config, **changes), order, chunk, compile)
 
 
 def units(flow: Flow, side: Side = "data") -> list[tuple[str, AutoregressiveSpline]]:
@@ -247,6 +189,28 @@ def units(flow: Flow, side: Side = "data") -> list[tuple[str, AutoregressiveSpli
         raise ValueError(f"unknown side {side!r}; expected one of {', '.join(get_args(Side))}")
     found = [(name, m) for name, m in flow.named_modules() if isinstance(m, AutoregressiveSpline)]
     return found if side == "data" else found[::-1]
+
+
+class Stage(NamedTuple):
+    """What thaws together when a model is fine-tuned step by step.
+
+    Attributes:
+        parameters: The parameters of a unit but for those of its first layers.
+        context: Those of its first layers, which see the context.
+    """
+
+    parameters: list[nn.Parameter]
+    context: list[nn.Parameter]
+
+
+def stages(flow: Flow, side: Side = "data") -> list[Stage]:
+    """The transformations of a flow as stages, see :func:`units`."""
+    found = []
+    for _, spline in units(flow, side):
+        first = list(spline.conditioner.layers[0].parameters())
+        known = set(first)
+        found.append(Stage([p for p in spline.parameters() if p not in known], first))
+    return found
 
 
 class Trace(NamedTuple):

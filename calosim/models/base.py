@@ -1,4 +1,4 @@
-"""What all calosim LightningModules share: optimizers, self-describing checkpoints, and shape models' generation."""
+"""What all calosim LightningModules share: optimizers, row-keyed training draws, self-describing checkpoints."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from calosim import draws
 from calosim.detectors import get_detector
+from calosim.runs import FORMAT
 
 __all__ = ["CalosimModule", "evaluating", "fit_sample", "step_keys"]
 
@@ -64,8 +65,8 @@ def fit_sample(datamodule: Any) -> tuple[Tensor, Tensor, Tensor]:
 class CalosimModule(LightningModule):
     """A LightningModule whose checkpoint holds all that inference needs.
 
-    A checkpoint names its class and the plain arguments of its constructor, so that :func:`load_module` rebuilds it
-    under ``weights_only=True``; standardizations are buffers of the module.
+    A checkpoint names its class and the plain arguments of its constructor, so that
+    :func:`~calosim.models.checkpoints.load_module` rebuilds it under ``weights_only=True``; standardizations are buffers of the module.
 
     Args:
         detector: The detector's name.
@@ -104,11 +105,11 @@ class CalosimModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Writes the class and its arguments into the checkpoint."""
-        checkpoint["calosim"] = {"class": f"{type(self).__module__}.{type(self).__name__}", "init": self.init}
+        checkpoint["calosim"] = {"format": FORMAT, "class": type(self).__name__, "init": self.init}
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
-        """Loads a checkpoint of this class, see :func:`load_module`.
+        """Loads a checkpoint of this class, see :func:`calosim.models.checkpoints.load_module`.
 
         Raises:
             ValueError: If the checkpoint is of another class.

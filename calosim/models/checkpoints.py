@@ -1,31 +1,48 @@
-"""What all calosim LightningModules share: optimizers, self-describing checkpoints, and shape models' generation."""
+"""Loads trained modules from checkpoints that name their class and its arguments."""
 
 from __future__ import annotations
 
 import importlib
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from calosim.models.base import CalosimModule
+from calosim.runs import FORMAT, Run
 
-__all__ = ["checkpoint_path", "load_module"]
+__all__ = ["MODULES", "load_module", "read_checkpoint"]
+
+#: Where the classes are that a checkpoint may name. Nothing else: it must not choose which function is called.
+MODULES: dict[str, str] = {
+    "Teacher": "calosim.models.teacher",
+    "Student": "calosim.models.student",
+    "FineTune": "calosim.models.finetune",
+    "PhotonSum": "calosim.models.photons",
+}
 
 
-def checkpoint_path(path: str | Path) -> Path:
-    """The checkpoint of a run folder: the best by validation, else the last; a file is returned as it is.
+def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """The content of a checkpoint, nothing of which is executed.
+
+    Args:
+        path: A checkpoint, or a run folder (its best checkpoint is taken).
+        device: Where the weights go.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If the file is not a checkpoint of this version of calosim.
     """
-    path = Path(path)
-    if path.is_file():
-        return path
-    for name in ("best.ckpt", "last.ckpt"):
-        if (path / "checkpoints" / name).is_file():
-            return path / "checkpoints" / name
-    raise ValueError(f"{path}: expected a checkpoint or a run folder with checkpoints/best.ckpt")
+    path = Run(path).checkpoint
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for damaged files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: expected a checkpoint, but it cannot be read ({reason})") from None
+    if not isinstance(checkpoint, dict) or "calosim" not in checkpoint:
+        raise ValueError(f"{path}: expected a checkpoint written by calosim, found no `calosim` entry")
+    if (found := checkpoint["calosim"].get("format", 1)) != FORMAT:
+        raise ValueError(f"{path}: expected a checkpoint of format {FORMAT}, got {found}; train the model anew")
+    return checkpoint
 
 
 def load_module(path: str | Path, device: str | torch.device = "cpu") -> CalosimModule:
@@ -41,24 +58,11 @@ def load_module(path: str | Path, device: str | torch.device = "cpu") -> Calosim
     Raises:
         ValueError: If the file is not a checkpoint of calosim.
     """
-    path = checkpoint_path(path)
-    try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: expected a checkpoint, but it cannot be read ({reason})") from None
-    if not isinstance(checkpoint, dict) or "calosim" not in checkpoint:
-        raise ValueError(f"{path}: expected a checkpoint written by calosim, found no `calosim` entry")
+    checkpoint = read_checkpoint(path, device)
     name, init = checkpoint["calosim"]["class"], checkpoint["calosim"]["init"]
-    package, _, attribute = name.rpartition(".")
-    kind = None
-    if package.startswith("calosim."):
-        with suppress(ImportError):
-            kind = getattr(importlib.import_module(package), attribute, None)
-    # Nothing else of calosim: a checkpoint must not choose which function is called with which arguments.
-    if not (isinstance(kind, type) and issubclass(kind, CalosimModule)):
-        raise ValueError(f"{path}: expected a module of calosim, got {name}")
-    module = kind(**init)
+    if name not in MODULES:
+        raise ValueError(f"{path}: expected a checkpoint of {', '.join(MODULES)}, got one of {name!r}")
+    module = getattr(importlib.import_module(MODULES[name]), name)(**init)
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:

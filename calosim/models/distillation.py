@@ -1,4 +1,4 @@
-r"""The student: an inverse autoregressive flow distilled from a teacher, which samples in one pass.
+r"""Distillation of a masked into an inverse autoregressive flow: its losses, their weights, and what can be paired.
 
 Both flows map data :math:`x = s_0` through states :math:`s_1 \dots s_{n-1}` to noise :math:`z = s_n`. The teacher is fast
 from data to noise, the student from noise to data, and a step of training uses each in its fast direction only. With
@@ -31,10 +31,11 @@ from typing import Any, Literal
 
 import torch
 
-__all__ = ["ALL_PARTS", "CHANNEL_POWERS", "ChannelScale", "LossWeights", "plain_weights", "unpaired_parts"]
+from calosim.detectors import Convention
+
+__all__ = ["CHANNEL_POWERS", "ChannelLoss", "ChannelScale", "LossWeights", "StudentLosses", "unpaired_parts"]
 
 ChannelScale = Literal["photons", "poisson", "relative"]
-
 
 #: What differences of channel values are divided by: 1, the statistical error of the photon sum, or the photon sum.
 CHANNEL_POWERS: dict[str, float] = {"photons": 0.0, "poisson": 0.5, "relative": 1.0}
@@ -54,17 +55,65 @@ class LossWeights:
     intermediate: float = 1.0
     parameters: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not value >= 0:
+                raise ValueError(f"expected a loss weight of at least 0 for {name}, got {value}")
 
-#: The default, fully guided as published; never changed.
-ALL_PARTS = LossWeights()
+
+@dataclass(frozen=True)
+class ChannelLoss:
+    """The loss of the five channels, see :func:`calosim.models.losses.channel_loss`.
+
+    Attributes:
+        weight: Its weight; 0 switches it off.
+        warmup_steps: It is ramped up linearly over that many steps; not in validation.
+        scale: What differences of channels are divided by: ``photons`` (1), ``poisson`` (the root of the row's photon
+            sum) or ``relative`` (the photon sum).
+        convention: The channel convention, see :meth:`calosim.detectors.Detector.masks`.
+    """
+
+    weight: float = 0.0
+    warmup_steps: int = 0
+    scale: ChannelScale = "poisson"
+    convention: Convention = "paper"
+
+    def __post_init__(self) -> None:
+        if self.scale not in CHANNEL_POWERS:
+            raise ValueError(f"unknown channel scale {self.scale!r}; expected one of {', '.join(CHANNEL_POWERS)}")
 
 
-def plain_weights(weights: LossWeights) -> dict[str, float]:
-    values = asdict(weights)
-    for name, value in values.items():
-        if not value >= 0:
-            raise ValueError(f"expected a loss weight of at least 0 for {name}, got {value}")
-    return values
+#: The defaults, fully guided as published, and no channel loss; never changed.
+ALL_PARTS, NO_CHANNELS = LossWeights(), ChannelLoss()
+
+
+@dataclass(frozen=True)
+class StudentLosses:
+    """What a student is trained on.
+
+    Attributes:
+        x: Weights of the loss that starts from data.
+        z: Weights of the loss that starts from noise.
+        channel: The loss of the five channels.
+        center: Weight of the distance of the shower's center from the expected one, per cm; for FoCal-H.
+    """
+
+    x: LossWeights = ALL_PARTS
+    z: LossWeights = ALL_PARTS
+    channel: ChannelLoss = NO_CHANNELS
+    center: float = 0.0
+
+    def weights(self, step: int | None = None) -> dict[str, float]:
+        """The weights of all losses that are not switched off: ``x_outputs`` and so on, ``channel``, ``center``.
+
+        Args:
+            step: The training step, for the ramp of the channel loss; its full weight if not given.
+        """
+        found = {f"{space}_{part}": w for space in "xz" for part, w in asdict(getattr(self, space)).items()}
+        warmup = self.channel.warmup_steps
+        ramp = 1.0 if step is None or step >= warmup else (step + 1) / (warmup + 1)
+        found |= {"channel": self.channel.weight * ramp, "center": self.center}
+        return {name: w for name, w in found.items() if w}
 
 
 def unpaired_parts(teacher: list[Any], student: list[Any]) -> dict[str, str]:

@@ -51,11 +51,13 @@ class FineTune(Teacher):
             raise ValueError(
                 f"{init_from}: expected a baseline of {wanted.title}, got one of {baseline.detector.title}"
             )
-        init = {**baseline.init} if dropout is None else {**baseline.init, "dropout": dropout}
+        init = {**baseline.init}
+        if dropout is not None:
+            init["flow"] = {**init["flow"], "dropout": dropout}
         super().__init__(**init, optimizer=optimizer, scheduler=scheduler)
         self.load_state_dict(baseline.state_dict())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Writes a teacher's checkpoint."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["calosim"]["class"] = f"{Teacher.__module__}.{Teacher.__name__}"
+        checkpoint["calosim"]["class"] = Teacher.__name__

@@ -1,4 +1,4 @@
-"""What all calosim LightningModules share: optimizers, self-describing checkpoints, and shape models' generation."""
+"""What all models of the shower's shape share: coordinates, context, likelihood and generation."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from calosim import draws
+from calosim.flows import FlowConfig, Side, Stage, stages
 from calosim.models.base import CalosimModule, evaluating, fit_sample, step_keys
-from calosim.shapes.features import FeatureScaler
-from calosim.shapes.pixels import ShapeLogits
+from calosim.shapes import CoordinatesConfig, FeatureScaler, from_plain, to_plain
 
 __all__ = ["ShapeModule"]
 
@@ -19,18 +19,16 @@ __all__ = ["ShapeModule"]
 class ShapeModule(CalosimModule):
     """A conditional flow of the shower's shape, given the primary and the photon sum.
 
-    Subclasses build ``self.flow`` (a zuko flow over ``detector.pixels`` features with ``features.width`` context
+    Subclasses build ``self.flow`` (a zuko flow over ``coordinates.size`` features with ``features.width`` context
     features) and say how it is trained.
 
     Args:
         detector: The detector's name.
+        flow: Settings of the flow.
+        coordinates: Settings of the coordinates.
+        physics: Whether derived columns join the context, see :class:`~calosim.shapes.features.FeatureScaler`.
         optimizer: From parameters to an optimizer.
         scheduler: From an optimizer to a learning-rate scheduler.
-        noise: Width of the dequantization noise in photons, see :class:`~calosim.shapes.pixels.ShapeLogits`.
-        alpha: Squeezing of the shape before the logit.
-        standardize: Whether logits are standardized per pixel.
-        physics: Whether derived columns join the context, see :class:`~calosim.shapes.features.FeatureScaler`.
-        init: Further constructor arguments of the subclass, as plain values.
     """
 
     flow: Any
@@ -38,18 +36,17 @@ class ShapeModule(CalosimModule):
     def __init__(
         self,
         detector: str,
+        flow: FlowConfig,
+        coordinates: CoordinatesConfig,
+        physics: bool,
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None,
-        noise: float,
-        alpha: float,
-        standardize: bool,
-        physics: bool,
-        **init: Any,
     ):
-        preprocessing = {"noise": noise, "alpha": alpha, "standardize": standardize, "physics": physics}
-        super().__init__(detector, optimizer, scheduler, **preprocessing, **init)
+        coordinates = from_plain(coordinates)
+        plain = {"flow": flow.to_plain(), "coordinates": to_plain(coordinates), "physics": physics}
+        super().__init__(detector, optimizer, scheduler, **plain)
         self.features = FeatureScaler(self.detector, photon_sum=True, physics=physics)
-        self.logits = ShapeLogits(self.detector.shape, noise, alpha, standardize)
+        self.coordinates = coordinates.build(self.detector)
         self.test_nll = MeanMetric()
 
     def setup(self, stage: str) -> None:
@@ -61,14 +58,22 @@ class ShapeModule(CalosimModule):
             return
         rows, particles, images = fit_sample(self.trainer.datamodule)  # type: ignore[attr-defined]
         self.features.fit(particles, images.flatten(1).sum(1))
-        self.logits.fit(images, draws.row_keys(rows, draws.FIT_STREAM))
+        self.coordinates.fit(images, draws.row_keys(rows, draws.FIT_STREAM))
 
     def context(self, particles: Tensor, photon_sum: Tensor) -> Tensor:
         """The flow's context, shape (B, width), from features (B, 9) and photon sums (B,)."""
         return self.features(particles, photon_sum)
 
-    def inputs(self, batch: dict[str, Tensor], step: int = -1) -> tuple[Tensor, Tensor]:
-        """A batch as logits and context.
+    def stages(self, side: Side = "data") -> list[Stage]:
+        """The parts of the model that thaw one after the other when it is fine-tuned, see :func:`calosim.flows.stages`.
+
+        Args:
+            side: Where to start: ``data``, or ``gauss`` for the side of the base distribution.
+        """
+        return stages(self.flow, side)
+
+    def inputs(self, batch: dict[str, Tensor], step: int = -1) -> tuple[Tensor, Tensor, Tensor]:
+        """A batch as coordinates and context.
 
         Args:
             batch: A batch of :class:`~calosim.showers.datamodule.RootDataModule`.
@@ -76,22 +81,24 @@ class ShapeModule(CalosimModule):
                 sampled twice gets other noise; -1 is the fixed noise of validation.
 
         Returns:
-            Logits (B, nx * ny) and context (B, width).
+            Coordinates (B, D), their log-volume (B,) and context (B, width).
         """
         keys = step_keys(batch["rows"], draws.NOISE_STREAM, step)
         images = batch["images"]
-        return self.logits(images, keys), self.context(batch["particles"], images.flatten(1).sum(1))
+        x, log_volume = self.coordinates.encode(images, keys)
+        return x, log_volume, self.context(batch["particles"], images.flatten(1).sum(1))
 
     def log_likelihood(self, batch: dict[str, Tensor], step: int = -1) -> Tensor:
-        """Log-density of the (not standardized) logits in nats per pixel, shape (B,).
+        """Log-likelihood of the images, over :attr:`~calosim.shapes.Coordinates.per`, in nats, with shape (B,).
 
-        The standardization's volume is included, so that models with and without it can be compared.
+        The volume of standardizations is included, so that models with and without them can be compared.
         """
-        logits, context = self.inputs(batch, step)
-        return (self.flow(context).log_prob(logits) + self.logits.log_volume()) / self.detector.pixels
+        x, log_volume, context = self.inputs(batch, step)
+        total = self.flow(context).log_prob(x) + log_volume
+        return (total + self.coordinates.rest(batch["images"], context)) / self.coordinates.per
 
     def test_step(self, batch: dict[str, Tensor]) -> None:
-        """Accumulates the exact negative log-likelihood of the test split, in nats per pixel."""
+        """Accumulates the negative log-likelihood of the test split."""
         self.test_nll.update(-self.log_likelihood(batch))
         self.log("test/loss", self.test_nll)
 
@@ -104,7 +111,7 @@ class ShapeModule(CalosimModule):
         }
 
     def generate(
-        self, particles: Tensor, photon_sum: Tensor, seed: int, rows: Tensor, noise_removal: int | Tensor = 3
+        self, particles: Tensor, photon_sum: Tensor, seed: int, rows: Tensor, rounding: int | Tensor | None = None
     ) -> Tensor:
         """Generates one photon image per row.
 
@@ -113,15 +120,15 @@ class ShapeModule(CalosimModule):
             photon_sum: Photon sums with shape (B,).
             seed: Seed of the draws.
             rows: Row numbers with shape (B,), int64; with the seed they key the draws.
-            noise_removal: A key of :data:`~calosim.shapes.pixels.NOISE_REMOVALS`, for all rows or for each, shape (B,).
+            rounding: How real numbers become counts, see :meth:`calosim.shapes.Coordinates.decode`.
 
         Returns:
             Photon counts with shape (B, nx, ny), int64.
         """
-        return self.logits.photons(self.generate_logits(particles, photon_sum, seed, rows), photon_sum, noise_removal)
+        return self.coordinates.decode(self.generate_points(particles, photon_sum, seed, rows), photon_sum, rounding)
 
-    def generate_logits(self, particles: Tensor, photon_sum: Tensor, seed: int, rows: Tensor) -> Tensor:
-        """Generates standardized logits, shape (B, nx * ny), before noise removal; see :meth:`generate`."""
+    def generate_points(self, particles: Tensor, photon_sum: Tensor, seed: int, rows: Tensor) -> Tensor:
+        """Generates coordinates, shape (B, D), before they become counts; see :meth:`generate`."""
         with evaluating(self):
-            base = draws.normal(draws.row_keys(rows, draws.BASE_STREAM, seed), self.detector.pixels)
+            base = draws.normal(draws.row_keys(rows, draws.BASE_STREAM, seed), self.coordinates.size)
             return self.flow(self.context(particles, photon_sum)).transform.inv(base)

@@ -1,18 +1,4 @@
-r"""Photon images to the logits a flow models, and back: normalization, dequantization noise and its removal.
-
-An image :math:`n` of integer counts becomes a shape and then logits (R1's recipe)
-
-.. math:: p = \frac{n + u}{\sum_j (n_j + u_j)}, \quad u \sim U(0, a), \qquad
-          \ell = \operatorname{logit}(\alpha + (1 - 2 \alpha) p), \qquad x = (\ell - \mu) / \sigma
-
-with :math:`a = 0.5`, :math:`\alpha = 10^{-6}` and per-pixel :math:`\mu, \sigma` of the training split. Back again, the
-shape is scaled by the photon sum plus the expected noise :math:`D a / 2`, and the noise is removed by one of four ways.
-
-References:
-    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), section 3.4,
-      https://arxiv.org/abs/2608.12795
-    | majerzemilia/zdc-fast-simulations (the reference training)
-"""
+"""The features that networks see: those of the primary, standardized, and what a straight flight tells of them."""
 
 from __future__ import annotations
 
@@ -30,7 +16,7 @@ CORE_WIDTH = 0.31
 class FeatureScaler(nn.Module):
     r"""Standardizes the features of the primaries, and optionally the photon sum, for a network.
 
-    :math:`p_z` enters by its absolute value, as in P4 (the sign tells only the side of the interaction point), and the
+    :math:`p_z` enters by its absolute value, as published (the sign tells only the side of the interaction point), and the
     photon sum as :math:`\log(1 + N)`, so that a single artefact with a hundred thousand photons cannot set the scale.
     Means and scales are buffers, fitted once on the training split.
 

@@ -1,6 +1,6 @@
 r"""Photon images to the logits a flow models, and back: normalization, dequantization noise and its removal.
 
-An image :math:`n` of integer counts becomes a shape and then logits (R1's recipe)
+An image :math:`n` of integer counts becomes a shape and then logits (the recipe of the reference training)
 
 .. math:: p = \frac{n + u}{\sum_j (n_j + u_j)}, \quad u \sim U(0, a), \qquad
           \ell = \operatorname{logit}(\alpha + (1 - 2 \alpha) p), \qquad x = (\ell - \mu) / \sigma
@@ -16,14 +16,18 @@ References:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from calosim import draws
+from calosim.detectors import Detector
+from calosim.shapes.coordinates import Coordinates
 
-__all__ = ["NOISE_REMOVALS", "ShapeLogits", "remove_noise"]
+__all__ = ["NOISE_REMOVALS", "PixelConfig", "PixelLogits", "remove_noise"]
 
-#: The four noise removals of P4, section 3.4.
+#: The four published noise removals.
 NOISE_REMOVALS: dict[int, str] = {
     1: "floor",
     2: "subtract the expected noise, round",
@@ -60,36 +64,60 @@ def remove_noise(values: Tensor, photon_sum: Tensor, method: int | Tensor = 3, n
     return (counts * factor.view(column)).round().to(torch.int64)
 
 
-class ShapeLogits(nn.Module):
-    """Photon images to standardized logits of their shape, and back.
+@dataclass(frozen=True)
+class PixelConfig:
+    """Pixel coordinates as published: logits of the noisy shape.
 
-    Args:
-        shape: Pixels along x and y, (nx, ny).
+    Attributes:
         noise: Width of the uniform dequantization noise in photons; an integer count n fills [n, n + noise).
         alpha: Keeps the logits finite: the shape is squeezed into [alpha, 1 - alpha].
         standardize: Whether logits are standardized per pixel.
     """
 
+    noise: float = 0.5
+    alpha: float = 1e-6
+    standardize: bool = True
+
+    def build(self, detector: Detector) -> PixelLogits:
+        """The coordinates of a detector's images."""
+        return PixelLogits(detector, self)
+
+
+#: Never changed.
+DEFAULTS = PixelConfig()
+
+
+class PixelLogits(Coordinates):
+    """Photon images to standardized logits of their shape, and back.
+
+    Args:
+        detector: The detector.
+        config: The settings.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+    """
+
     mean: Tensor
     scale: Tensor
-    fitted: Tensor
+    roundings = NOISE_REMOVALS
+    rounding = 3
 
-    def __init__(self, shape: tuple[int, int], noise: float = 0.5, alpha: float = 1e-6, standardize: bool = True):
-        super().__init__()
-        if not 0 < noise <= 1:
-            raise ValueError(f"expected a dequantization noise in (0, 1], got {noise}")
-        if not 0 < alpha < 0.5:
-            raise ValueError(f"expected alpha in (0, 0.5), got {alpha}")
-        self.shape, self.noise, self.alpha, self.standardize = tuple(shape), noise, alpha, standardize
-        self.pixels = shape[0] * shape[1]
-        self.register_buffer("mean", torch.zeros(self.pixels))
-        self.register_buffer("scale", torch.ones(self.pixels))
-        self.register_buffer("fitted", torch.tensor(not standardize))
+    def __init__(self, detector: Detector, config: PixelConfig = DEFAULTS):
+        super().__init__(detector)
+        if not 0 < config.noise <= 1:
+            raise ValueError(f"expected a dequantization noise in (0, 1], got {config.noise}")
+        if not 0 < config.alpha < 0.5:
+            raise ValueError(f"expected alpha in (0, 0.5), got {config.alpha}")
+        self.config, self.size, self.per = config, detector.pixels, detector.pixels
+        self.noise, self.alpha = config.noise, config.alpha
+        self.register_buffer("mean", torch.zeros(self.size))
+        self.register_buffer("scale", torch.ones(self.size))
 
     @property
     def expected_noise(self) -> float:
         """The expected sum of the noise over an image, in photons."""
-        return self.pixels * self.noise / 2
+        return self.size * self.noise / 2
 
     def dequantize(self, images: Tensor, keys: Tensor) -> Tensor:
         """Adds the noise and normalizes.
@@ -101,7 +129,7 @@ class ShapeLogits(nn.Module):
         Returns:
             Shapes with shape (B, nx * ny), each summing to 1. An image without photons is a shape like any other.
         """
-        noisy = images.flatten(1).to(torch.float32) + self.noise * draws.uniform(keys, self.pixels)
+        noisy = images.flatten(1).to(torch.float32) + self.noise * draws.uniform(keys, self.size)
         return noisy / noisy.sum(1, keepdim=True)
 
     def logit(self, shapes: Tensor) -> Tensor:
@@ -110,62 +138,51 @@ class ShapeLogits(nn.Module):
         # log1p keeps the digits of 1 - p near p = 0, where nearly all pixels are.
         return (squeezed.log() - torch.log1p(-squeezed) - self.mean) / self.scale
 
-    def shapes(self, logits: Tensor) -> Tensor:
+    def shapes(self, x: Tensor) -> Tensor:
         """Standardized logits (B, nx * ny) to shapes (B, nx * ny) that sum to 1; differentiable.
 
         The inverse of :meth:`logit` up to the normalization, which a flow's samples need and which changes nothing on
         the logits of a true shape.
         """
-        squeezed = torch.sigmoid(logits * self.scale + self.mean)
+        squeezed = torch.sigmoid(x * self.scale + self.mean)
         positive = ((squeezed - self.alpha) / (1 - 2 * self.alpha)).clamp(min=0)
         return positive / positive.sum(1, keepdim=True).clamp(min=torch.finfo(positive.dtype).tiny)
 
-    def forward(self, images: Tensor, keys: Tensor) -> Tensor:
-        """Photon counts (B, nx, ny) to standardized logits (B, nx * ny)."""
-        return self.logit(self.dequantize(images, keys))
+    def encode(self, images: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Photon counts (B, nx, ny) to standardized logits (B, nx * ny), and their log-volume (B,)."""
+        x = self.logit(self.dequantize(images, keys))
+        return x, self.log_volume().expand(len(x))
 
-    def photons(self, logits: Tensor, photon_sum: Tensor, method: int | Tensor = 3) -> Tensor:
-        """Standardized logits to photon images.
-
-        Args:
-            logits: With shape (B, nx * ny).
-            photon_sum: Photons with shape (B,); an image whose sum is 0 is empty.
-            method: The noise removal, see :func:`remove_noise`.
-
-        Returns:
-            Photon counts with shape (B, nx, ny), int64.
-        """
-        total = photon_sum.to(logits.device, torch.float32)
-        values = self.shapes(logits.to(torch.float32)) * (total + self.expected_noise)[:, None]
+    def decode(self, x: Tensor, photon_sum: Tensor, rounding: int | Tensor | None = None) -> Tensor:
+        """Standardized logits to photon images, see :meth:`Coordinates.decode` and :func:`remove_noise`."""
+        total = photon_sum.to(x.device, torch.float32)
+        values = self.shapes(x.to(torch.float32)) * (total + self.expected_noise)[:, None]
+        method = self.rounding if rounding is None else rounding
         counts = remove_noise(values, total, method, self.noise) * (total > 0)[:, None]
         return counts.view(-1, *self.shape)
 
+    def expected(self, x: Tensor, photon_sum: Tensor, noise: bool = True) -> Tensor:
+        """The noisy image of standardized logits, see :meth:`Coordinates.expected`."""
+        scale = (photon_sum.to(x.dtype) + self.expected_noise)[:, None]
+        images = (self.shapes(x) * scale).unflatten(1, self.shape)
+        return images if noise else images - self.noise / 2
+
     @torch.no_grad()
     def fit(self, images: Tensor, keys: Tensor) -> None:
-        """Sets the means and scales of the logits.
-
-        Args:
-            images: Photon counts of the training split, or a sample of it, with shape (N, nx, ny).
-            keys: Row keys of the noise with shape (N,).
-        """
-        if not self.standardize:
+        """Sets the means and scales of the logits, see :meth:`Coordinates.fit`."""
+        if not self.config.standardize:
             return
         self.mean.zero_()
         self.scale.fill_(1.0)
-        count, mean, square = (
-            0,
-            torch.zeros(self.pixels, dtype=torch.float64),
-            torch.zeros(self.pixels, dtype=torch.float64),
-        )
+        count, mean, square = 0, *(torch.zeros(self.size, dtype=torch.float64) for _ in range(2))
         for start in range(0, len(images), 4096):
-            logits = self(images[start : start + 4096], keys[start : start + 4096]).double().cpu()
-            count += len(logits)
-            mean += logits.sum(0)
-            square += logits.square().sum(0)
+            x = self.encode(images[start : start + 4096], keys[start : start + 4096])[0].double().cpu()
+            count += len(x)
+            mean += x.sum(0)
+            square += x.square().sum(0)
         mean /= count
         self.mean.copy_(mean)
         self.scale.copy_((square / count - mean.square()).clamp(min=1e-4).sqrt())
-        self.fitted.fill_(True)
 
     def log_volume(self) -> Tensor:
         r"""The constant :math:`-\sum \log \sigma` that turns a log-density of x into one of the logits; shape ()."""

@@ -1,1 +1,1 @@
-"""calosim.simulation."""
+"""The fast simulation: models that were trained, put to use."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,19 +11,49 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from calosim.files import read_json
 from calosim.models.base import CalosimModule
 from calosim.models.photons import PhotonSum
 from calosim.models.shape import ShapeModule
 from calosim.particles import particle_code, particle_name
-from calosim.shapes.pixels import NOISE_REMOVALS
+from calosim.runs import Run
 from calosim.showers.reading import read_primaries
 from calosim.showers.record import Showers
 from calosim.showers.root import Writer
 
-__all__ = ["RECORD", "FastSimulator", "generate", "noise_removals", "pick_device", "read_ensemble"]
+__all__ = ["FastSimulator", "NoiseRemoval", "generate", "pick_device", "read_ensemble"]
 
-#: What makes a folder an ensemble.
-RECORD = "simulator.json"
+
+@dataclass(frozen=True)
+class NoiseRemoval:
+    """How noisy real numbers become counts, where a model's coordinates leave a choice.
+
+    Attributes:
+        noise_removal: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize; an
+            ensemble's own choice, else the coordinates' (3), if not given.
+        noise_removal_of: Exceptions by particle, for instance "[neutron=1,k0s=2]".
+    """
+
+    noise_removal: int | None = None
+    noise_removal_of: Sequence[str] = ()
+
+    def by_code(self) -> dict[int, int]:
+        """The choices by PDG code, the default under 0.
+
+        Raises:
+            ValueError: If an exception is not of that form.
+        """
+        methods = {} if self.noise_removal is None else {0: self.noise_removal}
+        for text in self.noise_removal_of:
+            name, _, method = text.rpartition("=")
+            if not name or not method.isdigit():
+                raise ValueError(f"expected a noise removal as particle=1, 2, 3 or 4, got {text!r}")
+            methods[particle_code(name)] = int(method)
+        return methods
+
+
+#: No choice; never changed.
+DEFAULTS = NoiseRemoval()
 
 
 class FastSimulator:
@@ -35,8 +65,8 @@ class FastSimulator:
     Args:
         shape: The shape model, of all particles that have none of their own.
         photons: The photon-sum model; without it, photon sums must be given to :meth:`sample`.
-        noise_removal: A key of :data:`~calosim.shapes.pixels.NOISE_REMOVALS`, or one for each of some PDG codes, with
-            the key 0 for all others (3, the published best overall, if not given).
+        noise_removal: A key of the coordinates' :attr:`~calosim.shapes.Coordinates.roundings`, or one for each of some
+            PDG codes, with the key 0 for all others (the coordinates' own, if not given).
         members: Shape models of some PDG codes.
 
     Raises:
@@ -50,7 +80,7 @@ class FastSimulator:
         self,
         shape: ShapeModule,
         photons: PhotonSum | None = None,
-        noise_removal: int | Mapping[int, int] = 3,
+        noise_removal: int | Mapping[int, int] | None = None,
         members: Mapping[int, ShapeModule] | None = None,
     ):
         self.shape, self.photons, self.detector, self.members = shape, photons, shape.detector, dict(members or {})
@@ -63,11 +93,13 @@ class FastSimulator:
                     f"expected models of one detector, got a shape model of {shape.detector.title} and a {name} of "
                     f"{other.detector.title}"
                 )
-        methods = {0: 3, **noise_removal} if isinstance(noise_removal, Mapping) else {0: noise_removal}
-        for method in methods.values():
-            if method not in NOISE_REMOVALS:
-                raise ValueError(f"unknown noise removal {method!r}; expected 1, 2, 3 or 4")
-        self.noise_removal = methods
+        asked = noise_removal if isinstance(noise_removal, Mapping) else {0: noise_removal}
+        chosen = {code: method for code, method in asked.items() if method is not None}
+        for method in chosen.values():
+            shape.coordinates.check_rounding(method)
+        own = shape.coordinates.rounding
+        #: By PDG code, 0 standing for all others; empty where counts come out exactly.
+        self.noise_removal: dict[int, int] = {} if own is None else {0: own, **chosen}
 
     @classmethod
     def load(
@@ -91,7 +123,7 @@ class FastSimulator:
             ValueError: If a folder holds no such model.
         """
         folder = Path(run_folder)
-        record = read_ensemble(folder) if (folder / RECORD).is_file() else None
+        record = read_ensemble(folder) if Run(folder).is_ensemble else None
         if not isinstance(noise_removal, int) and (noise_removal is None or 0 not in noise_removal):
             stored = record["noise_removal"] if record else {}
             noise_removal = {**{int(code): method for code, method in stored.items()}, **(noise_removal or {})}
@@ -141,7 +173,8 @@ class FastSimulator:
             raise ValueError("expected a photon-sum model or given photon sums; name its run folder with --photons")
         rows = np.arange(len(pdg)) if rows is None else rows
         images = np.empty((len(pdg), *self.detector.shape), dtype=np.int32)
-        method = np.array([self.noise_removal.get(int(code), self.noise_removal[0]) for code in pdg], dtype=np.int64)
+        default = self.noise_removal.get(0, 0)
+        method = np.array([self.noise_removal.get(int(code), default) for code in pdg], dtype=np.int64)
         rest = ~np.isin(pdg, list(self.members))
         groups = [(self.shape, rest), *((member, pdg == code) for code, member in self.members.items())]
         for model, mine in groups:
@@ -155,7 +188,7 @@ class FastSimulator:
                     total = self.photons.sample(features, seed, keys)
                 else:
                     total = torch.from_numpy(photon_sum[batch]).to(self.device)
-                removal = torch.from_numpy(method[batch]).to(self.device)
+                removal = torch.from_numpy(method[batch]).to(self.device) if self.noise_removal else None
                 images[batch] = model.generate(features, total, seed, keys, removal).cpu().numpy()
         return images
 
@@ -187,15 +220,11 @@ def read_ensemble(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: If it is damaged.
     """
-    try:
-        record = json.loads((folder / RECORD).read_text())
-    except ValueError as error:
-        raise ValueError(f"{folder / RECORD}: expected the JSON record of an ensemble ({error})") from None
+    path = Run(folder) / Run.ENSEMBLE
+    record = read_json(path)
     missing = {"default", "members", "photons", "noise_removal"} - set(record if isinstance(record, dict) else ())
     if missing:
-        raise ValueError(
-            f"{folder / RECORD}: expected the record of an ensemble, it lacks {', '.join(sorted(missing))}"
-        )
+        raise ValueError(f"{path}: expected the record of an ensemble, it lacks {', '.join(sorted(missing))}")
     return record
 
 
@@ -206,8 +235,7 @@ def generate(
     photons: str | None = None,
     responses: int = 1,
     seed: int = 1,
-    noise_removal: int | None = None,
-    noise_removal_of: Sequence[str] = (),
+    noise_removal: NoiseRemoval = DEFAULTS,
     batch_size: int = 256,
     device: str = "auto",
     quiet: bool = False,
@@ -221,16 +249,14 @@ def generate(
         photons: Run folder or checkpoint of the photon-sum model; not needed if the ensemble holds one.
         responses: Responses to each primary.
         seed: Seed; a response depends on the seed and its row alone.
-        noise_removal: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize; the
-            ensemble's choice, else 3, if not given.
-        noise_removal_of: Exceptions by particle, for instance "[neutron=1,k0s=2]".
+        noise_removal: How noisy real numbers become counts.
         batch_size: Responses simulated at once.
         device: auto, cpu, cuda or mps.
         quiet: Show no progress.
     """
     if responses < 1:
         raise ValueError(f"expected at least one response to each primary, got {responses}")
-    simulator = FastSimulator.load(shape, photons, noise_removals(noise_removal, noise_removal_of), pick_device(device))
+    simulator = FastSimulator.load(shape, photons, noise_removal.by_code(), pick_device(device))
     if simulator.photons is None:
         raise ValueError(f"{shape}: holds no photon-sum model; name one with --photons")
     particles, pdg = read_primaries(primaries)
@@ -240,21 +266,6 @@ def generate(
             writer.extend(showers)
             progress.update(len(showers))
     print(f"{out}: {len(pdg) * responses} responses of {simulator.detector.title} to {len(pdg)} primaries")
-
-
-def noise_removals(default: int | None, exceptions: Sequence[str]) -> dict[int, int]:
-    """The noise removal of each particle, from a default (key 0) and texts such as ``k0s=2``.
-
-    Raises:
-        ValueError: If a text is not of that form.
-    """
-    methods = {} if default is None else {0: default}
-    for text in exceptions:
-        name, _, method = text.rpartition("=")
-        if not name or not method.isdigit():
-            raise ValueError(f"expected a noise removal as particle=1, 2, 3 or 4, got {text!r}")
-        methods[particle_code(name)] = int(method)
-    return methods
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,0 +1,102 @@
+"""What coordinates of a shower are: the wall between images and the flows that model them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from calosim.detectors import Detector
+
+__all__ = ["Coordinates"]
+
+
+class Coordinates(nn.Module, ABC):
+    """Photon images to the real numbers that a flow models, and back.
+
+    Models, callbacks and tools know this interface alone. Random numbers are keyed by row, so that neither batch size nor
+    the number of processes changes them.
+
+    Args:
+        detector: The detector whose images they describe.
+
+    Attributes:
+        size: The number D of coordinates, the features of the flow.
+        per: What a log-likelihood is divided by: the number of pixels where it is a density of D = pixels noisy
+            coordinates; 1 where it is a probability of the image.
+        roundings: The ways from coordinates to integer counts and what they do, by number; empty where counts come out
+            exactly.
+        rounding: The one that is used unless another is asked for; None where there is none.
+    """
+
+    size: int
+    per: int
+    roundings: dict[int, str] = {}  # noqa: RUF012
+    rounding: int | None = None
+
+    def __init__(self, detector: Detector):
+        super().__init__()
+        self.shape = detector.shape
+
+    @abstractmethod
+    def fit(self, images: Tensor, keys: Tensor) -> None:
+        """Sets standardizations from a sample of the training split.
+
+        Args:
+            images: Photon counts with shape (N, nx, ny).
+            keys: Row keys with shape (N,), see :func:`calosim.draws.row_keys`.
+        """
+
+    @abstractmethod
+    def encode(self, images: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Photon counts to coordinates.
+
+        Args:
+            images: Photon counts with shape (B, nx, ny).
+            keys: Row keys of the dequantization noise with shape (B,).
+
+        Returns:
+            Coordinates (B, D), and the log-volume (B,) that turns their log-density into that of the images.
+        """
+
+    @abstractmethod
+    def decode(self, x: Tensor, photon_sum: Tensor, rounding: int | Tensor | None = None) -> Tensor:
+        """Coordinates to photon counts.
+
+        Args:
+            x: Coordinates with shape (B, D).
+            photon_sum: Photons with shape (B,); an image whose sum is 0 is empty.
+            rounding: A key of :attr:`roundings`, for all rows or for each, shape (B,); :attr:`rounding` if None.
+
+        Returns:
+            Photon counts with shape (B, nx, ny), int64.
+        """
+
+    @abstractmethod
+    def expected(self, x: Tensor, photon_sum: Tensor, noise: bool = True) -> Tensor:
+        """The image that coordinates stand for, before rounding; differentiable.
+
+        Args:
+            x: Coordinates with shape (B, D).
+            photon_sum: Photons with shape (B,).
+            noise: Whether the dequantization noise is left in, so that it drops out of the difference of two images with
+                the same noise; else its expectation is subtracted.
+
+        Returns:
+            Photons with shape (B, nx, ny).
+        """
+
+    def rest(self, images: Tensor, context: Tensor) -> Tensor:
+        """The log-probability of what the coordinates leave out of images (B, nx, ny), given context (B, C); shape (B,)."""
+        return context.new_zeros(len(images))
+
+    def check_rounding(self, rounding: int | None) -> int | None:
+        """Refuses a rounding that these coordinates do not have.
+
+        Raises:
+            ValueError: If so.
+        """
+        if rounding is not None and rounding not in self.roundings:
+            known = ", ".join(map(str, self.roundings)) or "none: counts come out exactly"
+            raise ValueError(f"unknown noise removal {rounding!r}; expected one of {known}")
+        return rounding
