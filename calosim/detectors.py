@@ -15,7 +15,6 @@ from functools import cached_property, lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 
 __all__ = ["CONVENTIONS", "DETECTORS", "Convention", "Detector", "get_detector"]
 
@@ -161,11 +160,13 @@ class Detector:
         flat = images.reshape(*images.shape[:-2], self.pixels)
         indices = _channel_indices(self, convention)
         # Sums over index lists, not a matrix product: exact for integers, and autocast or TF32 cannot coarsen them.
-        if isinstance(images, torch.Tensor):
-            sums = [flat.index_select(-1, torch.as_tensor(i, device=flat.device)).sum(-1) for i in indices]
-            return torch.stack(sums, dim=-1)
-        dtype = np.int64 if np.issubdtype(images.dtype, np.integer) else images.dtype
-        return np.stack([flat[..., i].sum(-1, dtype=dtype) for i in indices], axis=-1)
+        if isinstance(images, np.ndarray):
+            dtype = np.int64 if np.issubdtype(images.dtype, np.integer) else images.dtype
+            return np.stack([flat[..., i].sum(-1, dtype=dtype) for i in indices], axis=-1)
+        import torch  # seconds; who has a tensor has paid them
+
+        sums = [flat.index_select(-1, torch.as_tensor(i, device=flat.device)).sum(-1) for i in indices]
+        return torch.stack(sums, dim=-1)
 
 
 def _checked(convention: str) -> str:

@@ -1,1 +1,7 @@
-"""calosim.showers."""
+"""Showers: primary particles with their photon images, and every form of file that holds them."""
+
+from calosim.showers.reading import convert, read, read_primaries
+from calosim.showers.record import FEATURES, Showers
+from calosim.showers.root import Writer, write
+
+__all__ = ["FEATURES", "Showers", "Writer", "convert", "read", "read_primaries", "write"]

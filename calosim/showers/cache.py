@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -12,24 +11,24 @@ from pathlib import Path
 
 import numpy as np
 
-from calosim.showers.reading import read
-from calosim.showers.record import Showers
+from calosim.files import read_json, write_json
+from calosim.showers.reading import files_read, read
 
-__all__ = ["ARRAYS", "cached_arrays", "content_hash"]
+__all__ = ["cached_arrays", "content_hash", "open_cache"]
 
-_CACHE_VERSION = 2
-
-
-ARRAYS = ("particles", "pdg", "images", "inputs", "photon_sum")
+_VERSION = 3
+_ARRAYS = ("particles", "pdg", "images", "inputs", "photon_sum")
+#: Written last: a folder that has it is whole.
+_META = "meta.json"
 
 
 def cached_arrays(files: Sequence[str], detector: str, cache_dir: str | None = None) -> Path:
     """Reads files into a folder of plain arrays, unless that was done before.
 
     Args:
-        files: Paths of the files.
+        files: Paths of the files, read once and as a set, see :func:`calosim.showers.read`.
         detector: The detector they must hold.
-        cache_dir: The folder of caches, see :class:`RootDataModule`.
+        cache_dir: The folder of caches, see :class:`~calosim.showers.datamodule.RootDataModule`.
 
     Returns:
         A folder with ``particles``, ``pdg``, ``images``, ``inputs`` and ``photon_sum`` as ``.npy`` and ``meta.json``. Its
@@ -38,53 +37,72 @@ def cached_arrays(files: Sequence[str], detector: str, cache_dir: str | None = N
     Raises:
         ValueError: If a file is missing or bad, or no folder is writable.
     """
-    data_hash = content_hash(files)
-    key = hashlib.blake2b(f"{_CACHE_VERSION} {detector} {data_hash}".encode(), digest_size=10).hexdigest()
+    data_hash = content_hash(files, detector)
+    key = hashlib.blake2b(f"{_VERSION} {detector} {data_hash}".encode(), digest_size=10).hexdigest()
     places = [Path(cache_dir)] if cache_dir else [Path(files[0]).resolve().parent / ".calosim_cache", _user_cache()]
     for known in places:
-        if (known / key / "meta.json").exists():
+        if (known / key / _META).exists():
             return known / key
     place = next((p for p in places if _writable(p)), None)
     if place is None:
         raise ValueError(f"{places[0]}: the cache folder is not writable; choose another with --data.cache_dir")
     temporary = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=place))
     try:
-        parts = [read(f, detector) for f in files]
-        rows = sum(map(len, parts))
-        showers = parts[0]
-        if len(parts) > 1:
-            images = np.concatenate([p.images for p in parts])
-            particles, pdg = (
-                np.concatenate([p.particles for p in parts]),
-                np.concatenate([p.pdg for p in parts]),
-            )
-            showers = Showers(particles, pdg, images, detector)
-        for name in ARRAYS:
+        showers = read(files, detector)
+        for name in _ARRAYS:
             np.save(temporary / f"{name}.npy", getattr(showers, name))
-        meta = {"data_hash": data_hash, "detector": detector, "files": [str(f) for f in files], "rows": rows}
-        (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-        os.chmod(temporary, 0o755)
-        try:
-            temporary.rename(place / key)
-        except OSError:
-            # Another process was faster, and its cache is as good as ours; or a half-deleted cache is in the way.
-            if not (place / key / "meta.json").exists():
-                shutil.rmtree(place / key)
-                temporary.rename(place / key)
+        meta = {"data_hash": data_hash, "detector": detector, "files": list(map(str, files)), "rows": len(showers)}
+        write_json(temporary / _META, meta)
+        _publish(temporary, place / key)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return place / key
 
 
-def content_hash(files: Sequence[str]) -> str:
-    """A hash of the files' contents, the data hash that results are labeled with."""
-    digest = hashlib.blake2b(digest_size=16)
+def open_cache(folder: Path) -> tuple[dict[str, np.ndarray], str]:
+    """Maps the arrays of a cache into memory.
+
+    Args:
+        folder: A folder of :func:`cached_arrays`.
+
+    Returns:
+        The arrays by name, and the data hash. Images stay in the file; all else is small and read in pieces all the time.
+    """
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+    held = {name: values if name == "images" else np.array(values) for name, values in arrays.items()}
+    return held, read_json(folder / _META)["data_hash"]
+
+
+def content_hash(files: Sequence[str], detector: str | None = None) -> str:
+    """The data hash that results are labeled with: of the contents of everything that is read, each file once.
+
+    Args:
+        files: Paths of the files.
+        detector: The detector they must hold, which decides whose images are read where text holds several.
+
+    Raises:
+        ValueError: If a file or its partner is missing.
+    """
     for file in files:
         if not Path(file).is_file():
             raise ValueError(f"{file}: no such file; make one with `calosim simulate` or `calosim convert`")
-        with open(file, "rb") as stream:
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files_read(files, detector):
+        with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest())
     return digest.hexdigest()
+
+
+def _publish(temporary: Path, folder: Path) -> None:
+    """Gives a finished cache its name."""
+    os.chmod(temporary, 0o755)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        # Another process was faster, and its cache is as good as ours; or a half-deleted cache is in the way.
+        if not (folder / _META).exists():
+            shutil.rmtree(folder)
+            temporary.rename(folder)
 
 
 def _user_cache() -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +26,13 @@ __all__ = [
     "photon_counts",
     "reading_file",
     "row_name",
-    "validate",
 ]
 
 _INT16_MAX = np.iinfo(np.int16).max
-
-
 _INT32_MAX = np.iinfo(np.int32).max
-
 
 #: Tables of particle masses differ by less (MeV); nuclear and atomic masses of light nuclei by up to 1.1 MeV.
 _MASS_TOLERANCE = 1.5
-
 
 #: What can be a primary of a forward calorimeter (c tau above a centimeter), for files without PDG codes.
 #: Neutral antiparticles are left out: nothing in mass and charge tells them from the far more frequent
@@ -62,7 +57,19 @@ def _mass_and_charge(pdg: int) -> tuple[float, float] | None:
 
 
 def masses_and_charges(pdg: np.ndarray, source: str, where: Where) -> tuple[np.ndarray, np.ndarray]:
-    """Masses in MeV and charges in e of PDG codes, each with shape (N,)."""
+    """Masses and charges of particles.
+
+    Args:
+        pdg: PDG codes with shape (N,).
+        source: Where they come from, for the message; usually a file name.
+        where: What to call a row.
+
+    Returns:
+        Masses in MeV and charges in units of e, each with shape (N,).
+
+    Raises:
+        ValueError: If a code is not in the PDG tables.
+    """
     codes, inverse = np.unique(pdg, return_inverse=True)
     known = [_mass_and_charge(int(code)) for code in codes]
     if at := first_true(np.array([k is None for k in known], dtype=bool)[inverse]):
@@ -72,7 +79,20 @@ def masses_and_charges(pdg: np.ndarray, source: str, where: Where) -> tuple[np.n
 
 
 def infer_pdg(particles: np.ndarray, prefer: Sequence[int], source: str, where: Where) -> np.ndarray:
-    """PDG codes from mass and charge, for files that have none: features (N, 9) to codes (N,)."""
+    """PDG codes from mass and charge, for files that have none.
+
+    Args:
+        particles: Features with shape (N, 9).
+        prefer: Codes to take where several fit.
+        source: Where they come from, for the message.
+        where: What to call a row.
+
+    Returns:
+        PDG codes with shape (N,), int32.
+
+    Raises:
+        ValueError: If no particle fits, or more than one.
+    """
     known = {code: _mass_and_charge(code) for code in (*prefer, *_LONG_LIVED)}
     pairs, inverse = np.unique(particles[:, 7:9], axis=0, return_inverse=True)
     inverse = inverse.reshape(-1)
@@ -92,22 +112,8 @@ def infer_pdg(particles: np.ndarray, prefer: Sequence[int], source: str, where: 
 
 
 def row_name(first: int, index: int) -> str:
+    """What most files call a row: ``row`` and its number, counted from 0."""
     return f"row {first + index}"
-
-
-def validate(showers: Showers, source: str) -> None:
-    """Checks that a record means what its type promises.
-
-    Args:
-        showers: Any number of rows.
-        source: Where they come from, for the message; usually a file name.
-
-    Raises:
-        ValueError: If shapes or types disagree, a feature is not finite, an energy or a photon count is
-            negative, a PDG code is unknown, or a mass or charge is not that of its PDG code. Rows count from
-            0.
-    """
-    check_showers(showers, source, partial(row_name, 0))
 
 
 def first_true(wrong: np.ndarray) -> tuple[int, ...] | None:
@@ -116,6 +122,17 @@ def first_true(wrong: np.ndarray) -> tuple[int, ...] | None:
 
 
 def check_showers(showers: Showers, source: str, where: Where) -> None:
+    """Checks that a record means what its type promises.
+
+    Args:
+        showers: Any number of rows.
+        source: Where they come from, for the message; usually a file name.
+        where: What to call a row.
+
+    Raises:
+        ValueError: If shapes or types disagree, a feature is not finite, an energy or a photon count is
+            negative, a PDG code is unknown, or a mass or charge is not that of its PDG code.
+    """
     detector, n = showers.geometry, len(showers.pdg)
     if showers.images.shape != (n, *detector.shape):
         raise ValueError(
@@ -129,6 +146,11 @@ def check_showers(showers: Showers, source: str, where: Where) -> None:
 
 
 def check_primaries(particles: np.ndarray, pdg: np.ndarray, source: str, where: Where) -> None:
+    """Checks features (N, 9) and PDG codes (N,), as :func:`check_showers` does.
+
+    Raises:
+        ValueError: If a feature is not finite, an energy not positive, or a mass or charge not that of its PDG code.
+    """
     expected = (len(pdg), len(FEATURES))
     if particles.shape != expected:
         raise ValueError(f"{source}: expected particles with shape {expected}, got {particles.shape}")
@@ -152,7 +174,11 @@ def check_primaries(particles: np.ndarray, pdg: np.ndarray, source: str, where: 
 
 
 def photon_counts(values: np.ndarray, source: str, where: Where) -> np.ndarray:
-    """Photon counts (N, nx, ny) of any numeric type as int16, or int32 where a pixel needs it."""
+    """Photon counts (N, nx, ny) of any numeric type as int16, or int32 where a pixel needs it.
+
+    Raises:
+        ValueError: If a count is no whole number, negative or beyond int32.
+    """
     low, high = (values.min(), values.max()) if values.size else (0, 0)
     wrong = None
     # Comparisons with NaN are false, hence `not`.
@@ -169,13 +195,22 @@ def photon_counts(values: np.ndarray, source: str, where: Where) -> np.ndarray:
 
 
 def pdg_codes(values: np.ndarray, source: str, where: Where) -> np.ndarray:
-    """PDG codes (N,) of any numeric type as int32."""
+    """PDG codes (N,) of any numeric type as int32.
+
+    Raises:
+        ValueError: If a code is no whole number.
+    """
     if at := first_true(~(np.abs(values) <= _INT32_MAX) | (values != np.rint(values))):
         raise ValueError(f"{source}: {where(at[0])}: pdg is {values[at]}; expected a PDG code")
     return values.astype(np.int32)
 
 
 def detector_of_shape(shape: tuple[int, ...], source: str) -> str:
+    """The name of the detector whose images have that shape.
+
+    Raises:
+        ValueError: If there is none.
+    """
     for name, detector in DETECTORS.items():
         if detector.shape == shape:
             return name
@@ -184,6 +219,11 @@ def detector_of_shape(shape: tuple[int, ...], source: str) -> str:
 
 
 def agreed_detector(found: str, wanted: str | None, source: str) -> str:
+    """The detector that a file holds, if it is the one that is wanted or any will do.
+
+    Raises:
+        ValueError: If it is another one.
+    """
     if wanted is not None and get_detector(wanted).name != found:
         title = get_detector(wanted).title
         raise ValueError(f"{source}: holds {DETECTORS[found].title} responses; expected {title}")
@@ -191,6 +231,11 @@ def agreed_detector(found: str, wanted: str | None, source: str) -> str:
 
 
 def existing_file(path: str | os.PathLike[str]) -> Path:
+    """The path of a file that is there and not empty.
+
+    Raises:
+        ValueError: If it is not.
+    """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; expected a file")

@@ -1,12 +1,12 @@
 """RootDataModule: files of showers to batches, split, filtered and sampled the same way on every process.
 
 The files are read once into a cache of plain arrays that all processes map into memory. A batch is one indexing
-operation on those arrays; images stay integers until they are on the model's device.
+operation on those arrays, so that worker processes would not pay; images stay integers until they are on the model's
+device.
 """
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from calosim.detectors import get_detector
 from calosim.particles import particle_code, particle_name
-from calosim.showers.cache import ARRAYS, cached_arrays
+from calosim.showers.cache import cached_arrays, open_cache
 from calosim.showers.record import Showers
 from calosim.showers.splits import SPLITS, EpochSampler, Split, split_rows
 
@@ -80,7 +80,6 @@ class RootDataModule(LightningDataModule):
             to the power of ``sampling_power``.
         sampling_power: The exponent of ``sampling: power``; 1 is natural, 0 is balanced.
         seed: Seed of the split; the order of training depends on ``seed_everything`` too.
-        num_workers: Worker processes that prepare batches; 0 is best for local files, a batch being one indexing operation.
         cache_dir: Where the cache lies; by default ``.calosim_cache`` beside the first file, or the user's cache folder if
             that is not writable.
     """
@@ -96,7 +95,6 @@ class RootDataModule(LightningDataModule):
         sampling: Literal["natural", "balanced", "power"] = "natural",
         sampling_power: float = 0.5,
         seed: int = 0,
-        num_workers: int = 0,
         cache_dir: str | None = None,
     ):
         super().__init__()
@@ -109,7 +107,7 @@ class RootDataModule(LightningDataModule):
         self.batch_size, self.split_by, self.fractions = batch_size, split_by, tuple(fractions)
         self.particle = None if particle is None else particle_code(particle)
         self.power = {"natural": 1.0, "balanced": 0.0, "power": sampling_power}[sampling]
-        self.seed, self.num_workers, self.cache_dir = seed, num_workers, cache_dir
+        self.seed, self.cache_dir = seed, cache_dir
         self._splits: dict[Split, np.ndarray] | None = None
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -127,10 +125,7 @@ class RootDataModule(LightningDataModule):
         if self._splits is not None:
             return
         folder = cached_arrays(self.files, self.detector.name, self.cache_dir)
-        self.data_hash = json.loads((folder / "meta.json").read_text())["data_hash"]
-        arrays = {a: np.load(folder / f"{a}.npy", mmap_mode="r") for a in ARRAYS}
-        # All but the images are small and read in pieces all the time.
-        self.arrays = {a: v if a == "images" else np.array(v) for a, v in arrays.items()}
+        self.arrays, self.data_hash = open_cache(folder)
         pdg = self.arrays["pdg"]
         splits = split_rows(self.arrays["inputs"], pdg, self.split_by, self.fractions, self.seed)
         if self.particle is not None:
@@ -191,8 +186,6 @@ class RootDataModule(LightningDataModule):
             dataset,
             batch_size=None,  # the sampler yields whole batches
             sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -213,14 +206,15 @@ class RootDataModule(LightningDataModule):
         return self._loader("test")
 
 
-def describe(datamodule: Any) -> dict[str, Any]:
-    """What a run folder says of its data: files, hash, split and counts."""
+def describe(datamodule: RootDataModule) -> dict[str, Any]:
+    """What a run folder says of its data: files, hash, counts, and all that decides the split."""
     return {
         "files": datamodule.files,
         "data_hash": datamodule.data_hash,
         "detector": datamodule.detector.name,
         "rows": {split: len(datamodule.rows(split)) for split in SPLITS},
         "split_by": datamodule.split_by,
+        "fractions": list(datamodule.fractions),
         "particle": datamodule.particle,
         "seed": datamodule.seed,
     }

@@ -23,11 +23,10 @@ from calosim.showers.checks import (
 )
 from calosim.showers.record import Showers, Source, Where
 
-__all__ = ["open_text", "read_columns", "read_table", "text_sources"]
+__all__ = ["open_text", "pair_texts", "read_columns", "read_table", "text_source"]
 
 #: The letter of a detector in the first column of Extract.C's CSV, and the name of its image file.
 _TEXT_DETECTORS = {"zn": ("N", "neutron_image.txt"), "zp": ("P", "proton_image.txt")}
-
 
 #: Columns of Extract.C's CSV and their types; the older form has no momenta.
 _COLUMNS: dict[str, str] = {
@@ -39,12 +38,11 @@ _COLUMNS: dict[str, str] = {
     "Vz": "f8",
     "PhotonSum": "i8",
 }
-
-
 _MOMENTA = ("Px", "Py", "Pz")
 
 
 def open_text(path: Path) -> IO[str]:
+    """Opens a text file; what is not ASCII shows in messages as a question mark."""
     return path.open(encoding="ascii", errors="replace")
 
 
@@ -66,7 +64,19 @@ def read_table(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def read_columns(path: Path, columns: dict[str, str], optional: dict[str, str]) -> np.ndarray:
-    """The named columns of a CSV as a structured array; the optional ones all together or not at all."""
+    """The named columns of a CSV.
+
+    Args:
+        path: A CSV with a header.
+        columns: Names and types of the columns it must have.
+        optional: Names and types of columns that it has all together or not at all.
+
+    Returns:
+        A structured array with shape (N,).
+
+    Raises:
+        ValueError: If a column is missing or a field is not what its column expects. Lines count from 1.
+    """
     with open_text(path) as file:
         header = [name.strip() for name in file.readline().split(",")]
         if any(name in header for name in optional):
@@ -102,9 +112,17 @@ _CONVERSIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-def text_sources(
-    tables: list[Path], images: list[Path], detector: str | None, assume_beam_direction: bool
-) -> list[Source]:
+def pair_texts(tables: list[Path], images: list[Path], detector: str | None) -> list[tuple[Path, Path]]:
+    """Tables of tracks, each with the image text of one detector.
+
+    Args:
+        tables: CSVs of ``Extract.C``.
+        images: Image texts in the order of their tables; of none, those beside the tables are taken.
+        detector: The detector wanted; it may be left out where there are images of one only.
+
+    Raises:
+        ValueError: If a detector must be chosen, or a table has no image text.
+    """
     if not tables:
         raise ValueError(f"{images[0]}: images without particles; expected the CSV of Extract.C as a second file")
     if not images:
@@ -124,7 +142,7 @@ def text_sources(
             f"{tables[0]}: {len(tables)} CSV with {len(found)} {DETECTORS[detector].title} image texts; "
             f"expected one for each, such as {name} beside it"
         )
-    return [_text_source(t, i, detector, assume_beam_direction) for t, i in zip(tables, found, strict=True)]
+    return list(zip(tables, found, strict=True))
 
 
 def _detector_of_line(path: Path) -> str:
@@ -138,7 +156,18 @@ def _detector_of_line(path: Path) -> str:
     raise ValueError(f"{path}: line 1: expected {known} numbers, got {n}")
 
 
-def _text_source(table: Path, images: Path, detector: str, assume_beam_direction: bool) -> Source:
+def text_source(table: Path, images: Path, assume_beam_direction: bool) -> Source:
+    """What ``Extract.C`` printed, as a source.
+
+    Args:
+        table: Its CSV of tracks, which is read here.
+        images: Its image text of one detector, which tells whose tracks are taken.
+        assume_beam_direction: Whether tracks without momenta are taken as parallel to the beam.
+
+    Raises:
+        ValueError: If the table is bad, or has no momenta where they are needed.
+    """
+    detector = _detector_of_line(images)
     tracks = read_table(table)
     mine = np.flatnonzero(tracks["Detector"] == _TEXT_DETECTORS[detector][0])
     tracks = tracks[mine]
@@ -146,21 +175,7 @@ def _text_source(table: Path, images: Path, detector: str, assume_beam_direction
     def where(first: int, index: int) -> str:
         return f"line {mine[first + index] + 2}"
 
-    pdg = pdg_codes(tracks["Pdg"], str(table), partial(where, 0))
-    mass, charge = masses_and_charges(pdg, str(table), partial(where, 0))
-    if "Pz" in (tracks.dtype.names or ()):
-        momenta = [tracks[name] for name in _MOMENTA]
-    elif assume_beam_direction:
-        pz = np.sqrt(np.maximum(tracks["Energy"] ** 2 - (mass / 1000) ** 2, 0))
-        momenta = [np.zeros_like(pz), np.zeros_like(pz), np.where(tracks["Vz"] < 0, -pz, pz)]
-    else:
-        raise ValueError(
-            f"{table}: the older form of Extract.C has no momenta (columns Px, Py, Pz); "
-            "allow assume_beam_direction to take every track as parallel to the beam"
-        )
-    features = [tracks[name] for name in ("Energy", "Vx", "Vy", "Vz")]
-    particles = np.column_stack([*features, *momenta, mass, charge])
-    check_primaries(particles, pdg, str(table), partial(where, 0))
+    particles, pdg = _primaries(tracks, table, assume_beam_direction, partial(where, 0))
 
     def pieces(rows: int) -> Iterator[tuple[Showers, Where]]:
         first = 0
@@ -177,6 +192,28 @@ def _text_source(table: Path, images: Path, detector: str, assume_beam_direction
             first += len(block)
 
     return Source(detector, len(tracks), False, pieces, str(table))
+
+
+def _primaries(
+    tracks: np.ndarray, table: Path, assume_beam_direction: bool, where: Where
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, 9) and PDG codes (N,) of tracks."""
+    pdg = pdg_codes(tracks["Pdg"], str(table), where)
+    mass, charge = masses_and_charges(pdg, str(table), where)
+    if "Pz" in (tracks.dtype.names or ()):
+        momenta = [tracks[name] for name in _MOMENTA]
+    elif assume_beam_direction:
+        pz = np.sqrt(np.maximum(tracks["Energy"] ** 2 - (mass / 1000) ** 2, 0))
+        momenta = [np.zeros_like(pz), np.zeros_like(pz), np.where(tracks["Vz"] < 0, -pz, pz)]
+    else:
+        raise ValueError(
+            f"{table}: the older form of Extract.C has no momenta (columns Px, Py, Pz); "
+            "allow assume_beam_direction to take every track as parallel to the beam"
+        )
+    features = [tracks[name] for name in ("Energy", "Vx", "Vy", "Vz")]
+    particles = np.column_stack([*features, *momenta, mass, charge])
+    check_primaries(particles, pdg, str(table), where)
+    return particles, pdg
 
 
 def _image_pieces(path: Path, total: int, detector: Detector, rows: int) -> Iterator[np.ndarray]:

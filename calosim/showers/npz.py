@@ -57,6 +57,11 @@ _HEADERS: dict[tuple[int, int], Callable[[IO[bytes]], tuple[tuple[int, ...], boo
 
 
 def npz_header(path: Path) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of the array of an npz file, which is not read.
+
+    Raises:
+        ValueError: If the file is damaged or holds something else.
+    """
     with _npz(path) as (_, shape, dtype):
         return shape, dtype
 
@@ -72,6 +77,17 @@ def _npz_pieces(path: Path, rows: int) -> Iterator[np.ndarray]:
 
 
 def npz_source(particles: Path, responses: Path, wanted: str | None, prefer: Sequence[int]) -> Source:
+    """A pair of npz files as a source.
+
+    Args:
+        particles: ``arr_0`` with shape (N, 9), or (N, 10) with the PDG code.
+        responses: ``arr_0`` with shape (N, nx, ny).
+        wanted: The detector expected; any if None.
+        prefer: PDG codes to take where a file without them leaves a choice.
+
+    Raises:
+        ValueError: If the shapes do not fit each other or a detector.
+    """
     (shape, _), (image_shape, dtype) = npz_header(particles), npz_header(responses)
     if shape[1] not in (len(FEATURES), len(FEATURES) + 1):
         raise ValueError(

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from calosim.detectors import get_detector
 from calosim.showers.checks import (
@@ -20,13 +19,14 @@ from calosim.showers.checks import (
     pdg_codes,
     row_name,
 )
-from calosim.showers.extract import open_text, read_columns, text_sources
+from calosim.showers.extract import open_text, pair_texts, read_columns, text_source
 from calosim.showers.npz import npz_header, npz_source
 from calosim.showers.record import FEATURES, Showers, Source
 from calosim.showers.root import BASKET, Writer, check_branches, open_tree, read_branches, root_source
 
-__all__ = ["convert", "iterate", "read", "read_primaries"]
+__all__ = ["Files", "checked_pieces", "convert", "files_read", "read", "read_primaries", "sources"]
 
+#: One file or several.
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
@@ -48,18 +48,18 @@ def _content(path: Path) -> str:
             raise ValueError(f"{path}: unknown suffix {other!r}; expected .root, .npz, .csv or .txt")
 
 
-def _sources(files: Files, detector: str | None, assume_beam_direction: bool, prefer: Sequence[int]) -> list[Source]:
-    """Sorts files into data sets, looking for a partner beside a file that comes without."""
+def _sets(files: Files, detector: str | None) -> list[tuple[Path, ...]]:
+    """Sorts files into data sets, in listed order: a ROOT file, particles with responses, or a table with images."""
     listed = [files] if isinstance(files, (str, os.PathLike)) else list(files)
     if not listed:
         raise ValueError("no file to read; expected at least one")
-    if detector is not None:
-        detector = get_detector(detector).name
-    kinds: dict[str, list[Path]] = {k: [] for k in ("root", "particles", "responses", "table", "images")}
+    paths: dict[Path, Path] = {}
     for path in map(existing_file, listed):
-        kinds[_content(path)].append(path)
-    sources = [root_source(path, detector) for path in kinds["root"]]
-    particles, responses = kinds["particles"], kinds["responses"]
+        paths.setdefault(path.resolve(), path)  # a file that is listed twice is read once
+    found: dict[str, list[Path]] = {k: [] for k in ("root", "particles", "responses", "table", "images")}
+    for path in paths.values():
+        found[_content(path)].append(path)
+    particles, responses = found["particles"], found["responses"]
     if not responses:
         responses = [_partner(path, "particles", "responses") for path in particles]
     elif not particles:
@@ -67,14 +67,12 @@ def _sources(files: Files, detector: str | None, assume_beam_direction: bool, pr
     if len(particles) != len(responses):
         counts = f"{len(particles)} npz files with particles and {len(responses)} with responses"
         raise ValueError(f"{particles[0]}: got {counts}; expected pairs")
-    sources += [npz_source(p, r, detector, prefer) for p, r in zip(particles, responses, strict=True)]
-    if kinds["table"] or kinds["images"]:
-        sources += text_sources(kinds["table"], kinds["images"], detector, assume_beam_direction)
-    for source in sources:
-        agreed_detector(source.detector, sources[0].detector, source.name)
-        if source.rows == 0:
-            raise ValueError(f"{source.name}: holds no rows; expected at least one")
-    return sources
+    sets: list[tuple[Path, ...]] = [(path,) for path in found["root"]]
+    sets += zip(particles, responses, strict=True)
+    if found["table"] or found["images"]:
+        sets += pair_texts(found["table"], found["images"], detector and get_detector(detector).name)
+    place = {path: k for k, path in enumerate(paths.values())}
+    return sorted(sets, key=lambda members: min(place.get(path, len(place)) for path in members))
 
 
 def _partner(path: Path, mine: str, other: str) -> Path:
@@ -86,37 +84,63 @@ def _partner(path: Path, mine: str, other: str) -> Path:
     return existing_file(partner)
 
 
-def iterate(
-    path: Files,
-    rows: int = BASKET,
-    detector: str | None = None,
-    assume_beam_direction: bool = False,
-    prefer: Sequence[int] = (),
-) -> Iterator[Showers]:
-    """Reads showers in pieces, in constant memory, whatever the form of the files.
+def files_read(files: Files, detector: str | None = None) -> list[Path]:
+    """Everything that is read for some files, each file once: what is listed and the partners found beside it.
 
     Args:
-        path: A ROOT file of ours; an npz file of particles or responses (the other one is looked for beside
-            it); a CSV of ``Extract.C`` (its ``neutron_image.txt`` or ``proton_image.txt`` is looked for
-            beside it). Or several files, read one after the other; partners may stand anywhere in the list.
+        files: One or several files, as :func:`read` takes them.
+        detector: The detector expected; of text, the images of other detectors are not read.
+
+    Raises:
+        ValueError: If a file is missing or cannot be told, or a partner is missing.
+    """
+    return list(dict.fromkeys(path for members in _sets(files, detector) for path in members))
+
+
+def sources(
+    files: Files, detector: str | None = None, assume_beam_direction: bool = False, prefer: Sequence[int] = ()
+) -> list[Source]:
+    """The data sets that files make up, in the order in which :func:`read` reads them.
+
+    Args:
+        files: As for :func:`read`.
+        detector: As for :func:`read`.
+        assume_beam_direction: As for :func:`read`.
+        prefer: As for :func:`read`.
+
+    Raises:
+        ValueError: If anything that shows without reading all rows is wrong with a file.
+    """
+    wanted = None if detector is None else get_detector(detector).name
+
+    def source(first: Path, partner: Path | None = None) -> Source:
+        if partner is None:
+            return root_source(first, wanted)
+        if first.suffix.lower() == ".npz":
+            return npz_source(first, partner, wanted, prefer)
+        return text_source(first, partner, assume_beam_direction)
+
+    result = [source(*members) for members in _sets(files, wanted)]
+    for each in result:
+        agreed_detector(each.detector, result[0].detector, each.name)
+        if each.rows == 0:
+            raise ValueError(f"{each.name}: holds no rows; expected at least one")
+    return result
+
+
+def checked_pieces(source: Source, rows: int) -> Iterator[Showers]:
+    """Reads a source in constant memory.
+
+    Args:
+        source: One of :func:`sources`.
         rows: The most rows in one piece.
-        detector: The detector expected. Required to choose where text files hold images of both ZN and ZP.
-        assume_beam_direction: Whether to take tracks of the older CSV, which has no momenta, as parallel to
-            the beam: :math:`p_x = p_y = 0`, :math:`p_z = \\mathrm{sign}(v_z) \\sqrt{E^2 - m^2}`.
-        prefer: PDG codes to take where a file without them leaves a choice; 310 takes K0S where K0L fits as
-            well.
 
     Yields:
         Records of 1 to ``rows`` rows: images int16, or int32 where a pixel of the piece needs it.
 
     Raises:
-        ValueError: If anything is wrong with a file, in one line that says what and where.
+        ValueError: If a row is bad.
     """
-    for source in _sources(path, detector, assume_beam_direction, prefer):
-        yield from _checked(source, rows)
-
-
-def _checked(source: Source, rows: int) -> Iterator[Showers]:
     for showers, where in source.pieces(rows):
         check_showers(showers, source.name, where)
         yield showers
@@ -128,13 +152,18 @@ def read(
     assume_beam_direction: bool = False,
     prefer: Sequence[int] = (),
 ) -> Showers:
-    """Reads showers into memory; the images take one array and little more.
+    """Reads showers into memory, whatever the form of the files; the images take one array and little more.
 
     Args:
-        path: One or several files, as :func:`iterate` takes them.
-        detector: The detector expected.
-        assume_beam_direction: As for :func:`iterate`.
-        prefer: As for :func:`iterate`.
+        path: A ROOT file of ours; an npz file of particles or responses (the other one is looked for beside
+            it); a CSV of ``Extract.C`` (its ``neutron_image.txt`` or ``proton_image.txt`` is looked for
+            beside it). Or several files, each read once, one data set after the other in listed order;
+            partners may stand anywhere in the list.
+        detector: The detector expected. Required to choose where text files hold images of both ZN and ZP.
+        assume_beam_direction: Whether to take tracks of the older CSV, which has no momenta, as parallel to
+            the beam: :math:`p_x = p_y = 0`, :math:`p_z = \\mathrm{sign}(v_z) \\sqrt{E^2 - m^2}`.
+        prefer: PDG codes to take where a file without them leaves a choice; 310 takes K0S where K0L fits as
+            well.
 
     Returns:
         All rows; images int16, or int32 where a pixel needs it.
@@ -142,24 +171,26 @@ def read(
     Raises:
         ValueError: If anything is wrong with a file, in one line that says what and where.
     """
-    sources = _sources(path, detector, assume_beam_direction, prefer)
+    parts = sources(path, detector, assume_beam_direction, prefer)
+    from tqdm import tqdm
+
     # Files of wider numbers are gone through once more, so that one artefact in the last row does not cost
     # two arrays.
     wide = any(
         showers.images.dtype != np.int16
-        for source in sources
+        for source in parts
         if not source.narrow
-        for showers in _checked(source, BASKET)
+        for showers in checked_pieces(source, BASKET)
     )
-    n, geometry = sum(source.rows for source in sources), get_detector(sources[0].detector)
+    n, geometry = sum(source.rows for source in parts), get_detector(parts[0].detector)
     particles, pdg = np.empty((n, len(FEATURES))), np.empty(n, np.int32)
     images = np.empty((n, *geometry.shape), np.int32 if wide else np.int16)
     first = 0
     # Large files take seconds; `calosim ... --quiet` sets tqdm's own variable.
     silent = True if os.environ.get("TQDM_DISABLE") else None
-    with tqdm(total=n, desc=f"reading {sources[0].name}", unit="rows", delay=1, disable=silent) as progress:
-        for source in sources:
-            for showers in _checked(source, BASKET):
+    with tqdm(total=n, desc=f"reading {parts[0].name}", unit="rows", delay=1, disable=silent) as progress:
+        for source in parts:
+            for showers in checked_pieces(source, BASKET):
                 part = slice(first, first + len(showers))
                 particles[part], pdg[part], images[part] = showers.particles, showers.pdg, showers.images
                 first += len(showers)
@@ -229,22 +260,20 @@ def convert(
     Raises:
         ValueError: If anything is wrong with a file, in one line that says what and where.
     """
-    sources = _sources(source, detector, assume_beam_direction, prefer or ())
+    from tqdm import tqdm
+
+    parts = sources(source, detector, assume_beam_direction, prefer or ())
     for path in map(Path, [source] if isinstance(source, str) else source):
         if Path(out).exists() and path.samefile(out):
             raise ValueError(f"{out}: is also a source; expected another file to write")
-    total = sum(s.rows for s in sources)
+    total = sum(part.rows for part in parts)
     particles: set[int] = set()
     bar = tqdm(total=total, unit="rows", disable=True if quiet else None)
-    with Writer(out, sources[0].detector) as writer, bar as progress:
-        for each in sources:
-            for showers in _checked(each, BASKET):
+    with Writer(out, parts[0].detector) as writer, bar as progress:
+        for part in parts:
+            for showers in checked_pieces(part, BASKET):
                 writer.extend(showers)
                 particles.update(showers.pdg.tolist())
                 progress.update(len(showers))
-    title = writer.geometry.title
-    print(f"{out}: {total:,} {title} responses of {len(particles)} particle types, {_size(Path(out))}")
-
-
-def _size(path: Path) -> str:
-    return f"{path.stat().st_size / 1e6:,.1f} MB"
+    size = f"{Path(out).stat().st_size / 1e6:,.1f} MB"
+    print(f"{out}: {total:,} {writer.geometry.title} responses of {len(particles)} particle types, {size}")

@@ -64,6 +64,7 @@ class Showers:
         return Showers(self.particles[rows], self.pdg[rows], self.images[rows], self.detector)
 
 
+#: Names a row of a piece for messages: its index within the piece to ``row 12`` or ``line 34``.
 Where = Callable[[int], str]
 
 

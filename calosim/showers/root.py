@@ -27,10 +27,7 @@ from calosim.showers.record import FEATURES, Showers, Source, Where
 __all__ = ["BASKET", "Writer", "check_branches", "open_tree", "read_branches", "root_source", "write"]
 
 _TREE = "showers"
-
-
 _FORMAT = "calosim 1"
-
 
 #: Rows in one basket of our files, and in one step of the readers: 15 MB of ZN images. Smaller ones cost more in
 #: uproot's bookkeeping of baskets, which grows with their number squared.
@@ -39,7 +36,11 @@ BASKET = 4000
 
 @contextmanager
 def open_tree(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Opens a ROOT file and its tree."""
+    """Opens a ROOT file and its tree ``showers``.
+
+    Raises:
+        ValueError: If it is no ROOT file, damaged, or has no such tree.
+    """
     with path.open("rb") as file:
         header = file.read(20)
     if header[:4] != b"root":
@@ -91,6 +92,11 @@ def _branch_shape(path: Path, tree: Any, name: str) -> tuple[tuple[int, ...], np
 
 
 def check_branches(path: Path, tree: Any, names: Sequence[str]) -> None:
+    """Checks that a tree has branches, and that all but ``response`` hold one number an entry.
+
+    Raises:
+        ValueError: If not.
+    """
     found = tree.keys(recursive=False)
     for name in names:
         if name not in found:
@@ -102,6 +108,15 @@ def check_branches(path: Path, tree: Any, names: Sequence[str]) -> None:
 
 
 def root_source(path: Path, wanted: str | None) -> Source:
+    """A file of calosim's ROOT form as a source.
+
+    Args:
+        path: The file.
+        wanted: The detector expected; any if None.
+
+    Raises:
+        ValueError: If the file is bad, of a later version of the form, or holds another detector.
+    """
     with open_tree(path) as (file, tree):
         texts = {}
         with reading_file(path):
@@ -151,6 +166,11 @@ def _root_pieces(path: Path, detector: str, rows: int) -> Iterator[tuple[Showers
 
 
 def read_branches(path: Path, tree: Any, names: Sequence[str], start: int, stop: int) -> dict[str, np.ndarray]:
+    """Entries ``start`` to ``stop`` of branches, by name.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
     with reading_file(path):
         # uproot's own cache would keep another 100 MB.
         arrays = tree.arrays(names, entry_start=start, entry_stop=stop, library="np", array_cache=None)
@@ -210,8 +230,8 @@ class Writer:
             showers: Any number of rows of the writer's detector.
 
         Raises:
-            ValueError: If the rows are not valid (see :func:`validate`; rows count from the first one
-                written), are of another detector, or cannot be written.
+            ValueError: If the rows are not valid (see :func:`calosim.showers.checks.check_showers`; rows
+                count from the first one written), are of another detector, or cannot be written.
         """
         if showers.detector != self.geometry.name:
             title = showers.geometry.title
@@ -319,7 +339,7 @@ def write(path: str | os.PathLike[str], showers: Showers) -> None:
         showers: At least one row.
 
     Raises:
-        ValueError: If the rows are not valid (see :func:`validate`) or the file cannot be written.
+        ValueError: If the rows are not valid (see :meth:`Writer.extend`) or the file cannot be written.
     """
     with Writer(path, showers.detector) as writer:
         writer.extend(showers)

@@ -13,8 +13,6 @@ from calosim import draws
 __all__ = ["SPLITS", "EpochSampler", "Split", "split_rows"]
 
 Split = Literal["train", "val", "test"]
-
-
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
