@@ -1,23 +1,15 @@
-r"""Which features decide the photon sum and the shower's center: SHAP values of Bayesian networks.
+r"""SHAP values of a function of the primary's features, by the explainers of the ``shap`` package.
 
-The photon-sum network is explained directly. A flow is too slow for the thousands of evaluations that an explanation
-takes, so small Bayesian networks learn the center of gravity of the responses that the whole simulation generates, and
-those surrogates are explained, after it was said how well they fit.
-
-The explained function is the predictive mean, in photons or cm, of the nine physical features, even where a network
-derives further columns from them. Networks drawn from the posterior are explained together,
+Networks drawn from a posterior are explained together,
 
 .. math:: \phi_j = \frac{1}{K} \sum_{k=1}^{K} \phi_j^{(k)},
 
 which are the SHAP values of the mean over the posterior, SHAP values being linear in the function; their spread over
 :math:`k` says how sure the network is of an explanation. Features are masked by background rows, one feature
-independently of another. A masked primary need not be on its mass shell, and what the networks make of such a primary
-decides how energy and :math:`|p_z|`, which are nearly the same number, share what they say together.
+independently of another.
 
 References:
     | A Unified Approach to Interpreting Model Predictions (Lundberg and Lee, 2017), https://arxiv.org/abs/1705.07874
-    | ZDC Fast Simulation with Normalizing Flows (Majerz and Dzwinel, poster)
-    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), https://arxiv.org/abs/2608.12795
 """
 
 from __future__ import annotations
@@ -26,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -36,17 +29,73 @@ from tqdm import tqdm
 
 from calosim.showers.record import FEATURES
 
-__all__ = ["NAMES", "Method", "compare_explainers", "explained", "import_shap", "predict", "shap_values"]
+__all__ = [
+    "METHODS",
+    "NAMES",
+    "Method",
+    "ShapSettings",
+    "check_least",
+    "compare_explainers",
+    "explained",
+    "import_shap",
+    "predict",
+    "shap_values",
+]
 
 #: The features as they are explained: the networks use the absolute value of pz alone.
 NAMES = tuple("|pz|" if name == "pz" else name for name in FEATURES)
 
-
 #: Explainers of the ``shap`` package.
 Method = Literal["exact", "permutation", "gradient"]
-
-
 METHODS: tuple[Method, ...] = ("exact", "permutation", "gradient")
+
+
+@dataclass(frozen=True)
+class ShapSettings:
+    """How features are explained.
+
+    ``exact`` is shap.ExactExplainer (all subsets of the features), ``permutation`` shap.PermutationExplainer, one order
+    of which is exact for interactions of two features, ``gradient`` shap.GradientExplainer (expected gradients).
+
+    Attributes:
+        method: exact, permutation or gradient, see above.
+        rows: Test rows to explain.
+        background: Training rows that stand for masked features.
+        posterior: Networks drawn from each posterior.
+        permutations: Orders in which "permutation" unmasks the features, each forth and back.
+        gradients: Points at which "gradient" differentiates for each row.
+        compare_rows: Rows on which all explainers are run and compared; 0 skips that.
+        seed: Seed of all draws.
+
+    Raises:
+        ValueError: If the method is unknown or a number too small.
+    """
+
+    method: Method = "exact"
+    rows: int = 100
+    background: int = 40
+    posterior: int = 8
+    permutations: int = 2
+    gradients: int = 200
+    compare_rows: int = 4
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"unknown explainer {self.method!r}; expected one of {', '.join(METHODS)}")
+        check_least(self, background=2, compare_rows=0, seed=0)
+
+
+def check_least(settings: Any, **least: int) -> None:
+    """Refuses whole numbers of a settings' dataclass below their least values, 1 where no other is named.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for name in (field.name for field in fields(settings)):
+        value, lowest = getattr(settings, name), least.get(name, 1)
+        if isinstance(value, int) and value < lowest:
+            raise ValueError(f"expected {name} of at least {lowest}, got {value}")
 
 
 @torch.no_grad()
@@ -83,7 +132,11 @@ def _numpy_randomness() -> Iterator[None]:
 
 
 def import_shap() -> Any:
-    """The ``shap`` package, if it is installed."""
+    """The ``shap`` package.
+
+    Raises:
+        ValueError: If it is not installed.
+    """
     with warnings.catch_warnings():
         # shap 0.51 sets up color maps in a way that matplotlib 3.11 announces to deprecate.
         warnings.simplefilter("ignore")
@@ -101,29 +154,44 @@ def import_shap() -> Any:
     return shap
 
 
+def _explainer(
+    model: nn.Module, rows: np.ndarray, masked: np.ndarray, settings: ShapSettings
+) -> Callable[[int], np.ndarray]:
+    """A function of a row's number that explains it, for standardized rows (N, F) and background (M, F)."""
+    shap, count = import_shap(), rows.shape[1]
+    if settings.method == "gradient":
+        points = settings.gradients
+        gradient = shap.GradientExplainer(model, torch.from_numpy(masked).float(), batch_size=points)
+
+        def differentiate(row: int) -> np.ndarray:
+            point = torch.from_numpy(rows[row : row + 1]).float()
+            return gradient.shap_values(point, nsamples=points, rseed=settings.seed + row)
+
+        return differentiate
+    masker = shap.maskers.Independent(masked, max_samples=len(masked))
+    if settings.method == "exact":
+        sampling, most = shap.ExactExplainer(partial(predict, model), masker), 2**count
+    else:
+        sampling = shap.PermutationExplainer(partial(predict, model), masker, seed=settings.seed)
+        most = settings.permutations * (2 * count + 1)
+    return lambda row: sampling(rows[row : row + 1], max_evals=most, silent=True).values
+
+
 def shap_values(
     function: nn.Module,
     features: np.ndarray,
     background: np.ndarray,
-    method: Method = "exact",
-    permutations: int = 2,
-    gradients: int = 200,
-    seed: int = 0,
+    settings: ShapSettings = ShapSettings(),
     quiet: bool = True,
     title: str = "SHAP",
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """SHAP values by an explainer of the ``shap`` package, of all outputs of a function at once.
+    """SHAP values of all outputs of a function at once.
 
     Args:
         function: Features (B, F) to outputs (B, K), float64; differentiable for ``gradient``.
         features: The rows to explain, with shape (N, F).
         background: Rows that stand for masked features, with shape (M, F).
-        method: ``exact`` (shap.ExactExplainer, all subsets of the features), ``permutation``
-            (shap.PermutationExplainer) or ``gradient`` (shap.GradientExplainer, expected gradients).
-        permutations: Orders in which ``permutation`` unmasks the features, each forth and back; one is exact for
-            interactions of two features.
-        gradients: Points at which ``gradient`` differentiates for each row.
-        seed: Seed of orders and points; numpy's global generator stays untouched.
+        settings: The explainer, its effort and its seed; numpy's global generator stays untouched.
         quiet: Show no progress.
         title: What the progress bar says.
 
@@ -132,43 +200,29 @@ def shap_values(
         without the explainer's start.
 
     Raises:
-        ValueError: If the method is unknown, or shap is not installed.
+        ValueError: If shap is not installed.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown explainer {method!r}; expected one of {', '.join(METHODS)}")
-    shap = import_shap()
     model = _Standardized(function, background)
     rows, masked = model.columns(features), model.columns(background)
-    count = features.shape[1]
-    one: Callable[[int], np.ndarray]
     with _numpy_randomness():
-        if method == "gradient":
-            gradient = shap.GradientExplainer(model, torch.from_numpy(masked).float(), batch_size=gradients)
-
-            def one(row: int) -> np.ndarray:
-                point = torch.from_numpy(rows[row : row + 1]).float()
-                return gradient.shap_values(point, nsamples=gradients, rseed=seed + row)
-        else:
-            masker = shap.maskers.Independent(masked, max_samples=len(masked))
-            if method == "exact":
-                sampling, most = shap.ExactExplainer(partial(predict, model), masker), 2**count
-            else:
-                sampling = shap.PermutationExplainer(partial(predict, model), masker, seed=seed)
-                most = permutations * (2 * count + 1)
-
-            def one(row: int) -> np.ndarray:
-                return sampling(rows[row : row + 1], max_evals=most, silent=True).values
-
+        one = _explainer(model, rows, masked, settings)
         one(0)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
+        np.random.seed(settings.seed % 2**32)  # noqa: NPY002
         model.rows, start = 0, time.perf_counter()
         bar = tqdm(range(len(rows)), desc=title, unit="rows", disable=True if quiet else None)
-        values = np.concatenate([np.asarray(one(row), dtype=np.float64).reshape(1, count, -1) for row in bar])
+        values = np.concatenate(
+            [np.asarray(one(row), dtype=np.float64).reshape(1, features.shape[1], -1) for row in bar]
+        )
     return values, {"seconds": time.perf_counter() - start, "evaluations": model.rows}
 
 
 def explained(
-    function: nn.Module, features: np.ndarray, background: np.ndarray, **settings: Any
+    function: nn.Module,
+    features: np.ndarray,
+    background: np.ndarray,
+    settings: ShapSettings = ShapSettings(),
+    quiet: bool = True,
+    title: str = "SHAP",
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """SHAP values of a quantity, and what they say in short.
 
@@ -176,7 +230,9 @@ def explained(
         function: Features to the quantity by each of K networks.
         features: Rows with shape (N, 9).
         background: Background with shape (M, 9).
-        settings: Further arguments of :func:`shap_values`.
+        settings: See :func:`shap_values`.
+        quiet: Show no progress.
+        title: What the progress bar says.
 
     Returns:
         ``values`` (N, 9, K), ``base`` (K,), the means over the background, and ``predictions`` (N, K). And the mean
@@ -185,7 +241,7 @@ def explained(
         first: the mean over rows of the absolute value of the posterior's mean, and the standard deviation over networks
         of what each alone would give.
     """
-    values, cost = shap_values(function, features, background, **settings)
+    values, cost = shap_values(function, features, background, settings, quiet, title)
     base, predictions = predict(function, background).mean(0), predict(function, features)
     importance, spread = np.abs(values.mean(2)).mean(0), np.abs(values).mean(0).std(1)
     ranked = [
@@ -208,27 +264,33 @@ def explained(
 
 
 def compare_explainers(
-    function: nn.Module, features: np.ndarray, background: np.ndarray, **settings: Any
+    function: nn.Module,
+    features: np.ndarray,
+    background: np.ndarray,
+    settings: ShapSettings = ShapSettings(),
+    quiet: bool = True,
 ) -> dict[str, dict[str, float]]:
     """Cost and agreement of all explainers on the same rows.
 
     Args:
         function: The explained function.
-        features: Rows with shape (N, 9).
+        features: Rows with shape (N, 9); ``compare_rows`` of them, evenly spread, are explained.
         background: Background with shape (M, 9).
-        settings: ``permutations``, ``gradients``, ``seed`` and ``quiet`` of :func:`shap_values`.
+        settings: See :func:`shap_values`; all its methods are tried.
+        quiet: Show no progress.
 
     Returns:
         By explainer: ``seconds`` and ``evaluations`` of the function per row; ``deviation``, the mean absolute difference
         from the exact values over the mean absolute exact value; ``efficiency``, see :func:`explained`; ``same_order``,
         how many of the features stand at the place where the exact values have them.
     """
-    found = {m: explained(function, features, background, method=m, title=m, **settings) for m in METHODS}
+    some = features[:: max(1, len(features) // settings.compare_rows)][: settings.compare_rows]
+    found = {m: explained(function, some, background, replace(settings, method=m), quiet, m) for m in METHODS}
     exact, exactly = found["exact"][0]["values"].mean(2), found["exact"][1]["features"]
     return {
         method: {
-            "seconds": short["seconds"] / len(features),
-            "evaluations": short["evaluations"] / len(features),
+            "seconds": short["seconds"] / len(some),
+            "evaluations": short["evaluations"] / len(some),
             "deviation": float(np.abs(arrays["values"].mean(2) - exact).mean() / np.abs(exact).mean()),
             "efficiency": short["efficiency"],
             "same_order": sum(f["feature"] == e["feature"] for f, e in zip(short["features"], exactly, strict=True)),

@@ -1,28 +1,17 @@
-r"""Which features decide the photon sum and the shower's center: SHAP values of Bayesian networks.
+"""What is explained: predictive means of Bayesian networks, of the photon sum itself or of surrogates of the shower's center.
 
-The photon-sum network is explained directly. A flow is too slow for the thousands of evaluations that an explanation
-takes, so small Bayesian networks learn the center of gravity of the responses that the whole simulation generates, and
-those surrogates are explained, after it was said how well they fit.
-
-The explained function is the predictive mean, in photons or cm, of the nine physical features, even where a network
-derives further columns from them. Networks drawn from the posterior are explained together,
-
-.. math:: \phi_j = \frac{1}{K} \sum_{k=1}^{K} \phi_j^{(k)},
-
-which are the SHAP values of the mean over the posterior, SHAP values being linear in the function; their spread over
-:math:`k` says how sure the network is of an explanation. Features are masked by background rows, one feature
-independently of another. A masked primary need not be on its mass shell, and what the networks make of such a primary
-decides how energy and :math:`|p_z|`, which are nearly the same number, share what they say together.
+A flow is too slow for the thousands of evaluations that an explanation takes, so small Bayesian networks learn the center
+of gravity of the responses that the whole simulation generates, and those surrogates are explained, after it was said how
+well they fit.
 
 References:
-    | A Unified Approach to Interpreting Model Predictions (Lundberg and Lee, 2017), https://arxiv.org/abs/1705.07874
     | ZDC Fast Simulation with Normalizing Flows (Majerz and Dzwinel, poster)
-    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), https://arxiv.org/abs/2608.12795
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -30,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from calosim.explain.shap import predict
+from calosim.explain.shap import check_least, predict
 from calosim.models.losses import center_of_gravity
 from calosim.models.photons import PhotonSum
 from calosim.showers.datamodule import RootDataModule
@@ -40,6 +29,8 @@ __all__ = [
     "MIN_SURROGATE_ROWS",
     "CenterSurrogate",
     "PosteriorMeans",
+    "SurrogateSettings",
+    "center_surrogates",
     "fit_surrogate",
     "generated_centers",
     "surrogate_fit",
@@ -47,6 +38,25 @@ __all__ = [
 
 #: Fewer responses with light than this do not fit a surrogate.
 MIN_SURROGATE_ROWS = 100
+
+
+@dataclass(frozen=True)
+class SurrogateSettings:
+    """How surrogates of the shower's center are trained.
+
+    Attributes:
+        surrogate_rows: Responses generated for the surrogates; a quarter as many, of test primaries, judge them.
+        surrogate_epochs: Passes over those responses.
+
+    Raises:
+        ValueError: If a number is too small.
+    """
+
+    surrogate_rows: int = 2000
+    surrogate_epochs: int = 60
+
+    def __post_init__(self) -> None:
+        check_least(self, surrogate_rows=MIN_SURROGATE_ROWS)
 
 
 class CenterSurrogate(PhotonSum):
@@ -196,3 +206,46 @@ def generated_centers(
         images = simulator.sample(data.arrays["particles"][part], data.arrays["pdg"][part], seed, part)
         centers.append(center_of_gravity(torch.from_numpy(images), simulator.detector))
     return torch.cat(centers).numpy()
+
+
+def center_surrogates(
+    simulator: FastSimulator,
+    data: RootDataModule,
+    rows: tuple[np.ndarray, np.ndarray],
+    epochs: int,
+    posterior: int,
+    seed: int,
+    quiet: bool,
+) -> dict[str, tuple[PosteriorMeans, dict[str, float | None]]]:
+    """Surrogates of both coordinates of the shower's center, and how well they fit.
+
+    Args:
+        simulator: Photon sum and shape.
+        data: The data set.
+        rows: Row numbers in its files to learn from, with shape (N,), and to be judged on, with shape (M,).
+        epochs: Passes over the rows.
+        posterior: Networks drawn from each posterior.
+        seed: Seed of all draws.
+        quiet: Show no progress.
+
+    Returns:
+        For ``x`` and ``y`` the surrogate's means and what :func:`surrogate_fit` says of them.
+
+    Raises:
+        ValueError: If no primary is left to judge them, or they cannot be fitted.
+    """
+    inputs, particles = data.arrays["inputs"], data.arrays["particles"]
+    learned, held = rows
+    # A split by response leaves primaries in both splits.
+    held = held[~np.isin(inputs[held], inputs[learned])]
+    if len(held) < 2:
+        raise ValueError(
+            "expected test responses to primaries that the surrogates have not seen, got none; lower surrogate_rows"
+        )
+    centers, truth = (generated_centers(simulator, data, some, seed, quiet) for some in (learned, held))
+    found = {}
+    for i, axis in enumerate("xy"):
+        learn = data.detector.name, particles[learned], centers[:, i]
+        function = PosteriorMeans(fit_surrogate(*learn, posterior, epochs, seed + i, quiet), seed)
+        found[axis] = function, surrogate_fit(function, particles[held], truth[:, i], inputs[held])
+    return found

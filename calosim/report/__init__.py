@@ -1,1 +1,1 @@
-"""calosim.report."""
+"""The report: one self-contained HTML page about run folders, evaluations, studies and explanations."""

@@ -1,181 +1,194 @@
-"""One self-contained HTML page from any set of run folders: trainings, responses, metrics, studies, explanations.
-
-What is reported follows from what a folder holds: a training (``config.yaml`` and ``run.json``), an evaluation
-(``evaluation.json``), a study (``comparison.md``), an explanation (``explain.json``). Sections without data are left out.
-"""
+"""What the report says of a folder: trainings and their curves, evaluations, studies, explanations."""
 
 from __future__ import annotations
 
-import csv
-import html
-import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from calosim.detectors import get_detector
+from calosim.detectors import Detector, get_detector
 from calosim.evaluation.answers import RADII, TITLES
-from calosim.report.page import Section
+from calosim.files import read_csv, read_json, read_npz
+from calosim.report.page import Picture, Section
+from calosim.runs import Run
 
 __all__ = ["curves", "evaluation", "explanation", "folder_name", "study", "trainings"]
 
+#: What is drawn over training steps.
+LOGGED = ("train/loss", "val/loss", "val/ws")
+
 
 def folder_name(folder: Path) -> str:
+    """A folder by its last two names."""
     return "/".join(folder.resolve().parts[-2:])
 
 
 def trainings(folders: Sequence[Path]) -> Section:
+    """A line of facts about each run folder, and its command and configuration."""
     section = Section("trained", "What was trained")
-    rows = []
-    for folder in folders:
-        run = json.loads((folder / "run.json").read_text())
-        done = folder / "training.json"
-        training = json.loads(done.read_text()) if done.exists() else {}
-        minutes = f"{training['seconds'] / 60:.1f}" if training else "not finished"
-        data = run["data"]
-        rows.append(
-            [
-                folder_name(folder),
-                run["model"].rpartition(".")[2],
-                f"{run['parameters']:,}",
-                training.get("epochs", ""),
-                f"{training['samples']:,}" if training else "",
-                minutes,
-                run["seed"],
-                data["particle"] or "all",
-                data["data_hash"][:12],
-                (run["git"] or "")[:12],
-            ]
-        )
+    rows, runs = [], [Run(folder) for folder in folders]
+    for run in runs:
+        record, done = run.record, run.training
+        facts = {
+            "run": folder_name(run.folder),
+            "model": _model(run),
+            "parameters": f"{record['parameters']:,}",
+            "epochs": done["epochs"] if done else "",
+            "samples": f"{done['samples']:,}" if done else "",
+            "minutes": f"{done['seconds'] / 60:.1f}" if done else "not finished",
+            "seed": record["seed"],
+            "particle": record["data"]["particle"] or "all",
+            "data hash": record["data"]["data_hash"][:12],
+            "git": (record["git"] or "")[:12],
+        }
+        rows.append(facts)
     if rows:
-        head = ["run", "model", "parameters", "epochs", "samples", "minutes", "seed", "particle", "data hash", "git"]
-        section.table(head, rows)
-    for folder in folders:
-        config = html.escape((folder / "config.yaml").read_text()) if (folder / "config.yaml").exists() else ""
-        command = " ".join(map(str, json.loads((folder / "run.json").read_text())["command"]))
-        section.body += (
-            f"<details><summary>{html.escape(folder_name(folder))}: command and configuration</summary>"
-            f"<pre>calosim {html.escape(command)}</pre><pre>{config}</pre></details>\n"
+        section.table(list(rows[0]), [list(facts.values()) for facts in rows])
+    for run in runs:
+        config = run / Run.CONFIG
+        command = " ".join(map(str, run.record["command"]))
+        section.details(
+            f"{folder_name(run.folder)}: command and configuration",
+            f"calosim {command}",
+            config.read_text(encoding="utf-8") if config.exists() else "",
         )
     return section
 
 
 def curves(folders: Sequence[Path]) -> Section:
-    section = Section("curves", "Training curves")
-    curves: dict[str, dict[str, dict[str, list[tuple[float, float]]]]] = {}
-    short = [folder_name(folder) for folder in folders]
-    called = {f: str(f) if short.count(name) > 1 else name for f, name in zip(folders, short, strict=True)}
-    for folder in folders:
-        model = json.loads((folder / "run.json").read_text())["model"].rpartition(".")[2]
-        for path in sorted(folder.glob("metrics.csv")) + sorted(folder.glob("fit-*/metrics.csv")):
-            with path.open() as file:
-                for line in csv.DictReader(file):
-                    for key in ("train/loss", "val/loss", "val/ws"):
-                        if line.get(key):
-                            series = curves.setdefault(model, {}).setdefault(key, {}).setdefault(called[folder], [])
-                            series.append((float(line["step"]), float(line[key])))
-    for model, panels in curves.items():
-        from calosim.pictures import training_curves
+    """What was logged while training, a picture for each kind of model."""
+    from calosim.pictures import training_curves
 
-        png = _png(lambda path, panels=panels: training_curves(panels, path))
+    section = Section("curves", "Training curves")
+    points: dict[str, dict[str, dict[str, list[tuple[float, float]]]]] = {}
+    short = [folder_name(folder) for folder in folders]
+    for run, name in zip(map(Run, folders), short, strict=True):
+        called = str(run.folder) if short.count(name) > 1 else name
+        for line in (line for path in run.metrics for line in read_csv(path)):
+            for key in (key for key in LOGGED if line.get(key)):
+                series = points.setdefault(_model(run), {}).setdefault(key, {}).setdefault(called, [])
+                series.append((float(line["step"]), float(line[key])))
+    for model, panels in points.items():
         names = ", ".join(panels)
-        section.picture(
-            png, f"Curves of {names} over training steps for {model}", f"{model}: {names} over training steps."
+        png = _png(partial(training_curves, panels))
+        section.figures(
+            Picture(png, f"Curves of {names} over training steps for {model}", f"{model}: {names} over training steps.")
         )
     return section
 
 
 def evaluation(folder: Path) -> Section:
-    from calosim.pictures import channel_histograms, draws, spectra
-
-    results = json.loads((folder / "evaluation.json").read_text())
-    section = Section("evaluation-" + "-".join(folder.resolve().parts[-2:]), f"Evaluation: {folder_name(folder)}")
-    tables = folder / "evaluation.md"
-    stored = folder / "answers.npz"
+    """Pictures of a judged simulation, and its tables."""
+    results = read_json(folder / "evaluation.json")
+    name = folder_name(folder)
+    section = Section(f"evaluation-{name.replace('/', '-')}", f"Evaluation: {name}")
+    stored, tables = folder / "answers.npz", folder / "evaluation.md"
     if stored.exists():
-        with np.load(stored) as file:
-            arrays = {key: file[key] for key in file.files}
-        detector = get_detector(results["data"]["detector"])
-        if "examples_labels" in arrays:
-            labels = arrays["examples_labels"].tolist()
-            png = _png(lambda path: draws(arrays["examples_reference"], arrays["examples_generated"], labels, path))
-            section.picture(
-                png,
-                f"Photon images of {', '.join(labels)}: Monte Carlo left, generated right",
-                "Responses to the same primaries, one primary a row: draws of the Monte Carlo on the left, generated ones on "
-                "the right. Draws of one primary differ; generated ones should differ as much.",
-            )
-        full = "chain" if "chain_channels" in arrays else "shape"
-        generated = arrays[f"{full}_channels"][0].reshape(-1, 5)
-        png = _png(lambda path: channel_histograms(arrays["reference"], generated, detector.channel_names(), path))
-        section.picture(
+        arrays = read_npz(stored)
+        _responses(section, arrays)
+        _distributions(section, arrays, get_detector(results["data"]["detector"]))
+    if tables.exists():
+        section.markdown(tables.read_text(encoding="utf-8"))
+    return section
+
+
+def _responses(section: Section, arrays: Mapping[str, np.ndarray]) -> None:
+    """Draws of the Monte Carlo beside generated ones."""
+    from calosim.pictures import draws
+
+    if "examples_labels" not in arrays:
+        return
+    labels = arrays["examples_labels"].tolist()
+    png = _png(lambda path: draws(arrays["examples_reference"], arrays["examples_generated"], labels, path))
+    section.figures(
+        Picture(
+            png,
+            f"Photon images of {', '.join(labels)}: Monte Carlo left, generated right",
+            "Responses to the same primaries, one primary a row: draws of the Monte Carlo on the left, generated ones on "
+            "the right. Draws of one primary differ; generated ones should differ as much.",
+        )
+    )
+
+
+def _distributions(section: Section, arrays: Mapping[str, np.ndarray], detector: Detector) -> None:
+    """Channels, photon sums and radial profiles, of the answers' first run."""
+    from calosim.pictures import channel_histograms, spectra
+
+    channels = {n: arrays[f"{n}_channels"][0].reshape(-1, 5) for n in TITLES if f"{n}_channels" in arrays}
+    full = "chain" if "chain" in channels else "shape"
+    names = detector.channel_names()
+    png = _png(lambda path: channel_histograms(arrays["reference"], channels[full], names, path))
+    section.figures(
+        Picture(
             png,
             "Histograms of photons in each of the five channels, with ratios below",
             f"Photons in each read-out channel, {TITLES[full]}, with the ratio to the Monte Carlo; bands are one standard "
             "deviation of the counts.",
         )
-        sums = {"Monte Carlo": arrays["reference"].sum(1)}
-        sums |= {
-            TITLES[n]: arrays[f"{n}_channels"][0].reshape(-1, 5).sum(1) for n in TITLES if f"{n}_channels" in arrays
-        }
-        profiles = {"Monte Carlo": arrays["reference_profile"]} if "reference_profile" in arrays else {}
-        profiles |= {TITLES[n]: arrays[f"{n}_profile"] for n in TITLES if f"{n}_profile" in arrays}
-        png = _png(lambda path: spectra(sums, profiles, RADII * detector.pitch, path))
-        section.picture(
+    )
+    sums = {"Monte Carlo": arrays["reference"].sum(1)} | {TITLES[n]: c.sum(1) for n, c in channels.items()}
+    profiles = {"Monte Carlo": arrays["reference_profile"]} if "reference_profile" in arrays else {}
+    profiles |= {TITLES[n]: arrays[f"{n}_profile"] for n in TITLES if f"{n}_profile" in arrays}
+    png = _png(lambda path: spectra(sums, profiles, RADII * detector.pitch, path))
+    section.figures(
+        Picture(
             png,
             "Spectrum of photon sums, and radial profile of showers",
             "Left: spectrum of photon sums. Right: mean share of the photons by distance from the shower's center of gravity.",
         )
-    if tables.exists():
-        section.markdown(tables.read_text())
-    return section
+    )
 
 
 def study(folder: Path) -> Section:
-    section = Section("study-" + folder.resolve().name, f"Study: {folder.resolve().name}")
-    text = (folder / "comparison.md").read_text()
-    section.markdown("\n".join(line for line in text.splitlines() if not line.startswith("# ")))
+    """A comparison's tables and pictures."""
+    name = folder.resolve().name
+    section = Section(f"study-{name}", f"Study: {name}")
+    section.markdown((folder / "comparison.md").read_text(encoding="utf-8"))
     for path in sorted(folder.glob("comparison-*.png")):
-        mode = path.stem.partition("-")[2]
-        section.picture(
-            path.read_bytes(),
-            f"Metrics of all models by particle, {TITLES[mode]}",
-            f"{TITLES[mode][0].upper()}{TITLES[mode][1:]}: metrics by particle with 95 % bootstrap intervals (standard "
-            "deviations where they cannot be had); lower is better.",
+        title = TITLES[path.stem.partition("-")[2]]
+        section.figures(
+            Picture(
+                path.read_bytes(),
+                f"Metrics of all models by particle, {title}",
+                f"{title[0].upper()}{title[1:]}: metrics by particle with 95 % bootstrap intervals (standard deviations "
+                "where they cannot be had); lower is better.",
+            )
         )
     return section
 
 
 def explanation(folder: Path) -> Section:
-    section = Section("explanation-" + folder.resolve().name, f"Explanation: {folder_name(folder)}")
-    section.markdown(
-        "\n".join(line for line in (folder / "explain.md").read_text().splitlines() if not line.startswith("# "))
-    )
-    captions = {
+    """An explanation's tables and pictures."""
+    section = Section(f"explanation-{folder.resolve().name}", f"Explanation: {folder_name(folder)}")
+    section.markdown((folder / "explain.md").read_text(encoding="utf-8"))
+    words = {
         "bar": "mean absolute SHAP values with their spread over the posterior",
         "beeswarm": "SHAP values of single responses, colored by the feature's value",
     }
-    for target in json.loads((folder / "explain.json").read_text())["targets"]:
-        section.body += '<div class="pair">\n'
-        for kind, words in captions.items():
-            path = folder / f"{target}_{kind}.png"
-            if path.exists():
-                caption = f"{target.replace('_', ' ').capitalize()}: {words}."
-                section.picture(path.read_bytes(), caption, caption)
-        section.body += "</div>\n"
-    path = folder / "photon_uncertainty.png"
-    if path.exists():
-        caption = (
-            "Photon sum: predictive intervals against observed sums, the coverage curve, and the parts of the variance."
-        )
-        section.picture(path.read_bytes(), caption, caption)
+    uncertainty = (
+        "Photon sum: predictive intervals against observed sums, the coverage curve, and the parts of the variance."
+    )
+    pairs = [
+        {f"{target}_{kind}": f"{target.replace('_', ' ').capitalize()}: {said}." for kind, said in words.items()}
+        for target in read_json(folder / "explain.json")["targets"]
+    ]
+    for captions in (*pairs, {"photon_uncertainty": uncertainty}):
+        found = {path: said for name, said in captions.items() if (path := folder / f"{name}.png").exists()}
+        if found:
+            section.figures(*(Picture(path.read_bytes(), said, said) for path, said in found.items()))
     return section
 
 
-def _png(draw: Any) -> bytes:
+def _model(run: Run) -> str:
+    """The class of a run's model."""
+    return run.record["model"].rpartition(".")[2]
+
+
+def _png(draw: Callable[[Path], Any]) -> bytes:
     """The bytes of a picture that a function draws into a file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "picture.png"
