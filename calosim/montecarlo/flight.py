@@ -1,21 +1,7 @@
-r"""A toy Monte Carlo: primaries, transport with decays, showers, photon images. It is a model, not a simulation.
-
-It stands in for the ALICE data, which is not public, so that everything downstream runs on ROOT input with physics in
-it: straight flight, magnetic bending, relativistic decay lengths, isotropic two-body decays, showers with sub-showers.
-**It leaves out**: a geometry (beam pipe and collimators are thin planes with a rectangular hole), a magnetic lattice (one
-thin dipole), energy loss, shower development in depth, the angle of incidence, fibres and optics, three-body decays
-(K0L flies as if stable; charged kaons decay only through their two-body channels), correlations between the particles
-of one event, and everything low in energy. Its parameters were tuned so that published averages come out (see
-:mod:`calosim.montecarlo.calibration`); nothing beyond those averages is to be believed.
-
-Adding a detector is adding a :class:`Setup` to :data:`SETUPS`: where primaries come from, what stands in their way and
-how the calorimeter answers.
+r"""Particles on their way: their properties, and how they decay into two.
 
 References:
-    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), https://arxiv.org/abs/2608.12795
-    | Review of Particle Physics (Particle Data Group, 2024), https://doi.org/10.1103/PhysRevD.110.030001
-    | Lateral profile, containment and resolution of the ZN: coppedis/fastsimZDC
-    | Photon sums of single tracks: Jot-De/ZDC_fastsim
+    Review of Particle Physics (Particle Data Group, 2024), https://doi.org/10.1103/PhysRevD.110.030001
 """
 
 from __future__ import annotations
@@ -40,8 +26,6 @@ _DECAYS: dict[int, tuple[tuple[float, int, int], ...]] = {
     3322: ((0.99524, 3122, 111),),
     3312: ((0.99887, 3122, -211),),
 }
-
-
 _OWN_ANTIPARTICLES = frozenset({22, 111, 130, 310})
 
 
@@ -105,6 +89,11 @@ def _property(pdg: int) -> tuple[float, float, float]:
 
 
 def properties(pdg: np.ndarray) -> _Properties:
+    """Masses in GeV, charges in e and decay lengths at rest in cm of PDG codes, each with shape (M,).
+
+    Raises:
+        ValueError: If a code is not in the PDG tables.
+    """
     codes, inverse = np.unique(pdg, return_inverse=True)
     table = np.array([_property(int(code)) for code in codes]).reshape(-1, 3)[inverse]
     return _Properties(*table.T)

@@ -1,22 +1,4 @@
-r"""A toy Monte Carlo: primaries, transport with decays, showers, photon images. It is a model, not a simulation.
-
-It stands in for the ALICE data, which is not public, so that everything downstream runs on ROOT input with physics in
-it: straight flight, magnetic bending, relativistic decay lengths, isotropic two-body decays, showers with sub-showers.
-**It leaves out**: a geometry (beam pipe and collimators are thin planes with a rectangular hole), a magnetic lattice (one
-thin dipole), energy loss, shower development in depth, the angle of incidence, fibres and optics, three-body decays
-(K0L flies as if stable; charged kaons decay only through their two-body channels), correlations between the particles
-of one event, and everything low in energy. Its parameters were tuned so that published averages come out (see
-:mod:`calosim.montecarlo.calibration`); nothing beyond those averages is to be believed.
-
-Adding a detector is adding a :class:`Setup` to :data:`SETUPS`: where primaries come from, what stands in their way and
-how the calorimeter answers.
-
-References:
-    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), https://arxiv.org/abs/2608.12795
-    | Review of Particle Physics (Particle Data Group, 2024), https://doi.org/10.1103/PhysRevD.110.030001
-    | Lateral profile, containment and resolution of the ZN: coppedis/fastsimZDC
-    | Photon sums of single tracks: Jot-De/ZDC_fastsim
-"""
+"""Where primary particles come from: their mix, spectra, directions and vertices."""
 
 from __future__ import annotations
 

@@ -1,21 +1,7 @@
-r"""A toy Monte Carlo: primaries, transport with decays, showers, photon images. It is a model, not a simulation.
-
-It stands in for the ALICE data, which is not public, so that everything downstream runs on ROOT input with physics in
-it: straight flight, magnetic bending, relativistic decay lengths, isotropic two-body decays, showers with sub-showers.
-**It leaves out**: a geometry (beam pipe and collimators are thin planes with a rectangular hole), a magnetic lattice (one
-thin dipole), energy loss, shower development in depth, the angle of incidence, fibres and optics, three-body decays
-(K0L flies as if stable; charged kaons decay only through their two-body channels), correlations between the particles
-of one event, and everything low in energy. Its parameters were tuned so that published averages come out (see
-:mod:`calosim.montecarlo.calibration`); nothing beyond those averages is to be believed.
-
-Adding a detector is adding a :class:`Setup` to :data:`SETUPS`: where primaries come from, what stands in their way and
-how the calorimeter answers.
+"""What surrounds each detector; adding a detector to the toy Monte Carlo is adding a :class:`Setup` to :data:`SETUPS`.
 
 References:
-    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), https://arxiv.org/abs/2608.12795
-    | Review of Particle Physics (Particle Data Group, 2024), https://doi.org/10.1103/PhysRevD.110.030001
-    | Lateral profile, containment and resolution of the ZN: coppedis/fastsimZDC
-    | Photon sums of single tracks: Jot-De/ZDC_fastsim
+    Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), https://arxiv.org/abs/2608.12795
 """
 
 from __future__ import annotations
@@ -62,7 +48,7 @@ def get_setup(detector: Detector) -> Setup:
         raise ValueError(f"cannot simulate detector {detector.name!r}; expected one of {', '.join(SETUPS)}") from None
 
 
-#: Primaries of the ALICE data, by PDG code. Weights: see :func:`simulate`.
+#: Primaries of the ALICE data, by PDG code. Weights: see :func:`calosim.montecarlo.simulate`.
 _ZDC_SOURCES: dict[int, Source] = {
     22: Source(608, (0.55, 5.2), 0.14),
     2112: Source(284, (1.2, 11.0), 0.10),
@@ -87,15 +73,10 @@ _ZDC_SOURCES: dict[int, Source] = {
     -3312: Source(1, (1.2, 8.0), 0.14),
 }
 
-
 _ZDC = Forward(_ZDC_SOURCES, beam=6500.0, crossing=(12.5e-6, 30e-6), forward=0.5165)
 
-
 _HADRONS = ((22, 0.45), (2112, 0.25), (211, 0.15), (-211, 0.15))
-
-
 _ELECTRONS = ((22, 0.7), (11, 0.15), (-11, 0.15))
-
 
 _LINE = (
     # Windows, flanges and gas upstream of the dipole: charged primaries make light in ZN by what they knock on here.
@@ -119,12 +100,10 @@ _LINE = (
     ),
 )
 
-
 _FOCAL_SOURCES = {
     code: Source(weight, (1.0, 1.0), 0.2)
     for code, weight in {211: 0.3, -211: 0.3, 22: 0.1, 2212: 0.1, 2112: 0.1, 130: 0.05, 321: 0.05}.items()
 }
-
 
 #: What surrounds each detector. ZN is calibrated; for ZP and FoCal-H the numbers are sensible, no more.
 SETUPS: dict[str, Setup] = {
