@@ -40,7 +40,7 @@ _ALIASES: dict[str, int] = {
     "k-long": 130,
 }
 
-#: The particle types of P4's fine-tuning study, in its order.
+#: The particle types of the published fine-tuning study (Majerz et al., 2026, arXiv 2608.12795), in its order.
 STUDY_PARTICLES: tuple[int, ...] = (22, 2112, 3122, 310, 3222)
 
 

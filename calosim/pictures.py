@@ -1,4 +1,4 @@
-"""Pictures that several commands share."""
+"""Drawing of responses, distributions and tables; every picture is a file that is whole or not there."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 __all__ = [
     "beeswarm",
@@ -255,15 +255,6 @@ def comparison(
     return _save(figure, Path(path))
 
 
-def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside and renamed, so that nobody ever reads half a picture.
-    partial = path.with_name(f".{os.getpid()}-{path.name}")
-    figure.savefig(partial, dpi=130)
-    partial.replace(path)
-    return path
-
-
 def beeswarm(
     values: NDArray, features: NDArray, names: Sequence[str], label: str, path: str | os.PathLike[str]
 ) -> Path:
@@ -379,3 +370,12 @@ def predictive_intervals(
     right.set_xticklabels(list(parts))
     right.legend(frameon=False, fontsize="small")
     return _save(figure, Path(path))
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside and renamed, so that nobody ever reads half a picture.
+    partial = path.with_name(f".{os.getpid()}-{path.name}")
+    figure.savefig(partial, dpi=130)
+    partial.replace(path)
+    return path

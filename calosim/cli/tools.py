@@ -10,7 +10,6 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import numpy as np
 from jsonargparse import ArgumentParser
 
 from calosim.files import check_writable, shipped_words
@@ -80,6 +79,7 @@ def simulate(
         workers: Threads.
         quiet: Show no progress.
     """
+    from calosim.montecarlo.simulate import distinct_primaries
     from calosim.montecarlo.simulate import simulate as respond
     from calosim.showers.reading import read_primaries
     from calosim.showers.root import Writer, write
@@ -88,10 +88,7 @@ def simulate(
     check_writable(Path(out).parent)
     source: Any = primaries
     if isinstance(primaries, str):
-        particles, pdg = read_primaries(primaries)
-        # A file of showers repeats a primary for each of its responses.
-        _, first = np.unique(np.column_stack([particles, pdg]), axis=0, return_index=True)
-        source = particles[np.sort(first)], pdg[np.sort(first)]
+        source = distinct_primaries(*read_primaries(primaries))
     showers = respond(source, responses_per_primary, detector, seed, workers=workers, progress=not quiet)
     write(out, showers)
     print(f"{out}: {len(showers)} responses of {showers.geometry.title} to {showers.inputs.max() + 1} primaries")

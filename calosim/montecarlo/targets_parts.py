@@ -74,7 +74,7 @@ def _neutron_sums(energy: np.ndarray, total: np.ndarray) -> list[Target]:
         measured(group, "photons/GeV", "0.658", lambda m: each[m].mean(), block, relative(0.658, 0.05)),
         measured(group, "spread of photons/GeV", "0.197", lambda m: each[m].std(), block, relative(0.197, 0.25)),
         measured(group, "slope of N(E)", "0.692", lambda m: line(m)[0], block, relative(0.692, 0.1)),
-        measured(group, "N(E) at 500 GeV", "332", lambda m: np.polyval(line(m), 500), block, relative(332, 0.1)),
+        measured(group, "N(E) at 500 GeV", "332", lambda m: float(np.polyval(line(m), 500)), block, relative(332, 0.1)),
         measured(group, "no light, %", "about 5", lambda m: 100 * (total[m] == 0).mean(), block, absolute(5, 2)),
         measured(
             group, "below half the median, %", "7", lambda m: 100 * (each[m] < half).mean(), block, absolute(7, 2)
