@@ -1,35 +1,23 @@
-r"""Judges a fast simulation on test rows, beside the Monte Carlo's own floor and a trivial model.
-
-Protocol of P4: several responses are generated for every test row, several times over; the numbers are means and
-standard deviations over those runs. The floor is the Monte Carlo against itself with another seed; the trivial model
-answers with a random training response of the same particle type.
-
-References:
-    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), section 3.2,
-      https://arxiv.org/abs/2608.12795
-"""
+"""Lets candidates answer the judged rows, reduces what they say to channels and centers, and measures it."""
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from calosim.detectors import Detector
-from calosim.metrics.conditional import channel_metrics
+from calosim.metrics import channel_metrics
 from calosim.models.losses import shower_center
-from calosim.particles import particle_name
+from calosim.particles import groups
 from calosim.showers.record import Showers
 
 __all__ = [
-    "FULL_CHAIN",
     "RADII",
-    "SHAPE_ALONE",
     "TITLES",
     "Answers",
     "Candidate",
@@ -40,21 +28,16 @@ __all__ = [
     "radial_profile",
 ]
 
-SHAPE_ALONE, FULL_CHAIN = "shape alone (true photon sums)", "full chain"
-
-
-#: Candidates by their short names, which are those in ``answers.npz``.
+#: What tables call the candidates, by the short names that files use.
 TITLES = {
-    "shape": SHAPE_ALONE,
-    "chain": FULL_CHAIN,
+    "shape": "shape alone (true photon sums)",
+    "chain": "full chain",
     "floor": "floor (Monte Carlo, other seed)",
     "trivial": "trivial (random training response)",
 }
 
-
 #: Edges of the radial profile's bins, in pixels.
 RADII = np.arange(0, 41)
-
 
 #: Answers for a batch of rows: (run, row numbers with shape (B,)) -> photon images with shape (B, nx, ny).
 Candidate = Callable[[int, np.ndarray], np.ndarray]
@@ -75,6 +58,10 @@ class Answers(NamedTuple):
     offsets: np.ndarray
     profile: np.ndarray
     seconds: float
+
+    def of(self, rows: np.ndarray) -> Self:
+        """The channels and offsets of some rows, chosen by a mask with shape (N,)."""
+        return self._replace(channels=self.channels[:, rows], offsets=self.offsets[:, rows])
 
 
 def ask(
@@ -153,29 +140,18 @@ def measure(
         ``mean`` and ``std`` over runs by metric (``ws_all``, ``mae_cond_gamma``), the values of all ``runs``, and
         ``seconds`` per response. Values of a particle type are over all its rows.
     """
-    tensors = [torch.from_numpy(np.asarray(x)) for x in (reference, pdg.astype(np.int64), inputs)]
     mixed = np.ones(len(pdg), dtype=bool) if natural is None else natural
 
     def values(run: int, rows: np.ndarray) -> dict[str, float]:
-        metrics = channel_metrics(detector)
-        metrics.update(torch.from_numpy(answers.channels[run][rows]), *(t[torch.from_numpy(rows)] for t in tensors))
-        result = {key: float(value) for key, value in metrics.compute().items()}
-        offsets = answers.offsets[run]
-        for code in (None, *np.unique(pdg[rows])):
-            some = offsets[rows if code is None else rows & (pdg == code)]
-            some = some[~np.isnan(some)].astype(np.float64)
-            name = "all" if code is None else particle_name(int(code))
-            result[f"center_{name}"] = some.mean() if len(some) else float("nan")
-            result[f"center_sd_{name}"] = some.std() if len(some) else float("nan")
-        return result
+        found = answers.channels[run][rows], answers.offsets[run][rows]
+        return _metrics(*found, reference[rows], pdg[rows], inputs[rows], detector)
 
+    types = tuple(f"_{name}" for name, _ in groups(pdg) if name != "all")
     runs = []
     for run in range(len(answers.channels)):
         result = values(run, np.ones(len(pdg), dtype=bool))
-        if not mixed.all():
-            particles = {f"_{particle_name(int(code))}" for code in np.unique(pdg)}
-            natural_values = values(run, mixed) if mixed.any() else {}
-            result |= {k: v for k, v in natural_values.items() if not any(k.endswith(p) for p in particles)}
+        if mixed.any() and not mixed.all():
+            result |= {key: value for key, value in values(run, mixed).items() if not key.endswith(types)}
         runs.append(result)
     series = {key: np.array([run[key] for run in runs]) for key in runs[0]}
     return {
@@ -184,6 +160,26 @@ def measure(
         "runs": runs,
         "seconds": answers.seconds,
     }
+
+
+def _metrics(
+    channels: np.ndarray,
+    offsets: np.ndarray,
+    reference: np.ndarray,
+    pdg: np.ndarray,
+    inputs: np.ndarray,
+    detector: Detector,
+) -> dict[str, float]:
+    """Metrics and center offsets of one run's channels (N, G, 5) and offsets (N, G); NaN offsets are dark images."""
+    metrics = channel_metrics(detector)
+    metrics.update(*(torch.from_numpy(np.asarray(x)) for x in (channels, reference, pdg.astype(np.int64), inputs)))
+    result = {key: float(value) for key, value in metrics.compute().items()}
+    for name, rows in groups(pdg):
+        lit = offsets[rows]
+        lit = lit[~np.isnan(lit)].astype(np.float64)
+        result[f"center_{name}"] = lit.mean() if len(lit) else float("nan")
+        result[f"center_sd_{name}"] = lit.std() if len(lit) else float("nan")
+    return result
 
 
 def center_offsets(images: np.ndarray, particles: np.ndarray, detector: Detector) -> np.ndarray:
@@ -203,18 +199,17 @@ def radial_profile(images: np.ndarray, detector: Detector) -> np.ndarray:
     return np.histogram(radius, RADII, weights=share)[0] / len(images)
 
 
-def packed_answers(answers: dict[str, Answers], *arrays: np.ndarray, **more: np.ndarray) -> bytes:
-    """The answers as the content of ``answers.npz``, for comparisons of models on the same rows."""
-    packed = more | dict(
-        zip(("rows", "pdg", "inputs", "natural", "reference", "reference_profile"), arrays, strict=True)
-    )
+def packed_answers(answers: dict[str, Answers]) -> dict[str, np.ndarray]:
+    """The answers by title as arrays by short name: ``shape_channels``, ``shape_offsets``, ``shape_profile`` and so on.
+
+    They are the part of ``answers.npz`` that comparisons of models on the same rows read.
+    """
+    packed: dict[str, np.ndarray] = {}
     for name, title in TITLES.items():
         if title in answers:
             packed |= {
                 f"{name}_channels": answers[title].channels.astype(np.int32),
-                f"{name}center_offsets": answers[title].offsets,
-                f"{name}radial_profile": answers[title].profile,
+                f"{name}_offsets": answers[title].offsets,
+                f"{name}_profile": answers[title].profile,
             }
-    stream = io.BytesIO()
-    np.savez_compressed(stream, **packed)  # type: ignore[arg-type]
-    return stream.getvalue()
+    return packed

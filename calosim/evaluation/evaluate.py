@@ -1,8 +1,4 @@
-r"""Judges a fast simulation on test rows, beside the Monte Carlo's own floor and a trivial model.
-
-Protocol of P4: several responses are generated for every test row, several times over; the numbers are means and
-standard deviations over those runs. The floor is the Monte Carlo against itself with another seed; the trivial model
-answers with a random training response of the same particle type.
+"""Judges a fast simulation on test rows, beside the Monte Carlo's own floor and a trivial model.
 
 References:
     | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), section 3.2,
@@ -11,7 +7,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,44 +15,69 @@ import numpy as np
 import torch
 
 from calosim import __version__
-from calosim.detectors import Detector
-from calosim.evaluation.answers import FULL_CHAIN, SHAPE_ALONE, TITLES, Candidate, ask, measure, packed_answers
+from calosim.evaluation.answers import TITLES, Answers, Candidate, ask, measure, packed_answers
 from calosim.evaluation.photons import photon_report
-from calosim.evaluation.references import reference_pools
+from calosim.evaluation.protocol import Protocol
+from calosim.evaluation.references import Reference, find_references
 from calosim.evaluation.rounding import best_noise_removals
-from calosim.evaluation.selection import check_splits, mixed_rows, trained_data
-from calosim.evaluation.tables import csv_of, tables_of
-from calosim.files import atomic_write, check_writable, to_json
+from calosim.evaluation.selection import Selection, check_splits, select_rows, trained_data
+from calosim.evaluation.tables import as_csv, as_markdown
+from calosim.files import atomic_write, check_writable, write_json, write_npz
 from calosim.models.photons import PhotonSum
 from calosim.models.shape import ShapeModule
 from calosim.particles import STUDY_PARTICLES, particle_symbol
 from calosim.runs import git_hash
-from calosim.showers.datamodule import describe
-from calosim.showers.record import Showers
-from calosim.simulation.simulator import FastSimulator, noise_removals, pick_device
+from calosim.showers.datamodule import RootDataModule, describe
+from calosim.simulation.simulator import FastSimulator, NoiseRemoval, pick_device
 
-__all__ = ["evaluate"]
+__all__ = ["Models", "evaluate"]
+
+#: Photon sums that each model draws for a row.
+SUMS_PER_ROW = 50
 
 #: Primaries and draws of each that are kept as examples.
 EXAMPLES = (6, 4)
 
 
+@dataclass(frozen=True)
+class Models:
+    """The models under judgement, and how their images become photon counts.
+
+    Attributes:
+        shape: Run folder, checkpoint or ensemble of the shape model; without it only the photon sums are judged.
+        photons: Run folders or checkpoints of photon-sum models; the first is used with the shape model, all are compared.
+        noise_removal: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize; or best:
+            for each particle the one with the smallest Wasserstein distance on validation rows. An ensemble's own by
+            default, else 3.
+        noise_removal_of: Exceptions by particle, for instance "[neutron=1,k0s=2]".
+    """
+
+    shape: str | None = None
+    photons: list[str] | None = None
+    noise_removal: int | Literal["best"] | None = None
+    noise_removal_of: list[str] | None = None
+
+    @property
+    def paths(self) -> list[str]:
+        """All that is judged, the shape model first.
+
+        Raises:
+            ValueError: If nothing is.
+        """
+        paths = [path for path in (self.shape, *(self.photons or [])) if path]
+        if not paths:
+            raise ValueError("nothing to evaluate: name a shape model with --shape or photon-sum models with --photons")
+        return paths
+
+
 def evaluate(
     out: str,
-    shape: str | None = None,
-    photons: list[str] | None = None,
+    models: Models = Models(),
     files: list[str] | None = None,
     data: str | None = None,
-    split: Literal["test", "val"] = "test",
     floor: str | None = None,
-    runs: int = 5,
-    responses: int = 5,
-    rows: int | None = None,
-    rows_of_each: int | None = None,
-    noise_removal: int | Literal["best"] | None = None,
-    noise_removal_of: list[str] | None = None,
     references: bool = True,
-    seed: int = 1,
+    protocol: Protocol = Protocol(),
     device: str = "auto",
     quiet: bool = False,
 ) -> None:
@@ -67,176 +88,193 @@ def evaluate(
 
     Args:
         out: Folder for the results.
-        shape: Run folder, checkpoint or ensemble of the shape model; without it only the photon sums are judged.
-        photons: Run folders or checkpoints of photon-sum models; the first is used with the shape model, all are compared.
+        models: The models under judgement.
         files: Data files, if they are no longer where the models were trained.
         data: Run folder whose data set and split are used; that of the shape model if not given.
-        split: The rows to judge on; choices between models are made on val, results are reported on test.
         floor: Showers of the same primaries simulated with another seed (``calosim simulate --primaries FILE``). Without
             it, one half of each input's responses answers for the other, on whose rows alone the floor is judged then.
-        runs: Repetitions with other seeds.
-        responses: Responses generated for every row in each run.
-        rows: About that many rows, spread over particle types and inputs, up to five of an input; all if not given.
-        rows_of_each: In addition up to about that many rows of each particle type, for its own column; "all" stays with the
-            natural mix.
-        noise_removal: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize; or best:
-            for each particle the one with the smallest Wasserstein distance on validation rows. An ensemble's own by
-            default, else 3.
-        noise_removal_of: Exceptions by particle, for instance "[neutron=1,k0s=2]".
         references: Whether the floor and the trivial model are judged too.
-        seed: Seed of the draws.
+        protocol: Which rows are judged, and how often they are answered.
         device: auto, cpu, cuda or mps.
         quiet: Show no progress.
     """
-    arguments = {key: value for key, value in locals().items() if key != "quiet"}
-    for name, value in (("runs", runs), ("responses", responses), ("rows", rows), ("rows_of_each", rows_of_each)):
-        if value is not None and value < 1:
-            raise ValueError(f"expected {name} of at least 1, got {value}")
-    photons = photons or []
-    if shape is None and not photons:
-        raise ValueError("nothing to evaluate: name a shape model with --shape or photon-sum models with --photons")
+    given = {"out": out, "files": files, "data": data, "floor": floor, "references": references, "device": device}
+    judge = data or models.paths[0]
     check_writable(out)
-    exceptions = noise_removals(3, noise_removal_of or [])
-    where = pick_device(device)
-    source, particle = trained_data(data or shape or photons[0], files, shape)
-    check_splits(data or shape or photons[0], [m for m in (shape, *photons) if m], data is not None)
-    models = {str(p): PhotonSum.load(p, where) for p in photons}
-    # All types' rows are chosen, then those of the particle: the same rows whichever model is judged.
-    all_inputs, all_pdg = source.inputs(split), source.arrays["pdg"][source.rows(split)]
-    chosen, natural = mixed_rows(all_inputs, all_pdg, rows, rows_of_each)
-    if particle is not None:
-        keep = all_pdg[chosen] == particle
-        chosen, natural = chosen[keep], natural[keep]
-    test, inputs = source.showers(split, chosen), all_inputs[chosen]
-    if not len(test):
-        raise ValueError(f"{', '.join(source.files)}: the {split} split has no row to evaluate")
-    results: dict[str, Any] = {
-        "calosim": __version__,
-        "git": git_hash(),
-        "arguments": arguments,
-        "seed": seed,
-        "split": split,
-        "shape": shape,
-        "photons": list(models),
-        "rows": len(test),
-        "inputs": len(np.unique(inputs)),
-        "runs": runs,
-        "responses": responses,
-        "data": describe(source),
-    }
-    draws_per_row = 50
-    asked = np.ones(len(test), dtype=bool)  # the rows that the floor is judged on
-    pools: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[..., np.ndarray]]] = {}
+    work = _prepare(models, judge, files, data is not None, protocol, device)
     if references:
-        pools, asked, lacking = reference_pools(source, split, chosen, test, inputs, floor)
-        results["floor_rows_without_their_input"] = lacking
-        results["floor"] = (
-            floor or f"{asked.sum()} rows, one half of each input's {split} responses, against the other half"
-        )
-    # -- photon sums
-    numbers = np.arange(len(test) * draws_per_row)
+        work.references.update(find_references(work.data, protocol.split, work.rows, floor))
+    results: dict[str, Any] = {"calosim": __version__, "git": git_hash()}
+    results |= {"arguments": {**given, **asdict(models), **asdict(protocol)}, **_description(work, floor)}
+    results["photon_sum"] = _judge_sums(work)
+    images, arrays = ({}, {}) if models.shape is None else _judge_images(work, quiet)
+    _save(Path(out), results | images, arrays, work)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is judged on what: loaded models, the judged rows, and what answers beside the models."""
+
+    models: Models
+    protocol: Protocol
+    device: torch.device
+    exceptions: dict[int, int]
+    photons: dict[str, PhotonSum]
+    data: RootDataModule
+    rows: Selection
+    references: dict[str, Reference]
+
+    def fair(self, name: str) -> np.ndarray:
+        """The rows on which a candidate, by its short name, may be judged, shape (N,)."""
+        everywhere = np.ones(len(self.rows), dtype=bool)
+        return self.references[name].fair if name in self.references else everywhere
+
+
+def _prepare(
+    models: Models, judge: str, files: list[str] | None, given: bool, protocol: Protocol, device: str
+) -> _Work:
+    """Loads data and photon-sum models and chooses the rows; all that can be refused at once comes first."""
+    exceptions = NoiseRemoval(None, models.noise_removal_of or ()).by_code()
+    where = pick_device(device)
+    data, particle = trained_data(judge, files, models.shape)
+    check_splits(judge, models.paths, given)
+    photons = {run: PhotonSum.load(run, where) for run in models.photons or []}
+    rows = select_rows(data, protocol, particle)
+    if not len(rows):
+        raise ValueError(f"{', '.join(data.files)}: the {protocol.split} split has no row to evaluate")
+    return _Work(models, protocol, where, exceptions, photons, data, rows, {})
+
+
+def _description(work: _Work, floor: str | None) -> dict[str, Any]:
+    """What the results say of how they came about."""
+    protocol, rows = work.protocol, work.rows
+    found: dict[str, Any] = {
+        "seed": protocol.seed,
+        "split": protocol.split,
+        "shape": work.models.shape,
+        "photons": list(work.photons),
+        "rows": len(rows),
+        "inputs": len(np.unique(rows.inputs)),
+        "runs": protocol.runs,
+        "responses": protocol.responses,
+        "data": describe(work.data),
+    }
+    if own := work.references.get("floor"):
+        halves = f"{own.fair.sum()} rows, one half of each input's {protocol.split} responses, against the other half"
+        found |= {"floor_rows_without_their_input": own.lacking, "floor": floor or halves}
+    return found
+
+
+def _judge_sums(work: _Work) -> dict[str, dict[str, dict[str, float]]]:
+    """Photon sums that models and references draw, against the true ones."""
+    showers, seed = work.rows.showers, work.protocol.seed
+    numbers = np.arange(len(work.rows) * SUMS_PER_ROW)
+    particles = torch.from_numpy(showers.particles).to(work.device, torch.float32)
     sums: dict[str, np.ndarray] = {}
-    particles = torch.from_numpy(test.particles).to(where, torch.float32)
-    for name, model in models.items():
+    for run, model in work.photons.items():
         parts = [
-            model.sample(particles[part // draws_per_row], seed, torch.from_numpy(part).to(where)).cpu().numpy()
+            model.sample(particles[part // SUMS_PER_ROW], seed, torch.from_numpy(part).to(work.device)).cpu().numpy()
             for part in np.array_split(numbers, max(1, len(numbers) // 65536))
         ]
-        sums[f"{model.head} ({name})"] = np.concatenate(parts).reshape(len(test), draws_per_row)
-    for title, (images, positions) in pools.items():
-        drawn_rows = positions(numbers // draws_per_row, seed, numbers)
-        distinct, back = np.unique(drawn_rows, return_inverse=True)
-        pool_sums = np.concatenate(
-            [
-                images(part).sum(axis=(1, 2), dtype=np.int64)
-                for part in np.array_split(distinct, len(distinct) // 4096 + 1)
-            ]
+        sums[f"{model.head} ({run})"] = np.concatenate(parts)
+    for name, reference in work.references.items():
+        sums[name] = reference.photon_sums(numbers // SUMS_PER_ROW, seed, numbers)
+    report, true_sum = {}, showers.photon_sum
+    for name, drawn in sums.items():
+        fair = work.fair(name)
+        report[name] = photon_report(drawn.reshape(-1, SUMS_PER_ROW)[fair], true_sum[fair], showers.pdg[fair])
+    return report
+
+
+def _judge_images(work: _Work, quiet: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Images that simulation and references answer with, against the Monte Carlo's.
+
+    Returns:
+        Results: ``noise_removal``, ``images`` by candidate, and the ``monte_carlo`` itself; and the arrays of
+        ``answers.npz``.
+    """
+    rows, protocol = work.rows, work.protocol
+    test, detector = rows.showers, rows.showers.geometry
+    simulator, results = _simulator(work, quiet)
+    answers = ask(test, _candidates(work, simulator), protocol.runs, protocol.responses, quiet=quiet)
+    # The Monte Carlo itself: channels to compare with, and its centers' own offsets.
+    itself = ask(test, {"": lambda run, n: test.images[n]}, runs=1, responses=1, quiet=True)[""]
+    reference = itself.channels[0, :, 0]
+
+    def measured(answer: Answers, fair: np.ndarray) -> dict[str, Any]:
+        pdg, inputs, natural = test.pdg[fair], rows.inputs[fair], rows.natural[fair]
+        return measure(answer.of(fair), reference[fair], pdg, inputs, detector, natural)
+
+    fair = {title: work.fair(name) for name, title in TITLES.items()}
+    results["images"] = {title: measured(answer, fair[title]) for title, answer in answers.items()}
+    results["monte_carlo"] = measured(itself, np.ones(len(rows), dtype=bool))["mean"]
+    # Answers to a part of the rows cannot be compared row by row.
+    whole = {title: answer for title, answer in answers.items() if fair[title].all()}
+    return results, {
+        **_examples(rows, simulator, protocol.seed),
+        **{"rows": rows.positions, "pdg": test.pdg, "inputs": rows.inputs, "natural": rows.natural},
+        **{"reference": reference, "reference_profile": itself.profile},
+        **packed_answers(whole),
+    }
+
+
+def _simulator(work: _Work, quiet: bool) -> tuple[FastSimulator, dict[str, Any]]:
+    """The fast simulation; and its noise removal for the results, with the distances by which it was chosen."""
+    models, protocol = work.models, work.protocol
+    shape, results = str(models.shape), {}
+    methods = dict(work.exceptions)
+    if models.noise_removal == "best":
+        rows = protocol.rows_of_each or protocol.rows or 1000
+        best, results["noise_removal_ws"] = best_noise_removals(
+            ShapeModule.load(shape, work.device), work.data, rows, protocol.seed, quiet
         )
-        sums[title] = pool_sums[back.ravel()].reshape(len(test), draws_per_row)
-    results["photon_sum"] = {}
-    for title, drawn in sums.items():
-        rated = asked if title == "floor" else np.ones_like(asked)
-        results["photon_sum"][title] = photon_report(drawn[rated], test.photon_sum[rated], test.pdg[rated])
-    # -- images
-    folder = Path(out)
-    if shape is not None:
-        methods = {code: method for code, method in exceptions.items() if code}
-        if noise_removal == "best":
-            chosen_for = rows_of_each or rows or 1000
-            best, results["noise_removal_ws"] = best_noise_removals(
-                ShapeModule.load(shape, where), source, chosen_for, seed, quiet
-            )
-            methods = best | methods
-        elif noise_removal is not None:
-            methods |= {0: noise_removal}
-        simulator = FastSimulator.load(shape, photons[0] if photons else None, methods, where)
-        results["noise_removal"] = simulator.noise_removal
-        true_sum = test.photon_sum
-
-        def generated(full: bool) -> Candidate:
-            def images(run: int, numbers: np.ndarray) -> np.ndarray:
-                row = numbers // responses
-                total = None if full else true_sum[row]
-                # A row's draws are keyed by where it is in the data, so that models of all and of one particle share them.
-                keys = chosen[row] * responses + numbers % responses
-                return simulator.sample(test.particles[row], test.pdg[row], seed + run, keys, total, batch_size=1024)
-
-            return images
-
-        def from_pool(name: str) -> Candidate:
-            pool_images, positions = pools[name]
-            return lambda run, n: pool_images(positions(n // responses, seed + run, n))
-
-        candidates: dict[str, Candidate] = {SHAPE_ALONE: generated(False)}
-        if simulator.photons is not None:
-            candidates[FULL_CHAIN] = generated(True)
-        candidates |= {TITLES[name]: from_pool(name) for name in pools}
-        answers = ask(test, candidates, runs, responses, quiet=quiet)
-        # The Monte Carlo itself: channels to compare with, and its centers' own offsets.
-        itself = ask(test, {"": lambda run, n: test.images[n]}, runs=1, responses=1, quiet=True)[""]
-        reference, detector = itself.channels[0, :, 0], test.geometry
-        results["images"] = {}
-        for title, answer in answers.items():
-            rated = asked if title == TITLES["floor"] else np.ones_like(asked)
-            answer = answer._replace(channels=answer.channels[:, rated], offsets=answer.offsets[:, rated])
-            results["images"][title] = measure(
-                answer, reference[rated], test.pdg[rated], inputs[rated], detector, natural[rated]
-            )
-        results["monte_carlo"] = measure(itself, reference, test.pdg, inputs, detector, natural)["mean"]
-        examples = _examples(test, inputs, simulator, seed)
-        # A floor that answers for half of the rows cannot be compared row by row.
-        kept = answers if asked.all() else {t: a for t, a in answers.items() if t != TITLES["floor"]}
-        atomic_write(
-            folder / "answers.npz",
-            packed_answers(kept, chosen, test.pdg, inputs, natural, reference, itself.profile, **examples),
-        )
-        whole = answers[SHAPE_ALONE if simulator.photons is None else FULL_CHAIN].channels[0, :, 0]
-        _pictures(folder, detector, reference, whole, **examples)
-    atomic_write(folder / "evaluation.csv", csv_of(results))
-    tables = tables_of(results)
-    atomic_write(folder / "evaluation.md", tables)
-    atomic_write(folder / "evaluation.json", to_json(results))
-    print(tables)
-    print(f"Tables: {folder}/evaluation.md, .csv, .json", end="")
-    print(f"\nPictures: {folder}/responses.png, {folder}/channels.png" if shape else "")
+        methods = best | methods
+    elif models.noise_removal is not None:
+        methods |= {0: models.noise_removal}
+    simulator = FastSimulator.load(shape, next(iter(work.photons), None), methods, work.device)
+    return simulator, {**results, "noise_removal": simulator.noise_removal}
 
 
-def _examples(test: Showers, inputs: np.ndarray, simulator: FastSimulator, seed: int) -> dict[str, np.ndarray]:
+def _candidates(work: _Work, simulator: FastSimulator) -> dict[str, Candidate]:
+    """What answers the rows, by title: the simulation with the true photon sums and with its own, and the references."""
+    rows, seed, responses = work.rows, work.protocol.seed, work.protocol.responses
+    showers = rows.showers
+
+    def generated(photon_sum: np.ndarray | None) -> Candidate:
+        def images(run: int, numbers: np.ndarray) -> np.ndarray:
+            row = numbers // responses
+            total = None if photon_sum is None else photon_sum[row]
+            # A row's draws are keyed by where it is in the data, so that models of all and of one particle share them.
+            keys = rows.positions[row] * responses + numbers % responses
+            return simulator.sample(showers.particles[row], showers.pdg[row], seed + run, keys, total, batch_size=1024)
+
+        return images
+
+    def drawn(reference: Reference) -> Candidate:
+        return lambda run, numbers: reference.answers(numbers // responses, seed + run, numbers)
+
+    candidates = {"shape": generated(showers.photon_sum)}
+    if simulator.photons is not None:
+        candidates["chain"] = generated(None)
+    candidates |= {name: drawn(reference) for name, reference in work.references.items()}
+    return {TITLES[name]: candidate for name, candidate in candidates.items()}
+
+
+def _examples(rows: Selection, simulator: FastSimulator, seed: int) -> dict[str, np.ndarray]:
     """Monte Carlo and generated responses to some primaries, several draws of each.
 
     Returns:
         ``examples_reference`` and ``examples_generated`` with shape (P, R, nx, ny), and P ``examples_labels``. Where the
         Monte Carlo has fewer than R responses to a primary, dark images stand for the others.
     """
-    codes = [
-        code for code in dict.fromkeys((*STUDY_PARTICLES, *np.unique(test.pdg).tolist())) if (test.pdg == code).any()
-    ]
+    test = rows.showers
+    codes = [c for c in dict.fromkeys((*STUDY_PARTICLES, *np.unique(test.pdg).tolist())) if (test.pdg == c).any()]
     shown, missing = [], []
     for code in codes[: EXAMPLES[0]]:
         # The input with most responses: diversity shows.
-        rows = np.flatnonzero(test.pdg == code)
-        ids, counts = np.unique(inputs[rows], return_counts=True)
-        own = rows[inputs[rows] == ids[counts.argmax()]]
+        of_type = np.flatnonzero(test.pdg == code)
+        ids, counts = np.unique(rows.inputs[of_type], return_counts=True)
+        own = of_type[rows.inputs[of_type] == ids[counts.argmax()]]
         shown.append(np.resize(own, EXAMPLES[1]))
         missing.append(np.arange(EXAMPLES[1]) >= len(own))
     picked = np.concatenate(shown)
@@ -252,18 +290,28 @@ def _examples(test: Showers, inputs: np.ndarray, simulator: FastSimulator, seed:
     }
 
 
-def _pictures(
-    folder: Path,
-    detector: Detector,
-    reference: np.ndarray,
-    generated: np.ndarray,
-    examples_reference: np.ndarray,
-    examples_generated: np.ndarray,
-    examples_labels: np.ndarray,
-) -> None:
-    """Responses to some primaries, Monte Carlo above and generated below, and the channel distributions."""
+def _save(folder: Path, results: dict[str, Any], arrays: dict[str, np.ndarray], work: _Work) -> None:
+    """Writes tables, and the arrays and pictures of images where there are any; prints the tables."""
+    if arrays:
+        write_npz(folder / "answers.npz", **arrays)
+        _draw(folder, arrays, work)
+    tables = as_markdown(results)
+    atomic_write(folder / "evaluation.csv", as_csv(results))
+    atomic_write(folder / "evaluation.md", tables)
+    write_json(folder / "evaluation.json", results)
+    print(tables)
+    print(f"Tables: {folder}/evaluation.md, .csv, .json", end="")
+    print(f"\nPictures: {folder}/responses.png, {folder}/channels.png" if arrays else "")
+
+
+def _draw(folder: Path, arrays: dict[str, np.ndarray], work: _Work) -> None:
+    """Draws responses to some primaries, Monte Carlo above and generated below, and the channel distributions."""
     from calosim.pictures import channel_histograms, image_rows
 
-    above, below = (e[:5, :2].reshape(-1, *detector.shape) for e in (examples_reference, examples_generated))
-    image_rows(above, below, np.repeat(examples_labels[:5], 2).tolist(), folder / "responses.png")
-    channel_histograms(reference, generated, detector.channel_names(), folder / "channels.png")
+    detector = work.rows.showers.geometry
+    above, below = (
+        arrays[f"examples_{side}"][:5, :2].reshape(-1, *detector.shape) for side in ("reference", "generated")
+    )
+    image_rows(above, below, np.repeat(arrays["examples_labels"][:5], 2).tolist(), folder / "responses.png")
+    generated = arrays["chain_channels" if "chain_channels" in arrays else "shape_channels"][0, :, 0]
+    channel_histograms(arrays["reference"], generated, detector.channel_names(), folder / "channels.png")

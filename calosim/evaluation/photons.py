@@ -1,16 +1,8 @@
-r"""Judges a fast simulation on test rows, beside the Monte Carlo's own floor and a trivial model.
-
-Protocol of P4: several responses are generated for every test row, several times over; the numbers are means and
-standard deviations over those runs. The floor is the Monte Carlo against itself with another seed; the trivial model
-answers with a random training response of the same particle type.
-
-References:
-    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), section 3.2,
-      https://arxiv.org/abs/2608.12795
-"""
+"""How well predictive distributions of the photon sum agree with the Monte Carlo: errors, coverage and uncertainty."""
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +12,28 @@ import torch
 from calosim import draws
 from calosim.metrics.wasserstein import wasserstein
 from calosim.models.photons import PhotonSum
-from calosim.particles import STUDY_PARTICLES, particle_code, particle_name, particle_symbol
+from calosim.particles import STUDY_PARTICLES, groups, particle_code, particle_name, particle_symbol
 from calosim.showers.datamodule import RootDataModule
 
 __all__ = [
     "INTERVALS",
-    "coverage_curve",
+    "LEVELS",
     "draw_uncertainty",
+    "interval_contents",
     "photon_report",
     "photon_uncertainty",
+    "shown_particles",
     "uncertainty_table",
 ]
 
-#: Nominal contents of the central predictive intervals whose coverage is reported.
+#: Nominal contents of the central predictive intervals whose coverage is tabulated.
 INTERVALS = (0.5, 0.68, 0.9, 0.95)
+
+#: Nominal contents at which the curve of coverage is drawn.
+LEVELS = (*(round(0.05 * k, 2) for k in range(1, 20)), 0.99)
+
+#: Quantiles that are kept of each row's predictive distribution.
+QUANTILES = {"median": 0.5, "low_68": 0.16, "high_68": 0.84, "low_95": 0.025, "high_95": 0.975}
 
 
 def photon_report(samples: np.ndarray, photon_sum: np.ndarray, pdg: np.ndarray) -> dict[str, dict[str, float]]:
@@ -52,8 +52,7 @@ def photon_report(samples: np.ndarray, photon_sum: np.ndarray, pdg: np.ndarray) 
     median, mean = np.median(samples, axis=1), samples.mean(axis=1)
     limits = {p: np.quantile(samples, [(1 - p) / 2, (1 + p) / 2], axis=1) for p in INTERVALS}
     report = {}
-    for code in (None, *np.unique(pdg)):
-        rows = np.ones(len(pdg), dtype=bool) if code is None else pdg == code
+    for name, rows in groups(pdg):
         error = np.abs(median - photon_sum)[rows]
         values = {
             "rows": int(rows.sum()),
@@ -64,19 +63,11 @@ def photon_report(samples: np.ndarray, photon_sum: np.ndarray, pdg: np.ndarray) 
         }
         for p, (low, high) in limits.items():
             values[f"coverage_{100 * p:.0f}"] = ((low <= photon_sum) & (photon_sum <= high))[rows].mean()
-        report["all" if code is None else particle_name(int(code))] = {k: float(v) for k, v in values.items()}
+        report[name] = {key: float(value) for key, value in values.items()}
     return report
 
 
-#: Nominal contents of central predictive intervals.
-LEVELS = (*(round(0.05 * k, 2) for k in range(1, 20)), 0.99)
-
-
-#: Quantiles that are kept of each row's predictive distribution.
-QUANTILES = {"median": 0.5, "low_68": 0.16, "high_68": 0.84, "low_95": 0.025, "high_95": 0.975}
-
-
-def coverage_curve(samples: np.ndarray, photon_sum: np.ndarray, seed: int = 0) -> np.ndarray:
+def interval_contents(samples: np.ndarray, photon_sum: np.ndarray, seed: int = 0) -> np.ndarray:
     """The nominal content of the smallest central predictive interval that holds each observation.
 
     Uniform in (0, 1) for a calibrated prediction; the share of rows below p is the observed coverage of the interval of
@@ -111,23 +102,19 @@ def photon_uncertainty(
     Returns:
         By ``all`` and particle type: ``coverage`` (observed, by nominal content), ``aleatoric`` and ``epistemic`` (root
         mean squares in photons), ``epistemic_share`` of the variance, ``width_68`` (median width of the interval over the
-        median prediction), and what :func:`calosim.evaluation.photons.photon_report` says. And by row: :data:`QUANTILES`,
+        median prediction), and what :func:`photon_report` says. And by row, each with shape (N,): :data:`QUANTILES`,
         ``aleatoric_variance``, ``epistemic_variance``, ``rows``, ``pdg`` and ``observed``.
     """
     particles, pdg = data.arrays["particles"][rows], data.arrays["pdg"][rows]
     observed = data.arrays["photon_sum"][rows].astype(np.int64)
     found = model.predictive(torch.from_numpy(particles), seed, torch.from_numpy(rows))
     samples, aleatoric, epistemic = (tensor.numpy() for tensor in found)
-    contents = coverage_curve(samples, observed, seed)
+    contents = interval_contents(samples, observed, seed)
     by_row = dict(zip(QUANTILES, np.quantile(samples, list(QUANTILES.values()), axis=1), strict=True))
     by_row |= {"aleatoric_variance": aleatoric, "epistemic_variance": epistemic}
     by_row |= {"rows": rows, "pdg": pdg, "observed": observed}
     report: dict[str, Any] = photon_report(samples, observed, pdg)
-    groups = {
-        "all": np.ones(len(pdg), dtype=bool),
-        **{particle_name(int(code)): pdg == code for code in np.unique(pdg)},
-    }
-    for name, some in groups.items():
+    for name, some in groups(pdg):
         parts = aleatoric[some].mean(), epistemic[some].mean()
         width = (by_row["high_68"] - by_row["low_68"])[some] / np.maximum(by_row["median"][some], 1)
         report[name] |= {
@@ -140,30 +127,36 @@ def photon_uncertainty(
     return report, by_row
 
 
-def _studied(report: dict[str, Any]) -> list[str]:
-    """The particle types of the report that are shown."""
-    return [name for name in ("all", *map(particle_name, STUDY_PARTICLES)) if name in report]
+def shown_particles(present: Container[str]) -> list[str]:
+    """The names among those present that tables and pictures show: ``all``, then the study's types in its order."""
+    return [name for name in ("all", *map(particle_name, STUDY_PARTICLES)) if name in present]
 
 
 def uncertainty_table(report: dict[str, Any]) -> list[list[str]]:
-    """The heading and the lines of a uncertainty_table."""
-    heading = ["particle", "rows", "inside 50 %", "90 %", "95 %", "aleatoric, photons", "epistemic, photons"]
-    lines = [[*heading, "epistemic share of variance"]]
-    for name in _studied(report):
+    """The header and the rows of a table of :func:`photon_uncertainty`'s report."""
+    header = ["particle", "rows", "inside 50 %", "90 %", "95 %", "aleatoric, photons", "epistemic, photons"]
+    rows = [[*header, "epistemic share of variance"]]
+    for name in shown_particles(report):
         u = report[name]
         shares = [f"{100 * u['coverage'][p]:.1f} %" for p in ("0.5", "0.9", "0.95")]
         parts = [f"{u['aleatoric']:.1f}", f"{u['epistemic']:.1f}", f"{100 * u['epistemic_share']:.1f} %"]
-        lines.append([name, str(int(u["rows"])), *shares, *parts])
-    return lines
+        rows.append([name, str(int(u["rows"])), *shares, *parts])
+    return rows
 
 
 def draw_uncertainty(report: dict[str, Any], by_row: dict[str, np.ndarray], path: Path) -> None:
-    """Intervals of some rows with what was observed, coverage, and the parts of the uncertainty."""
+    """Draws intervals of some rows with what was observed, coverage, and the parts of the uncertainty.
+
+    Args:
+        report: From :func:`photon_uncertainty`.
+        by_row: From it as well.
+        path: The file to write.
+    """
     from calosim.pictures import predictive_intervals
 
     shown = np.unique(np.linspace(0, len(by_row["rows"]) - 1, 120).astype(np.int64))
     curves, parts = {}, {}
-    for name in _studied(report):
+    for name in shown_particles(report):
         symbol, u = name if name == "all" else particle_symbol(particle_code(name)), report[name]
         curves[symbol] = [(float(p), share) for p, share in u["coverage"].items()]
         parts[symbol] = u["aleatoric"], u["epistemic"]

@@ -1,29 +1,21 @@
-r"""Judges a fast simulation on test rows, beside the Monte Carlo's own floor and a trivial model.
-
-Protocol of P4: several responses are generated for every test row, several times over; the numbers are means and
-standard deviations over those runs. The floor is the Monte Carlo against itself with another seed; the trivial model
-answers with a random training response of the same particle type.
-
-References:
-    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), section 3.2,
-      https://arxiv.org/abs/2608.12795
-"""
+"""What a simulation is held against: the Monte Carlo with another seed (the floor), and a trivial model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 
 from calosim import draws
-from calosim.evaluation.selection import rank_within
+from calosim.evaluation.selection import Selection, rank_within
 from calosim.showers.datamodule import RootDataModule
 from calosim.showers.reading import read
 from calosim.showers.record import Showers
 
-__all__ = ["Pool", "reference_pools"]
+__all__ = ["Pool", "Reference", "find_references"]
 
 
 class Pool:
@@ -40,6 +32,10 @@ class Pool:
     def __init__(self, keys: np.ndarray, fallback: np.ndarray):
         self.orders = [np.argsort(k, kind="stable") for k in (keys, fallback)]
         self.sorted = [k[o] for k, o in zip((keys, fallback), self.orders, strict=True)]
+
+    def has(self, keys: np.ndarray) -> np.ndarray:
+        """Whether the pool has each first key, shape (B,)."""
+        return np.isin(keys, self.sorted[0])
 
     def draw(self, keys: np.ndarray, fallback: np.ndarray, seed: int, rows: np.ndarray) -> np.ndarray:
         """Positions in the pool.
@@ -63,49 +59,112 @@ class Pool:
         return position
 
 
-def reference_pools(
-    data: RootDataModule, split: Any, chosen: np.ndarray, test: Showers, inputs: np.ndarray, floor: str | None
-) -> tuple[dict[str, Any], np.ndarray, int]:
-    """Floor and trivial model as (images of positions, positions of rows).
+@dataclass(frozen=True)
+class Reference:
+    """Monte Carlo responses that answer the judged rows in a model's place.
 
-    And the rows on which the floor is to be judged: all, or without another simulation those of one half of each input's
-    responses, answered from the other half. (Each half answered from the other would be a resample of the reference
-    itself, which no simulation can match.) And how many of their inputs the floor lacks.
+    Attributes:
+        pool: Chooses the responses.
+        images: From positions in the pool (B,) to photon counts (B, nx, ny).
+        keys: The rows' keys in the pool, shape (N,).
+        fallback: Their second keys, shape (N,).
+        fair: The rows on which the answers may be judged, shape (N,): not those that the pool itself consists of.
     """
-    stored = data.arrays["images"]
-    pool_images: Callable[[np.ndarray], np.ndarray]
-    if floor:
-        pool = read(floor, data.detector.name)
-        pool_pdg, pool_images, floor_keys = pool.pdg, pool.images.__getitem__, inputs
-        pool_keys, asked = _match_inputs(pool, test, inputs), np.ones(len(test), dtype=bool)
-    else:
-        split_rows, of_pool = data.rows(split), data.inputs(split)
-        half = rank_within(of_pool) % 2
-        asked, floor_keys = half[chosen] == 0, inputs
-        others, pool_keys = split_rows[half == 1], of_pool[half == 1]
-        pool_pdg, pool_images = data.arrays["pdg"][others], lambda positions: stored[others[positions]]
-    train = data.rows("train")
-    train_pdg = data.arrays["pdg"][train]
-    floor_pool, trivial_pool = Pool(pool_keys, pool_pdg), Pool(train_pdg, np.zeros(len(train)))
 
-    def floor_rows(row: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
-        return floor_pool.draw(floor_keys[row], test.pdg[row], seed, numbers)
+    pool: Pool
+    images: Callable[[np.ndarray], np.ndarray]
+    keys: np.ndarray
+    fallback: np.ndarray
+    fair: np.ndarray
 
-    def trivial_rows(row: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
-        return trivial_pool.draw(test.pdg[row], np.zeros(len(row)), seed, numbers)
+    @property
+    def lacking(self) -> int:
+        """How many of the fair rows have a key that the pool lacks."""
+        return int((~self.pool.has(self.keys[self.fair])).sum())
 
-    return (
-        {
-            "floor": (pool_images, floor_rows),
-            "trivial": (lambda positions: stored[train[positions]], trivial_rows),
-        },
-        asked,
-        int((~np.isin(floor_keys[asked], pool_keys)).sum()),
+    def positions(self, rows: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
+        """Positions in the pool of answers to rows (B,), the draws keyed by numbers (B,); shape (B,)."""
+        return self.pool.draw(self.keys[rows], self.fallback[rows], seed, numbers)
+
+    def answers(self, rows: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
+        """Photon counts (B, nx, ny) that answer rows (B,), see :meth:`positions`."""
+        return self.images(self.positions(rows, seed, numbers))
+
+    def photon_sums(self, rows: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
+        """Photon sums (B,) of the answers, int64; each image of the pool is read once."""
+        distinct, back = np.unique(self.positions(rows, seed, numbers), return_inverse=True)
+        parts = np.array_split(distinct, len(distinct) // 4096 + 1)
+        return np.concatenate([self.images(part).sum(axis=(1, 2), dtype=np.int64) for part in parts])[back.ravel()]
+
+
+def floor_of_simulation(pool: Showers, rows: Selection) -> Reference:
+    """The floor from showers of the same primaries, simulated with another seed.
+
+    Args:
+        pool: The other simulation.
+        rows: The judged rows.
+    """
+    keys, everywhere = _match_inputs(pool, rows), np.ones(len(rows), dtype=bool)
+    return Reference(Pool(keys, pool.pdg), pool.images.__getitem__, rows.inputs, rows.showers.pdg, everywhere)
+
+
+def floor_of_halves(data: RootDataModule, split: Literal["test", "val"], rows: Selection) -> Reference:
+    """The floor without another simulation: one half of each input's responses, answered from the other half.
+
+    Only that half is fair to judge on. (Each half answered from the other would be a resample of the reference itself,
+    which no simulation can match.)
+
+    Args:
+        data: The data set.
+        split: The split of the judged rows.
+        rows: The judged rows.
+    """
+    inputs = data.inputs(split)
+    answering = rank_within(inputs) % 2 == 1
+    others = data.rows(split)[answering]
+    return Reference(
+        Pool(inputs[answering], data.arrays["pdg"][others]),
+        lambda positions: data.arrays["images"][others[positions]],
+        rows.inputs,
+        rows.showers.pdg,
+        ~answering[rows.positions],
     )
 
 
-def _match_inputs(pool: Showers, test: Showers, inputs: np.ndarray) -> np.ndarray:
-    """The pool's unique-input numbers in the numbering of the test rows, -1 for primaries that are not among them."""
-    columns = [np.ascontiguousarray(np.column_stack([s.particles, s.pdg])) for s in (test, pool)]
-    known = {row.tobytes(): number for row, number in zip(columns[0], inputs, strict=True)}
+def trivial_model(data: RootDataModule, rows: Selection) -> Reference:
+    """Answers with a random training response of the same particle type.
+
+    Args:
+        data: The data set.
+        rows: The judged rows.
+    """
+    train = data.rows("train")
+    return Reference(
+        Pool(data.arrays["pdg"][train], np.zeros(len(train))),
+        lambda positions: data.arrays["images"][train[positions]],
+        rows.showers.pdg,
+        np.zeros(len(rows)),
+        np.ones(len(rows), dtype=bool),
+    )
+
+
+def find_references(
+    data: RootDataModule, split: Literal["test", "val"], rows: Selection, floor: str | None
+) -> dict[str, Reference]:
+    """Floor and trivial model by their short names.
+
+    Args:
+        data: The data set.
+        split: The split of the judged rows.
+        rows: The judged rows.
+        floor: A file of the same primaries simulated with another seed, if there is one.
+    """
+    own = floor_of_simulation(read(floor, data.detector.name), rows) if floor else floor_of_halves(data, split, rows)
+    return {"floor": own, "trivial": trivial_model(data, rows)}
+
+
+def _match_inputs(pool: Showers, rows: Selection) -> np.ndarray:
+    """The pool's unique-input numbers in the numbering of the judged rows, -1 for primaries that are not among them."""
+    columns = [np.ascontiguousarray(np.column_stack([s.particles, s.pdg])) for s in (rows.showers, pool)]
+    known = {row.tobytes(): number for row, number in zip(columns[0], rows.inputs, strict=True)}
     return np.array([known.get(row.tobytes(), -1) for row in columns[1]], dtype=np.int64)

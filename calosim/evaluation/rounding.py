@@ -1,13 +1,4 @@
-r"""Judges a fast simulation on test rows, beside the Monte Carlo's own floor and a trivial model.
-
-Protocol of P4: several responses are generated for every test row, several times over; the numbers are means and
-standard deviations over those runs. The floor is the Monte Carlo against itself with another seed; the trivial model
-answers with a random training response of the same particle type.
-
-References:
-    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), section 3.2,
-      https://arxiv.org/abs/2608.12795
-"""
+"""The choice of noise removal: the way from coordinates to photon counts that comes closest on validation rows."""
 
 from __future__ import annotations
 
@@ -15,11 +6,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from calosim.evaluation.selection import mixed_rows
+from calosim.evaluation.protocol import Protocol
+from calosim.evaluation.selection import Selection, select_rows
 from calosim.metrics.wasserstein import wasserstein
 from calosim.models.shape import ShapeModule
 from calosim.particles import particle_name
-from calosim.shapes.pixels import NOISE_REMOVALS
 from calosim.showers.datamodule import RootDataModule
 
 __all__ = ["best_noise_removals"]
@@ -41,21 +32,18 @@ def best_noise_removals(
         quiet: Show no progress.
 
     Returns:
-        The method by PDG code, 0 standing for all others, and the distances by particle and method.
+        The method by PDG code, 0 standing for all others, where there are rows enough to choose; and the distances by
+        particle and method.
+
+    Raises:
+        ValueError: If the model has no noise to remove.
     """
-    inputs, pdg = data.inputs("val"), data.arrays["pdg"][data.rows("val")]
-    chosen, natural = mixed_rows(inputs, pdg, rows, rows)
-    val = data.showers("val", chosen)
-    channels = {method: np.zeros((len(val), 5), dtype=np.int64) for method in NOISE_REMOVALS}
-    batches = [np.arange(i, min(i + 1024, len(val))) for i in range(0, len(val), 1024)]
-    for batch in tqdm(batches, desc="noise removal", disable=True if quiet else None):
-        particles = torch.from_numpy(val.particles[batch]).to(model.device, torch.float32)
-        photon_sum = torch.from_numpy(val.photon_sum[batch]).to(model.device)
-        logits = model.generate_logits(particles, photon_sum, seed, torch.from_numpy(chosen[batch]).to(model.device))
-        for method, values in channels.items():
-            values[batch] = val.geometry.channels(model.logits.photons(logits, photon_sum, method).cpu().numpy())
-    reference = val.geometry.channels(val.images)
-    selections = {0: natural} | {int(code): val.pdg == code for code in np.unique(val.pdg)}
+    if not model.coordinates.roundings:
+        raise ValueError("this model's counts come out exactly; there is no noise removal to choose")
+    val = select_rows(data, Protocol(split="val", rows=rows, rows_of_each=rows))
+    channels = _generated_channels(model, val, seed, quiet)
+    reference, pdg = val.showers.geometry.channels(val.showers.images), val.showers.pdg
+    selections = {0: val.natural} | {int(code): pdg == code for code in np.unique(pdg)}
     methods, distances = {}, {}
     for code, some in selections.items():
         # A handful of rows cannot tell four methods apart.
@@ -64,4 +52,20 @@ def best_noise_removals(
         found = {m: float(wasserstein(reference[some], values[some]).mean()) for m, values in channels.items()}
         methods[code] = min(found, key=lambda m: found[m])
         distances["all" if code == 0 else particle_name(code)] = found
-    return {0: 3, **methods}, distances
+    return methods, distances
+
+
+def _generated_channels(model: ShapeModule, rows: Selection, seed: int, quiet: bool) -> dict[int, np.ndarray]:
+    """Channel values (N, 5) of one response to each row, by noise removal."""
+    showers, photon_sums = rows.showers, rows.showers.photon_sum
+    channels = {method: np.zeros((len(rows), 5), dtype=np.int64) for method in model.coordinates.roundings}
+    batches = [np.arange(i, min(i + 1024, len(rows))) for i in range(0, len(rows), 1024)]
+    for batch in tqdm(batches, desc="noise removal", disable=True if quiet else None):
+        particles = torch.from_numpy(showers.particles[batch]).to(model.device, torch.float32)
+        photon_sum = torch.from_numpy(photon_sums[batch]).to(model.device)
+        keys = torch.from_numpy(rows.positions[batch]).to(model.device)
+        x = model.generate_points(particles, photon_sum, seed, keys)
+        for method, values in channels.items():
+            images = model.coordinates.decode(x, photon_sum, method)
+            values[batch] = showers.geometry.channels(images.cpu().numpy())
+    return channels

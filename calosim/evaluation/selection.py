@@ -1,28 +1,56 @@
-r"""Judges a fast simulation on test rows, beside the Monte Carlo's own floor and a trivial model.
-
-Protocol of P4: several responses are generated for every test row, several times over; the numbers are means and
-standard deviations over those runs. The floor is the Monte Carlo against itself with another seed; the trivial model
-answers with a random training response of the same particle type.
-
-References:
-    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), section 3.2,
-      https://arxiv.org/abs/2608.12795
-"""
+"""Which rows are judged: the data set and split of a training, rows that keep the mix of particles, unseen by the models."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 
-from calosim.particles import particle_code
-from calosim.runs import split_of
+from calosim.evaluation.protocol import Protocol
+from calosim.runs import Run
 from calosim.showers.datamodule import RootDataModule
+from calosim.showers.record import Showers
 
-__all__ = ["check_splits", "mixed_rows", "rank_within", "run_folder", "some_rows", "trained_data"]
+__all__ = ["Selection", "check_splits", "mixed_rows", "rank_within", "select_rows", "some_rows", "trained_data"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rows of a split that are judged.
+
+    Attributes:
+        showers: The N rows.
+        positions: Where they are in the split, ascending, shape (N,).
+        inputs: Their unique-input numbers in the data set, shape (N,).
+        natural: Which of them are of the natural mix of particle types, shape (N,); the others are there for their type.
+    """
+
+    showers: Showers
+    positions: np.ndarray
+    inputs: np.ndarray
+    natural: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+def select_rows(data: RootDataModule, protocol: Protocol, particle: int | None = None) -> Selection:
+    """The rows that a protocol asks for; none where the split has none.
+
+    Args:
+        data: The data set, all particle types.
+        protocol: How many rows of which split.
+        particle: PDG code of the only particle type to judge; all if None.
+    """
+    inputs, pdg = data.inputs(protocol.split), data.arrays["pdg"][data.rows(protocol.split)]
+    positions, natural = mixed_rows(inputs, pdg, protocol.rows, protocol.rows_of_each)
+    # All types' rows are chosen, then those of the particle: the same rows whichever model is judged.
+    if particle is not None:
+        own = pdg[positions] == particle
+        positions, natural = positions[own], natural[own]
+    return Selection(data.showers(protocol.split, positions), positions, inputs[positions], natural)
 
 
 def mixed_rows(
@@ -72,6 +100,15 @@ def some_rows(inputs: np.ndarray, pdg: np.ndarray, rows: int | None, together: i
     return np.sort(np.concatenate([blocks[i] for i in picked]))
 
 
+def rank_within(groups: np.ndarray) -> np.ndarray:
+    """Counts the earlier rows with the same number, shape (N,)."""
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    rank = np.empty(len(groups), dtype=np.int64)
+    rank[order] = np.arange(len(groups)) - np.repeat(starts, np.diff(np.append(starts, len(groups))))
+    return rank
+
+
 def trained_data(
     run: str | Path, files: list[str] | None = None, model: str | Path | None = None
 ) -> tuple[RootDataModule, int | None]:
@@ -86,24 +123,18 @@ def trained_data(
         The data, and the PDG code of the only particle that the model was trained with, if so.
 
     Raises:
-        ValueError: If the run folder has no ``config.yaml``, or the files' contents have changed since.
+        ValueError: If the run does not tell what it was trained on, or the files' contents have changed since.
     """
-    folder = run_folder(run)
-    for name in ("config.yaml", "run.json"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder}: expected a run folder with {name}, which names the data of the training")
-    settings = yaml.safe_load((folder / "config.yaml").read_text())["data"]
+    source = Run(run)
+    settings, trained = source.config["data"], source.record["data"]["data_hash"]
     data = RootDataModule(**{**settings, "files": files or settings["files"], "particle": None})
     data.setup()
-    trained = json.loads((folder / "run.json").read_text())["data"]["data_hash"]
     if data.data_hash != trained:
         raise ValueError(
-            f"{', '.join(data.files)}: not the data of {folder} (hash {data.data_hash}, expected {trained}); its test split "
-            "would not be the one held out in training"
+            f"{', '.join(data.files)}: not the data of {source.folder} (hash {data.data_hash}, expected {trained}); its "
+            "test split would not be the one held out in training"
         )
-    own = run_folder(model or run) / "config.yaml"
-    particle = yaml.safe_load(own.read_text())["data"].get("particle") if own.is_file() else None
-    return data, None if particle is None else particle_code(particle)
+    return data, Run(model or run).particle
 
 
 def check_splits(judge: str | Path, models: Sequence[str | Path], given: bool) -> None:
@@ -117,27 +148,14 @@ def check_splits(judge: str | Path, models: Sequence[str | Path], given: bool) -
     Raises:
         ValueError: If a model was trained on another split of the data set, or unasked on another data set.
     """
-    wanted = split_of(run_folder(judge))
+    wanted = Run(judge).split
     for model in models:
-        found = split_of(run_folder(model))
-        if None in (wanted, found) or found == wanted:
+        found = Run(model).split
+        if wanted is None or found is None or found == wanted:
             continue
-        if not given or found["data_hash"] == wanted["data_hash"]:  # type: ignore[index]
-            differs = ", ".join(f"{k} {found[k]}, not {wanted[k]}" for k in wanted if found[k] != wanted[k])  # type: ignore[index,union-attr]
+        if not given or found["data_hash"] == wanted["data_hash"]:
+            differs = ", ".join(f"{k} {found[k]}, not {wanted[k]}" for k in wanted if found[k] != wanted[k])
             raise ValueError(
                 f"{model}: expected a model trained on the data and split of {judge}, lest it has seen the rows it is judged "
                 f"on; it has {differs}"
             )
-
-
-def run_folder(run: str | Path) -> Path:
-    return Path(run) if Path(run).is_dir() else Path(run).parent.parent
-
-
-def rank_within(groups: np.ndarray) -> np.ndarray:
-    """Counts the earlier rows with the same number, shape (N,)."""
-    order = np.argsort(groups, kind="stable")
-    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
-    rank = np.empty(len(groups), dtype=np.int64)
-    rank[order] = np.arange(len(groups)) - np.repeat(starts, np.diff(np.append(starts, len(groups))))
-    return rank

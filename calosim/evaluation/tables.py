@@ -1,26 +1,16 @@
-r"""Judges a fast simulation on test rows, beside the Monte Carlo's own floor and a trivial model.
-
-Protocol of P4: several responses are generated for every test row, several times over; the numbers are means and
-standard deviations over those runs. The floor is the Monte Carlo against itself with another seed; the trivial model
-answers with a random training response of the same particle type.
-
-References:
-    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), section 3.2,
-      https://arxiv.org/abs/2608.12795
-"""
+"""What an evaluation found, as Markdown for people and as CSV for programs."""
 
 from __future__ import annotations
 
-import csv
-import io
 from typing import Any
 
 import numpy as np
 
-from calosim.evaluation.photons import INTERVALS
-from calosim.particles import STUDY_PARTICLES, particle_name, particle_symbol
+from calosim.evaluation.photons import INTERVALS, shown_particles
+from calosim.files import csv_text, markdown_table
+from calosim.particles import particle_code, particle_symbol
 
-__all__ = ["METRICS", "csv_of", "tables_of"]
+__all__ = ["METRICS", "as_csv", "as_markdown"]
 
 #: Metrics of the table: key, heading, format.
 METRICS: tuple[tuple[str, str, str], ...] = (
@@ -33,63 +23,75 @@ METRICS: tuple[tuple[str, str, str], ...] = (
     ("center_sd", "its standard deviation, cm", ".3f"),
 )
 
-
-#: How many of them ``evaluation.md`` shows; all are in the other files.
+#: How many of them the Markdown tables show; all are in the other files.
 PRINTED = 5
 
 
-def tables_of(results: dict[str, Any]) -> str:
-    """The results as Markdown tables, the study's particles first."""
-    judged = next(iter(results["images"].values()))["mean"] if "images" in results else {}
-    present = {*(k.removeprefix("ws_") for k in judged), *(n for r in results["photon_sum"].values() for n in r)}
-    wanted = ["all", *(particle_name(c) for c in STUDY_PARTICLES)]
-    names = [n for n in wanted if n in present]
+def as_markdown(results: dict[str, Any]) -> str:
+    """The results as Markdown tables, the study's particles first.
+
+    Args:
+        results: The content of ``evaluation.json``.
+    """
+    images, sums = results.get("images", {}), results["photon_sum"]
+    judged = next(iter(images.values()))["mean"] if images else {}
+    present = {*(key.removeprefix("ws_") for key in judged), *(name for report in sums.values() for name in report)}
+    names = shown_particles(present)
     lacking = results.get("floor_rows_without_their_input")
-    title = {"all": "all", **{particle_name(c): f"{particle_symbol(c)} {particle_name(c)}" for c in STUDY_PARTICLES}}
-    lines = [
+    head = (
         f"{results['rows']} {results['split']} rows of {results['inputs']} primaries; {results['responses']} responses per "
         f"row, {results['runs']} runs; mean ± standard deviation over runs."
-        + (
-            f" The floor's sample lacks the primaries of {lacking} rows; others of their type answer there."
-            if lacking
-            else ""
-        ),
-    ]
-    for key, heading, form in METRICS[:PRINTED] if "images" in results else ():
-        lines += ["", f"| {heading} | " + " | ".join(title[n] for n in names) + " |", "|---" * (len(names) + 1) + "|"]
-        for candidate, result in results["images"].items():
-            cells = [_cell(result["mean"][f"{key}_{n}"], result["std"][f"{key}_{n}"], form) for n in names]
-            lines.append(f"| {candidate} | " + " | ".join(cells) + " |")
-    head = ("rows", "mae", "rmse", "median_error", "w1", *(f"coverage_{100 * p:.0f}" for p in INTERVALS))
-    if results["photon_sum"]:
-        lines += [
-            "",
-            "| photon sum | model | rows | MAE | RMSE | median error | W1 | inside 50 % | 68 % | 90 % | 95 % |",
-        ]
-        lines.append("|---" * 11 + "|")
-    for n in names:
-        for model, report in results["photon_sum"].items():
-            v = [report[n][k] for k in head]
-            cells = [f"{v[0]:.0f}", *(f"{x:.1f}" for x in v[1:3]), f"{100 * v[3]:.1f} %", f"{v[4]:.1f}"]
-            lines.append(f"| {title[n]} | {model} | " + " | ".join([*cells, *(f"{100 * x:.1f}" for x in v[5:])]) + " |")
-    return "\n".join(lines) + "\n"
+    )
+    if lacking:
+        head += f" The floor's sample lacks the primaries of {lacking} rows; others of their type answer there."
+    tables = [_metric_table(images, names, *metric) for metric in METRICS[:PRINTED]] if images else []
+    tables += [_photon_table(sums, names)] if sums else []
+    return "\n\n".join([head, *tables]) + "\n"
 
 
-def _cell(mean: float, std: float, form: str) -> str:
-    """A mean with its standard deviation; a dash where there was nothing to compare."""
-    return "–" if np.isnan(mean) else f"{mean:{form}} ± {std:{form}}"
+def _metric_table(images: dict[str, Any], names: list[str], key: str, heading: str, form: str) -> str:
+    """One metric by candidate and particle type."""
+
+    def cell(result: dict[str, Any], name: str) -> str:
+        mean, std = (result[what][f"{key}_{name}"] for what in ("mean", "std"))
+        # A dash where there was nothing to compare.
+        return "–" if np.isnan(mean) else f"{mean:{form}} ± {std:{form}}"
+
+    rows = [[candidate, *(cell(result, name) for name in names)] for candidate, result in images.items()]
+    return markdown_table([heading, *map(_title, names)], rows)
 
 
-def csv_of(results: dict[str, Any]) -> str:
-    stream = io.StringIO()
-    table = csv.writer(stream, lineterminator="\n")
-    table.writerow(["candidate", "metric", "particle_or_channel", "mean", "std"])
+def _photon_table(sums: dict[str, Any], names: list[str]) -> str:
+    """What :func:`calosim.evaluation.photons.photon_report` says, by particle type and model."""
+    header = ["photon sum", "model", "rows", "MAE", "RMSE", "median error", "W1"]
+    rows = []
+    for name in names:
+        for model, report in sums.items():
+            v = report[name]
+            errors = [f"{v['rows']:.0f}", f"{v['mae']:.1f}", f"{v['rmse']:.1f}", f"{100 * v['median_error']:.1f} %"]
+            shares = [f"{100 * v[f'coverage_{100 * p:.0f}']:.1f}" for p in INTERVALS]
+            rows.append([_title(name), model, *errors, f"{v['w1']:.1f}", *shares])
+    inside = [f"{100 * p:.0f} %" for p in INTERVALS]
+    return markdown_table([*header, f"inside {inside[0]}", *inside[1:]], rows)
+
+
+def _title(name: str) -> str:
+    """A particle type as the tables name it, with its symbol."""
+    return name if name == "all" else f"{particle_symbol(particle_code(name))} {name}"
+
+
+def as_csv(results: dict[str, Any]) -> str:
+    """All numbers of the results as CSV: candidate, metric, particle type or channel, mean and standard deviation.
+
+    Args:
+        results: The content of ``evaluation.json``.
+    """
+    rows: list[list[Any]] = []
     for candidate, result in results.get("images", {}).items():
         for key in result["mean"]:
             metric = max((m for m, _, _ in METRICS if key.startswith(f"{m}_")), key=len)
-            table.writerow([candidate, metric, key[len(metric) + 1 :], result["mean"][key], result["std"][key]])
+            rows.append([candidate, metric, key[len(metric) + 1 :], result["mean"][key], result["std"][key]])
     for model, report in results["photon_sum"].items():
         for particle, values in report.items():
-            for key, value in values.items():
-                table.writerow([model, f"photon_sum_{key}", particle, value, ""])
-    return stream.getvalue()
+            rows += [[model, f"photon_sum_{key}", particle, value, ""] for key, value in values.items()]
+    return csv_text(["candidate", "metric", "particle_or_channel", "mean", "std"], rows)

@@ -86,7 +86,10 @@ def diversity(
         n = counts[low : high + 1, None]
         variance = (sums[1] - sums[0] ** 2 / n) / n
         value[low : high + 1] = np.sqrt(np.maximum(variance, 0)).sum(axis=1)
-    if normalized and len(value):
-        lowest, highest = value.min(), np.quantile(value, quantile)
-        value = np.clip((value - lowest) / (highest - lowest), 0, 1) if highest > lowest else np.zeros_like(value)
-    return Diversity(ids, counts, value)
+    return Diversity(ids, counts, _scaled(value, quantile) if normalized and len(value) else value)
+
+
+def _scaled(values: Floats, quantile: float) -> Floats:
+    """Values (K,) scaled so that their minimum is 0 and that quantile of them 1, clipped there."""
+    low, high = values.min(), np.quantile(values, quantile)
+    return np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
