@@ -16,7 +16,7 @@ import os
 import torch
 from torch import Tensor
 
-__all__ = ["normal", "row_keys", "training_seed", "uniform"]
+__all__ = ["normal", "row_keys", "training_seed", "uniform", "uniform_at"]
 
 #: First word of a key: what the draws are for, so that no two uses of one (seed, row) share their numbers.
 NOISE_STREAM, BASE_STREAM, PHOTON_STREAM, FIT_STREAM, TRAINING_STREAM, EVALUATION_STREAM = range(1, 7)
@@ -71,6 +71,21 @@ def uniform(keys: Tensor, n: int) -> Tensor:
     """
     # 23 bits and a half step: with 24, the largest value would round to 1 in float32.
     return ((_bits(keys, n) >> 41) & 0x7FFFFF).to(torch.float32).add_(0.5).mul_(2.0**-23)
+
+
+def uniform_at(keys: Tensor, counters: Tensor) -> Tensor:
+    r"""Single uniform numbers in :math:`(0, 1)` of 52 bits: number ``counters`` of the row ``keys``.
+
+    Args:
+        keys: Row keys, from :func:`row_keys`, with any shape.
+        counters: Which number of its row, from 0, int64, broadcast against the keys.
+
+    Returns:
+        float64 with the broadcast shape, odd multiples of :math:`2^{-53}`: neither 0 nor 1 occurs.
+    """
+    bits = _mix(keys + (counters + 1) * _GOLDEN)
+    # 52 bits and a half step: with 53, the largest value would round to 1 in float64.
+    return ((bits >> 12) & 0xFFFFFFFFFFFFF).to(torch.float64).add_(0.5).mul_(2.0**-52)
 
 
 def normal(keys: Tensor, n: int) -> Tensor:

@@ -1,0 +1,371 @@
+r"""Split coordinates: an image is a tree of splits of its photons, and its probability is exact.
+
+A coarse part, the first levels of the tree, is split step by step by a masked network; below, every occupied cell is
+split by a small network that sees its surroundings. The probability of an image given its photon sum is the product of
+those of all splits, a number for integer photons without dequantization noise. Back again, the photon sum is conserved
+by construction, and a cell without photons costs nothing.
+
+As coordinates of a flow, :math:`k` of :math:`n` photons are any :math:`v \in [k / (n + 1), (k + 1) / (n + 1))`, and
+:math:`x = \Phi^{-1}(v)`; back, :math:`k = \lfloor v (n + 1) \rfloor` from the whole face down. A node without photons is
+standard normal: the identity of a flow is right where it is dark.
+
+References:
+    | Multiscale Poisson intensity models (Kolaczyk and Nowak, 2004), https://doi.org/10.1214/009053604000000076
+    | Tree Polya splitting distributions for multivariate count data (2024), https://arxiv.org/abs/2404.19528
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from calosim import draws
+from calosim.detectors import Detector
+from calosim.flows import mixture
+from calosim.flows.masked import MaskedSplits
+
+from .local import EventNetwork, LevelSplits
+from .tree import Level, SplitTree
+
+__all__ = ["SplitConfig", "SplitCoordinates"]
+
+#: Straight flights end at most this far from the detector's centre, in cm; a soft primary's would end anywhere.
+_FARTHEST = 30.0
+
+#: Products of fewer rows take other paths in BLAS, whose last bits differ.
+_ROWS = 4
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Settings of split coordinates.
+
+    Attributes:
+        coarse_levels: Levels of the coarse part; six are 8 x 8 cells and 63 nodes.
+        coarse_steps: Steps of a coarse level at most; nodes of one step do not see each other. 0: each has its own.
+        hidden: Hidden units of the coarse part's layers.
+        components: Logistics of a coarse node's mixture.
+        event: Features of an event that local networks see.
+        local_hidden: Hidden units of local networks.
+        local_components: Logistics of a local mixture.
+        reach: Cells that a local network sees in every direction.
+        phases: Phases of a local level, 1 or 2.
+    """
+
+    coarse_levels: int = 6
+    coarse_steps: int = 4
+    hidden: int = 256
+    components: int = 4
+    event: int = 128
+    local_hidden: int = 96
+    local_components: int = 3
+    reach: int = 2
+    phases: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "components", "event", "local_hidden", "local_components", "reach"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        for name in ("coarse_levels", "coarse_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"expected {name} of at least 0, got {getattr(self, name)}")
+        if self.phases not in (1, 2):
+            raise ValueError(f"expected phases of 1 or 2, got {self.phases}")
+
+
+class SplitCoordinates(nn.Module):
+    """The probability of images given their photon sums, and images drawn from it.
+
+    Args:
+        detector: The detector: shape, pitch and where its front face is.
+        context: The number of context features.
+        config: The settings.
+
+    Attributes:
+        tree: The tree of halves.
+        coarse_levels: Levels of the coarse part, at most those of the tree.
+        coarse_nodes: Nodes of the coarse part, in the order of the tree.
+        coarse: The masked network, or None without coarse nodes.
+        event: What local networks know of the event, or None without local levels.
+        local: One network a level.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+
+    order: Tensor
+    rank: Tensor
+
+    def __init__(self, detector: Detector, context: int, config: SplitConfig | None = None):
+        super().__init__()
+        self.detector, self.config = detector, config or SplitConfig()
+        config = self.config
+        self.tree = SplitTree(detector.shape)
+        self.coarse_levels = min(config.coarse_levels, len(self.tree.levels))
+        self.coarse_nodes = m = self.tree.starts[self.coarse_levels]
+        steps = self._steps()
+        order = steps.argsort(stable=True)
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("rank", order.argsort(), persistent=False)
+        self.coarse = None
+        if m:
+            source = self.tree.source[:m][order]
+            source = torch.where(source < 0, source, self.rank[source.clamp(min=0)])
+            tables = source, self.tree.child[:m][order], steps[order]
+            self.coarse = MaskedSplits(*tables, context, config.hidden, config.components)
+        below = self.tree.levels[self.coarse_levels :]
+        self.event = None
+        if below:
+            self.event = EventNetwork(below[0].cells + context, config.event, config.local_hidden, len(below))
+        self.local = nn.ModuleList(
+            LevelSplits(level, detector, config.reach, config.phases, config.local_hidden, config.local_components)
+            for level in below
+        )
+
+    def _steps(self) -> Tensor:
+        """The step of every coarse node; nodes of one step lie as far from each other as four steps allow."""
+        steps, done = [torch.zeros(0, dtype=torch.int64)], 0
+        for level in self.tree.levels[: self.coarse_levels]:
+            number = torch.arange(len(level.nodes))
+            if self.config.coarse_steps:
+                number = _coloring(level, self.config.coarse_steps)
+            steps.append(done + number)
+            done += int(number.max()) + 1
+        return torch.cat(steps)
+
+    def flight_end(self, particles: Tensor) -> Tensor:
+        """Where the primaries would hit the front face if they flew straight.
+
+        Args:
+            particles: Energy (GeV), vx, vy, vz (cm), px, py, pz (GeV/c), mass, charge, with shape (B, 9).
+
+        Returns:
+            Distances from the detector's centre along x and y in cm, at most 30, with shape (B, 2).
+        """
+        _, vx, vy, _, px, py, pz = particles.unbind(1)[:7]
+        lever = abs(self.detector.front_z[0]) / pz.abs().clamp(min=1e-3)
+        end = torch.stack((vx + px * lever - self.detector.center_x, vy + py * lever), 1)
+        return end.clamp(-_FARTHEST, _FARTHEST)
+
+    def log_mass(self, images: Tensor, context: Tensor, particles: Tensor, local_rows: int | None = None) -> Tensor:
+        """The logarithm of the probability of images given their photon sums.
+
+        A row has a few hundred local splits and one coarse part, which learns from more rows at little cost: for training,
+        the local part of some rows can stand for that of all, and the expectation over batches stays what it is.
+
+        Args:
+            images: Photon counts with shape (B, nx, ny), of any type; whole numbers from 0.
+            context: What is known of the primary and the photon sum, standardized, with shape (B, C).
+            particles: Features of the primaries with shape (B, 9), see :meth:`flight_end`.
+            local_rows: Rows, from the first, whose local part is evaluated, 1 to B; it counts B / local_rows times, that
+                of the others nothing. All if not given.
+
+        Returns:
+            Nats with shape (B,), of the context's type.
+
+        Raises:
+            ValueError: If the images do not have the detector's shape, or `local_rows` is out of range.
+        """
+        rows = len(images)
+        some = rows if local_rows is None else local_rows
+        if rows and not 1 <= some <= rows:
+            raise ValueError(f"expected local_rows of 1 to {rows}, got {some}")
+        grids = self.tree.grids(images.to(torch.int64))
+        coarse = self.coarse_log_mass(grids, context)
+        if some == rows:
+            return coarse + self.local_log_mass(grids, context, particles)
+        local = self.local_log_mass([grid[:some] for grid in grids], context[:some], particles[:some])
+        return coarse + F.pad(local * (rows / some), (0, rows - some))
+
+    def coarse_log_mass(self, grids: list[Tensor], context: Tensor) -> Tensor:
+        """The coarse part of :meth:`log_mass`.
+
+        Args:
+            grids: Counts of all cells, int64, from :meth:`SplitTree.grids`.
+            context: With shape (B, C).
+
+        Returns:
+            Nats with shape (B,).
+        """
+        if self.coarse is None:
+            return context.new_zeros(len(context))
+        k, n = (t.index_select(1, self.order) for t in self.tree.counts(grids, self.coarse_levels))
+        return self.coarse.log_mass(k, n, context).sum(1)
+
+    def local_log_mass(self, grids: list[Tensor], context: Tensor, particles: Tensor) -> Tensor:
+        """The local part of :meth:`log_mass`, given the counts of the coarse part's cells.
+
+        Args:
+            grids: Counts of all cells, int64, from :meth:`SplitTree.grids`.
+            context: With shape (B, C).
+            particles: With shape (B, 9).
+
+        Returns:
+            Nats with shape (B,).
+        """
+        if self.event is None:
+            return context.new_zeros(len(context))
+        below = grids[self.coarse_levels :]
+        end, events = self.flight_end(particles).to(context.dtype), self.event(below[0], context)
+        parts = []
+        for local, event, grid, children in zip(self.local, events, below[:-1], below[1:], strict=True):
+            nodes, light = local.occupied(grid), local.light(grid, context.dtype)
+            k = local.level.first_counts(children).take(nodes.place)
+            parts.append((nodes.row, k, nodes.n, local(nodes, light, local.lean(nodes, k, light), event, end)))
+        row, k, n, parameters = (torch.cat(part) for part in zip(*parts, strict=True))
+        mass = mixture.log_mass(k, n, parameters)
+        return mass.new_zeros(len(context)).index_add(0, row, mass)
+
+    @torch.no_grad()
+    def generate(self, photon_sum: Tensor, context: Tensor, particles: Tensor, keys: Tensor) -> Tensor:
+        """Draws images.
+
+        Every split of every row has random numbers of its own, so that a row's image does not depend on its batch.
+
+        Args:
+            photon_sum: Photons with shape (B,), whole numbers from 0.
+            context: With shape (B, C).
+            particles: With shape (B, 9).
+            keys: Row keys with shape (B,), from :func:`calosim.draws.row_keys`.
+
+        Returns:
+            Photon counts with shape (B, nx, ny), int64, that sum to the photon sums.
+        """
+        rows = len(photon_sum)
+        if 0 < rows < _ROWS:
+            again = torch.arange(_ROWS, device=keys.device) % rows
+            photon_sum, context, particles, keys = (t[again] for t in (photon_sum, context, particles, keys))
+        grid = photon_sum.to(torch.int64).view(-1, 1, 1)
+        if self.coarse is not None:
+            counters = torch.arange(2 * self.coarse_nodes, device=keys.device)
+            uniforms = draws.uniform_at(keys.unsqueeze(1), counters).unflatten(1, (2, -1))
+            k = self.coarse.sample(grid[:, 0, 0], context, uniforms).index_select(1, self.rank)
+            grid = self.tree.compose(grid, k, self.coarse_levels)
+        return self.refine(grid, context, particles, keys)[:rows]
+
+    @torch.no_grad()
+    def refine(self, grid: Tensor, context: Tensor, particles: Tensor, keys: Tensor) -> Tensor:
+        """Draws the local splits below the coarse part.
+
+        Args:
+            grid: Counts of the coarse part's cells with shape (B, *), int64.
+            context: With shape (B, C).
+            particles: With shape (B, 9).
+            keys: Row keys with shape (B,).
+
+        Returns:
+            Photon counts with shape (B, nx, ny), int64.
+        """
+        if self.event is None:
+            return grid
+        end, events = self.flight_end(particles).to(context.dtype), self.event(grid, context)
+        counter = 2 * self.coarse_nodes
+        for local, event in zip(self.local, events, strict=True):
+            first, light = grid.clone(), local.light(grid, context.dtype)
+            lean = torch.zeros_like(light)
+            for phase in range(self.config.phases):
+                nodes = local.occupied(grid, phase, at_least=_ROWS)
+                at = counter + 2 * nodes.cell
+                u, v = draws.uniform_at(keys.index_select(0, nodes.row), torch.stack((at, at + 1)))
+                k = mixture.draw(u, v.logit(), nodes.n, local(nodes, light, lean, event, end))
+                first.put_(nodes.place, k)
+                if phase + 1 < self.config.phases:
+                    lean = local.lean(nodes, k, light)
+            counter += 2 * local.level.cells
+            grid = local.level.divide(grid, first)
+        return grid
+
+    def encode(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Coordinates of the coarse nodes.
+
+        Args:
+            images: Photon counts with shape (B, nx, ny); whole numbers from 0.
+            keys: Row keys with shape (B,) of where in its interval a coordinate lies; in the middle if not given.
+
+        Returns:
+            x with shape (B, coarse nodes), float64: standard normal where a node has no photons and keys are given.
+        """
+        k, n = self.tree.counts(self.tree.grids(images.to(torch.int64)), self.coarse_levels)
+        counters = torch.arange(self.coarse_nodes, device=k.device)
+        u = 0.5 if keys is None else draws.uniform_at(keys.unsqueeze(1), counters)
+        return torch.special.ndtri((k.double() + u) / (n + 1))
+
+    def decode(self, x: Tensor, photon_sum: Tensor) -> Tensor:
+        """Undoes :meth:`encode`.
+
+        Args:
+            x: Coordinates with shape (B, coarse nodes), float64; float32 may miss counts beyond a thousand photons.
+            photon_sum: Photons with shape (B,), whole numbers from 0.
+
+        Returns:
+            Counts of the coarse part's cells with shape (B, *), int64.
+        """
+        v, total = torch.special.ndtr(x), photon_sum.to(torch.int64)
+        return self._descend(v, total, lambda v, n: torch.minimum((v * (n + 1)).long(), n))
+
+    def expected(self, x: Tensor, photon_sum: Tensor) -> Tensor:
+        r"""A differentiable image: the middle of what coordinates stand for, spread evenly over a coarse cell's pixels.
+
+        Args:
+            x: Coordinates with shape (B, coarse nodes).
+            photon_sum: Photons with shape (B,).
+
+        Returns:
+            Photons with shape (B, nx, ny), of the type of x, that sum to the photon sums. Within rounding by half a photon
+            a split, sums over coarse cells are those of :meth:`decode`.
+        """
+        v, total = torch.special.ndtr(x), photon_sum.to(x)
+        grid = self._descend(v, total, lambda v, n: torch.minimum((v * (n + 1) - 0.5).clamp(min=0), n))
+        for local in self.local:
+            area = local.level.size[:, local.level.axis].view(local.level.shape)
+            share = torch.where(area > 1, area.div(2, rounding_mode="floor") / area, 1.0)
+            grid = local.level.divide(grid, grid * share.to(grid))
+        return grid
+
+    def _descend(self, v: Tensor, total: Tensor, count) -> Tensor:
+        """From the whole face to coarse cells, with the first child's photons a function of v and n."""
+        grid = total.view(-1, 1, 1)
+        for level, start, stop in zip(
+            self.tree.levels[: self.coarse_levels], self.tree.starts, self.tree.starts[1:], strict=False
+        ):
+            flat = grid.flatten(1)
+            n = flat.index_select(1, level.nodes)
+            first = flat.index_copy(1, level.nodes, count(v[:, start:stop], n))
+            grid = level.divide(grid, first.view(-1, *level.shape))
+        return grid
+
+    def stages(self, side: Literal["base", "data"] = "base") -> list[list[nn.Parameter]]:
+        """Parameters in the order in which a gradual fine-tuning sets them free.
+
+        Args:
+            side: ``base`` begins with the coarse part, ``data`` with the pixels.
+
+        Returns:
+            The coarse part, then every local level with what it knows of the event, or the reverse. What all levels know of
+            the event comes with the first of them.
+
+        Raises:
+            ValueError: If the side is unknown.
+        """
+        if side not in ("base", "data"):
+            raise ValueError(f"expected the side base or data, got {side!r}")
+        groups = [] if self.coarse is None else [list(self.coarse.parameters())]
+        for i, local in enumerate(self.local):
+            shared = self.event.shared.parameters() if i == 0 else ()
+            groups.append([*shared, *self.event.heads[i].parameters(), *local.parameters()])
+        return groups if side == "base" else groups[::-1]
+
+
+def _coloring(level: Level, steps: int) -> Tensor:
+    """Steps of a level's nodes: neighbors get different ones, in tiles of 2 x 2, then of 4 x 4 and so on."""
+    i, j = torch.div(level.nodes, level.shape[1], rounding_mode="floor"), level.nodes % level.shape[1]
+    # Bits of the place, the finest first: number 0, 1, 2, 3 within each tile is a diagonal, then the other.
+    number, weight = torch.zeros_like(i), 1
+    while bool((i > 0).any() or (j > 0).any()):
+        number += weight * ((i + j) % 2) + 2 * weight * (j % 2)
+        i, j, weight = i // 2, j // 2, 4 * weight
+    return (number % steps).unique(return_inverse=True)[1]
