@@ -138,7 +138,7 @@ def train(argv: list[str]) -> None:
     os.environ.pop("CALOSIM_RUN", None) if "LOCAL_RANK" not in os.environ else None
     defaults = {"default_config_files": [str(shipped_config("base.yaml"))]}
     # Processes that Lightning launches repeat sys.argv, and the run's record quotes it.
-    sys.argv[1:] = argv
+    sys.argv[1:] = shipped_words(argv)
     CalosimCLI(
         model_class=CalosimModule,
         datamodule_class=RootDataModule,
@@ -146,5 +146,4 @@ def train(argv: list[str]) -> None:
         save_config_callback=RunRecord,
         trainer_defaults={"callbacks": [PredictionFile()]},
         parser_kwargs=dict.fromkeys(("fit", "validate", "test", "predict"), defaults),
-        args=shipped_words(argv),
     )

@@ -3,12 +3,14 @@
 from .autoregressive import AutoregressiveSpline
 from .build import Side, Stage, Trace, cast, feature_orders, iaf, maf, stages, trace, units
 from .config import FlowChanges, FlowConfig, Permutation
+from .masked import MaskedSplits
 from .prune import prune
 
 __all__ = [
     "AutoregressiveSpline",
     "FlowChanges",
     "FlowConfig",
+    "MaskedSplits",
     "Permutation",
     "Side",
     "Stage",

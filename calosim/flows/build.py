@@ -20,13 +20,14 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from zuko.distributions import DiagNormal
 from zuko.lazy import Flow, LazyInverse, UnconditionalDistribution
 
 from .autoregressive import AutoregressiveSpline, checked_order
-from .config import FlowConfig, Permutation
+from .config import FlowConfig, Permutation, Stage
 from .made import MaskedConditioner
+from .masked import MaskedSplits
 
 __all__ = ["Side", "Stage", "Trace", "cast", "feature_orders", "iaf", "maf", "stages", "trace", "units"]
 
@@ -191,20 +192,10 @@ def units(flow: Flow, side: Side = "data") -> list[tuple[str, AutoregressiveSpli
     return found if side == "data" else found[::-1]
 
 
-class Stage(NamedTuple):
-    """What thaws together when a model is fine-tuned step by step.
-
-    Attributes:
-        parameters: The parameters of a unit but for those of its first layers.
-        context: Those of its first layers, which see the context.
-    """
-
-    parameters: list[nn.Parameter]
-    context: list[nn.Parameter]
-
-
-def stages(flow: Flow, side: Side = "data") -> list[Stage]:
-    """The transformations of a flow as stages, see :func:`units`."""
+def stages(flow: Flow | MaskedSplits, side: Side = "data") -> list[Stage]:
+    """The transformations of a flow as stages, see :func:`units`; a masked network of counts is one."""
+    if isinstance(flow, MaskedSplits):
+        return flow.stages()
     found = []
     for _, spline in units(flow, side):
         first = list(spline.conditioner.layers[0].parameters())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, make_dataclass, replace
-from typing import Any, Literal, Self, get_type_hints
+from typing import Any, Literal, NamedTuple, Self, get_type_hints
 
-__all__ = ["FlowChanges", "FlowConfig", "Permutation"]
+from torch import nn
+
+__all__ = ["FlowChanges", "FlowConfig", "Permutation", "Stage"]
 
 Permutation = Literal["alternate", "reverse", "random"]
 
@@ -62,3 +64,15 @@ FlowChanges: Any = make_dataclass(
 )
 FlowChanges.__doc__ = FlowConfig.__doc__
 FlowChanges.__module__ = __name__
+
+
+class Stage(NamedTuple):
+    """What thaws together when a model is fine-tuned step by step.
+
+    Attributes:
+        parameters: The parameters of a unit but for those of its first layers.
+        context: Those of its first layers, which see the context.
+    """
+
+    parameters: list[nn.Parameter]
+    context: list[nn.Parameter]

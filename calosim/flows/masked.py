@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import mixture
+from .config import Stage
 
 __all__ = ["MaskedSplits"]
 
@@ -78,6 +79,12 @@ class MaskedSplits(nn.Module):
             self.from_context.weight[2 * hidden :].zero_()
             self.from_context.bias[2 * hidden :] = mixture.initial_bias(self.nodes, components).flatten()
         self._cache: tuple[tuple, list[_Step]] | None = None
+
+    def stages(self) -> list[Stage]:
+        """All of it as one, for fine-tuning."""
+        seeing = [*self.context.parameters(), *self.from_context.parameters()]
+        known = set(seeing)
+        return [Stage([p for p in self.parameters() if p not in known], seeing)]
 
     def _mask(self, steps: Tensor) -> None:
         """Registers what may see what; units are spread evenly over the nodes, and have the degrees of those."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from calosim import draws
 from calosim.detectors import get_detector
+from calosim.models.schedules import WarmupCosine
 from calosim.runs import FORMAT
 
 __all__ = ["CalosimModule", "evaluating", "fit_sample", "step_keys"]
@@ -71,7 +73,8 @@ class CalosimModule(LightningModule):
     Args:
         detector: The detector's name.
         optimizer: From parameters to an optimizer.
-        scheduler: From an optimizer to a learning-rate scheduler, stepped once an epoch.
+        scheduler: From an optimizer to a learning-rate scheduler, stepped once an epoch; a
+            :class:`~calosim.models.schedules.WarmupCosine` after every batch.
         init: The other constructor arguments as plain values; with them and ``detector`` the module can be rebuilt.
     """
 
@@ -92,10 +95,15 @@ class CalosimModule(LightningModule):
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
         if self.scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "epoch"},
-        }
+        scheduler, interval = self.scheduler(optimizer), "epoch"
+        if isinstance(scheduler, WarmupCosine):
+            interval, scheduler.total_steps = "step", scheduler.total_steps or self._steps()
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    def _steps(self) -> int | None:
+        """Steps that the training will take, None if it has no end."""
+        steps = self.trainer.estimated_stepping_batches
+        return int(steps) if math.isfinite(steps) and steps > 0 else None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Keys dropout and weight noise by (seed, step, process), so that a resumed run repeats the uninterrupted one."""

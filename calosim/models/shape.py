@@ -24,7 +24,7 @@ class ShapeModule(CalosimModule):
 
     Args:
         detector: The detector's name.
-        flow: Settings of the flow.
+        flow: Settings of the flow of points; None where the coordinates say all.
         coordinates: Settings of the coordinates.
         physics: Whether derived columns join the context, see :class:`~calosim.shapes.features.FeatureScaler`.
         optimizer: From parameters to an optimizer.
@@ -36,17 +36,21 @@ class ShapeModule(CalosimModule):
     def __init__(
         self,
         detector: str,
-        flow: FlowConfig,
+        flow: FlowConfig | None,
         coordinates: CoordinatesConfig,
         physics: bool,
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None,
     ):
         coordinates = from_plain(coordinates)
-        plain = {"flow": flow.to_plain(), "coordinates": to_plain(coordinates), "physics": physics}
+        plain = {
+            "flow": None if flow is None else flow.to_plain(),
+            "coordinates": to_plain(coordinates),
+            "physics": physics,
+        }
         super().__init__(detector, optimizer, scheduler, **plain)
         self.features = FeatureScaler(self.detector, photon_sum=True, physics=physics)
-        self.coordinates = coordinates.build(self.detector)
+        self.coordinates = coordinates.build(self.detector, self.features.width)
         self.test_nll = MeanMetric()
 
     def setup(self, stage: str) -> None:
@@ -70,10 +74,13 @@ class ShapeModule(CalosimModule):
         Args:
             side: Where to start: ``data``, or ``gauss`` for the side of the base distribution.
         """
-        return stages(self.flow, side)
+        below = self.coordinates.stages()
+        if side == "data":
+            return [*below[::-1], *stages(self.flow, side)]
+        return [*stages(self.flow, side), *below]
 
     def inputs(self, batch: dict[str, Tensor], step: int = -1) -> tuple[Tensor, Tensor, Tensor]:
-        """A batch as coordinates and context.
+        """What a batch is told by.
 
         Args:
             batch: A batch of :class:`~calosim.showers.datamodule.RootDataModule`.
@@ -81,26 +88,25 @@ class ShapeModule(CalosimModule):
                 sampled twice gets other noise; -1 is the fixed noise of validation.
 
         Returns:
-            Coordinates (B, D), their log-volume (B,) and context (B, width).
+            Images (B, nx, ny), context (B, width) and the keys of the noise (B,).
         """
-        keys = step_keys(batch["rows"], draws.NOISE_STREAM, step)
         images = batch["images"]
-        x, log_volume = self.coordinates.encode(images, keys)
-        return x, log_volume, self.context(batch["particles"], images.flatten(1).sum(1))
+        context = self.context(batch["particles"], images.flatten(1).sum(1))
+        return images, context, step_keys(batch["rows"], draws.NOISE_STREAM, step)
 
     def log_likelihood(self, batch: dict[str, Tensor], step: int = -1) -> Tensor:
         """Log-likelihood of the images, over :attr:`~calosim.shapes.Coordinates.per`, in nats, with shape (B,).
 
         The volume of standardizations is included, so that models with and without them can be compared.
         """
-        x, log_volume, context = self.inputs(batch, step)
-        total = self.flow(context).log_prob(x) + log_volume
-        return (total + self.coordinates.rest(batch["images"], context)) / self.coordinates.per
+        images, context, keys = self.inputs(batch, step)
+        return self.coordinates.log_likelihood(self.flow, images, context, batch["particles"], keys)
 
     def test_step(self, batch: dict[str, Tensor]) -> None:
         """Accumulates the negative log-likelihood of the test split."""
         self.test_nll.update(-self.log_likelihood(batch))
-        self.log("test/loss", self.test_nll)
+        # A density per pixel and a probability of images never share a name.
+        self.log("test/nll" if self.coordinates.per == 1 else "test/loss", self.test_nll)
 
     def predict_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Generates one response per row from the row's true photon sum."""
@@ -125,10 +131,19 @@ class ShapeModule(CalosimModule):
         Returns:
             Photon counts with shape (B, nx, ny), int64.
         """
-        return self.coordinates.decode(self.generate_points(particles, photon_sum, seed, rows), photon_sum, rounding)
+        keys = draws.row_keys(rows, draws.BASE_STREAM, seed)
+        with evaluating(self):
+            context = self.context(particles, photon_sum)
+            return self.coordinates.generate(self.flow, photon_sum, context, particles, keys, rounding)
 
     def generate_points(self, particles: Tensor, photon_sum: Tensor, seed: int, rows: Tensor) -> Tensor:
-        """Generates coordinates, shape (B, D), before they become counts; see :meth:`generate`."""
+        """Generates coordinates, shape (B, D), before they become counts, where those leave a choice; see :meth:`generate`.
+
+        Raises:
+            ValueError: If counts come out exactly.
+        """
+        if not self.coordinates.roundings:
+            raise ValueError("counts come out exactly: there is nothing to round")
         with evaluating(self):
-            base = draws.normal(draws.row_keys(rows, draws.BASE_STREAM, seed), self.coordinates.size)
-            return self.flow(self.context(particles, photon_sum)).transform.inv(base)
+            keys = draws.row_keys(rows, draws.BASE_STREAM, seed)
+            return self.coordinates.points(self.flow, self.context(particles, photon_sum), keys)

@@ -224,7 +224,8 @@ class Student(ShapeModule):
             noise.
         """
         weights = self.losses.weights()
-        x, _, context = self.inputs(batch, step)
+        images, context, keys = self.inputs(batch, step)
+        x, _ = self.coordinates.encode(images, keys)
         parts: dict[str, Tensor] = {}
         if any(n in weights for n in ("x_outputs", "x_intermediate", "x_parameters", "channel", "center")):
             with torch.no_grad():

@@ -7,14 +7,14 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from calosim.flows import FlowConfig, maf
+from calosim.flows import FlowConfig, MaskedSplits, maf
 from calosim.models.shape import ShapeModule
-from calosim.shapes import CoordinatesConfig, PixelConfig
+from calosim.shapes import CoordinatesConfig, SplitConfig, from_plain
 
 __all__ = ["Teacher"]
 
-#: The published recipe but for the pixel orders; never changed.
-FLOW, COORDINATES = FlowConfig(), PixelConfig()
+#: Never changed.
+COORDINATES = SplitConfig()
 
 
 class Teacher(ShapeModule):
@@ -22,8 +22,8 @@ class Teacher(ShapeModule):
 
     Args:
         detector: The detector's name; on the command line it follows ``--data.detector``.
-        flow: Size and shape of the flow.
-        coordinates: What the flow models of an image.
+        flow: Size and shape of a flow of points (pixel coordinates); those of split coordinates are among their settings.
+        coordinates: What is modeled of an image.
         physics: Whether log-energy and the spot of a straight flight join the context.
         optimizer: From parameters to an optimizer; Adam with learning rate 1e-4 by default.
         scheduler: From an optimizer to a learning-rate scheduler, stepped once an epoch.
@@ -37,15 +37,23 @@ class Teacher(ShapeModule):
     def __init__(
         self,
         detector: str = "zn",
-        flow: FlowConfig = FLOW,
+        flow: FlowConfig | None = None,
         coordinates: CoordinatesConfig = COORDINATES,
         physics: bool = True,
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-4, fused=True),
         scheduler: LRSchedulerCallable | None = None,
     ):
-        flow = FlowConfig.from_plain(flow)
-        super().__init__(detector, flow, coordinates, physics, optimizer, scheduler)
-        self.flow = maf(self.coordinates.size, self.features.width, flow)
+        settings = from_plain(coordinates)
+        if settings.points:
+            flow = FlowConfig.from_plain(flow or FlowConfig())
+        elif flow is not None:
+            raise ValueError("expected no settings of a flow with these coordinates, whose own settings say all")
+        super().__init__(detector, flow, settings, physics, optimizer, scheduler)
+        size, width = self.coordinates.size, self.features.width
+        if flow is not None:
+            self.flow = maf(size, width, flow)
+        else:
+            self.flow = MaskedSplits(*self.coordinates.nodes, width, settings.hidden, settings.components)
         self.val_nll = MeanMetric()
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:

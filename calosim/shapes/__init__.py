@@ -8,13 +8,24 @@ from typing import Any
 from calosim.shapes.coordinates import Coordinates
 from calosim.shapes.features import FeatureScaler
 from calosim.shapes.pixels import PixelConfig, PixelLogits
+from calosim.shapes.splits import SplitConfig, SplitCoordinates
 
-__all__ = ["Coordinates", "CoordinatesConfig", "FeatureScaler", "PixelConfig", "PixelLogits", "from_plain", "to_plain"]
+__all__ = [
+    "Coordinates",
+    "CoordinatesConfig",
+    "FeatureScaler",
+    "PixelConfig",
+    "PixelLogits",
+    "SplitConfig",
+    "SplitCoordinates",
+    "from_plain",
+    "to_plain",
+]
 
 #: Settings of any coordinates; new ones join here.
-CoordinatesConfig = PixelConfig
+CoordinatesConfig = SplitConfig | PixelConfig
 
-_KINDS: dict[str, type] = {"pixels": PixelConfig}
+_KINDS: dict[str, type] = {"splits": SplitConfig, "pixels": PixelConfig}
 
 
 def to_plain(config: CoordinatesConfig) -> dict[str, Any]:

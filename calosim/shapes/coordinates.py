@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor, nn
 
 from calosim.detectors import Detector
+from calosim.flows import Stage
 
 __all__ = ["Coordinates"]
 
@@ -24,6 +26,8 @@ class Coordinates(nn.Module, ABC):
         size: The number D of coordinates, the features of the flow.
         per: What a log-likelihood is divided by: the number of pixels where it is a density of D = pixels noisy
             coordinates; 1 where it is a probability of the image.
+        nodes: None where a flow of points models the coordinates. Else what a masked network of counts splits: for each
+            of D nodes its source, which child of it it is, and its step, see :class:`calosim.flows.MaskedSplits`.
         roundings: The ways from coordinates to integer counts and what they do, by number; empty where counts come out
             exactly.
         rounding: The one that is used unless another is asked for; None where there is none.
@@ -33,6 +37,7 @@ class Coordinates(nn.Module, ABC):
     per: int
     roundings: dict[int, str] = {}  # noqa: RUF012
     rounding: int | None = None
+    nodes: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __init__(self, detector: Detector):
         super().__init__()
@@ -86,9 +91,48 @@ class Coordinates(nn.Module, ABC):
             Photons with shape (B, nx, ny).
         """
 
-    def rest(self, images: Tensor, context: Tensor) -> Tensor:
-        """The log-probability of what the coordinates leave out of images (B, nx, ny), given context (B, C); shape (B,)."""
-        return context.new_zeros(len(images))
+    @abstractmethod
+    def log_likelihood(self, flow: Any, images: Tensor, context: Tensor, particles: Tensor, keys: Tensor) -> Tensor:
+        """The log-likelihood of images given their photon sums, over :attr:`per`.
+
+        Args:
+            flow: The flow of these coordinates.
+            images: Photon counts with shape (B, nx, ny).
+            context: What the flow is conditioned on, with shape (B, C).
+            particles: Features of the primaries with shape (B, 9).
+            keys: Row keys of dequantization noise with shape (B,).
+
+        Returns:
+            Nats with shape (B,).
+        """
+
+    @abstractmethod
+    def generate(
+        self,
+        flow: Any,
+        photon_sum: Tensor,
+        context: Tensor,
+        particles: Tensor,
+        keys: Tensor,
+        rounding: int | Tensor | None = None,
+    ) -> Tensor:
+        """Draws images.
+
+        Args:
+            flow: The flow of these coordinates.
+            photon_sum: Photons with shape (B,).
+            context: With shape (B, C).
+            particles: With shape (B, 9).
+            keys: Row keys of the draws with shape (B,).
+            rounding: See :meth:`decode`.
+
+        Returns:
+            Photon counts with shape (B, nx, ny), int64.
+        """
+
+    def stages(self) -> list[Stage]:
+        """What of these coordinates is trained besides the flow, from the flow's side to the pixels."""
+        return []
 
     def check_rounding(self, rounding: int | None) -> int | None:
         """Refuses a rounding that these coordinates do not have.

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from calosim.detectors import Detector
 from calosim.flows import mixture
-
-from .tree import Level
+from calosim.shapes.tree import Level
 
 __all__ = ["EventNetwork", "LevelSplits", "Nodes"]
 

@@ -17,6 +17,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -74,11 +75,14 @@ class PixelConfig:
         standardize: Whether logits are standardized per pixel.
     """
 
+    #: A flow of points models them.
+    points: ClassVar[bool] = True
+
     noise: float = 0.5
     alpha: float = 1e-6
     standardize: bool = True
 
-    def build(self, detector: Detector) -> PixelLogits:
+    def build(self, detector: Detector, context: int = 0) -> PixelLogits:
         """The coordinates of a detector's images."""
         return PixelLogits(detector, self)
 
@@ -166,6 +170,27 @@ class PixelLogits(Coordinates):
         scale = (photon_sum.to(x.dtype) + self.expected_noise)[:, None]
         images = (self.shapes(x) * scale).unflatten(1, self.shape)
         return images if noise else images - self.noise / 2
+
+    def log_likelihood(self, flow: Any, images: Tensor, context: Tensor, particles: Tensor, keys: Tensor) -> Tensor:
+        """The log-density of the logits, not standardized, in nats per pixel, see :meth:`Coordinates.log_likelihood`."""
+        x, log_volume = self.encode(images, keys)
+        return (flow(context).log_prob(x) + log_volume) / self.per
+
+    def points(self, flow: Any, context: Tensor, keys: Tensor) -> Tensor:
+        """Draws logits (B, nx * ny) before they become counts, see :meth:`generate`."""
+        return flow(context).transform.inv(draws.normal(keys, self.size))
+
+    def generate(
+        self,
+        flow: Any,
+        photon_sum: Tensor,
+        context: Tensor,
+        particles: Tensor,
+        keys: Tensor,
+        rounding: int | Tensor | None = None,
+    ) -> Tensor:
+        """Draws images, see :meth:`Coordinates.generate`."""
+        return self.decode(self.points(flow, context, keys), photon_sum, rounding)
 
     @torch.no_grad()
     def fit(self, images: Tensor, keys: Tensor) -> None:

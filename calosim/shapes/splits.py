@@ -16,8 +16,9 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,11 +26,10 @@ from torch import Tensor, nn
 
 from calosim import draws
 from calosim.detectors import Detector
-from calosim.flows import mixture
-from calosim.flows.masked import MaskedSplits
-
-from .local import EventNetwork, LevelSplits
-from .tree import Level, SplitTree
+from calosim.flows import Stage, mixture
+from calosim.shapes.coordinates import Coordinates
+from calosim.shapes.local import EventNetwork, LevelSplits
+from calosim.shapes.tree import Level, SplitTree
 
 __all__ = ["SplitConfig", "SplitCoordinates"]
 
@@ -54,7 +54,11 @@ class SplitConfig:
         local_components: Logistics of a local mixture.
         reach: Cells that a local network sees in every direction.
         phases: Phases of a local level, 1 or 2.
+        local_share: Share of the rows of a training batch whose local part is evaluated, for all.
     """
+
+    #: A masked network of counts models them.
+    points: ClassVar[bool] = False
 
     coarse_levels: int = 6
     coarse_steps: int = 4
@@ -65,6 +69,7 @@ class SplitConfig:
     local_components: int = 3
     reach: int = 2
     phases: int = 2
+    local_share: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("hidden", "components", "event", "local_hidden", "local_components", "reach"):
@@ -73,12 +78,18 @@ class SplitConfig:
         for name in ("coarse_levels", "coarse_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"expected {name} of at least 0, got {getattr(self, name)}")
+        if not 0 < self.local_share <= 1:
+            raise ValueError(f"expected local_share in (0, 1], got {self.local_share}")
         if self.phases not in (1, 2):
             raise ValueError(f"expected phases of 1 or 2, got {self.phases}")
 
+    def build(self, detector: Detector, context: int) -> SplitCoordinates:
+        """The coordinates of a detector's images, given so many context features."""
+        return SplitCoordinates(detector, context, self)
 
-class SplitCoordinates(nn.Module):
-    """The probability of images given their photon sums, and images drawn from it.
+
+class SplitCoordinates(Coordinates):
+    """The tree of splits: its coarse nodes for a flow of counts, and the local splits below.
 
     Args:
         detector: The detector: shape, pitch and where its front face is.
@@ -88,8 +99,6 @@ class SplitCoordinates(nn.Module):
     Attributes:
         tree: The tree of halves.
         coarse_levels: Levels of the coarse part, at most those of the tree.
-        coarse_nodes: Nodes of the coarse part, in the order of the tree.
-        coarse: The masked network, or None without coarse nodes.
         event: What local networks know of the event, or None without local levels.
         local: One network a level.
 
@@ -99,24 +108,22 @@ class SplitCoordinates(nn.Module):
 
     order: Tensor
     rank: Tensor
+    per = 1
 
     def __init__(self, detector: Detector, context: int, config: SplitConfig | None = None):
-        super().__init__()
+        super().__init__(detector)
         self.detector, self.config = detector, config or SplitConfig()
         config = self.config
         self.tree = SplitTree(detector.shape)
         self.coarse_levels = min(config.coarse_levels, len(self.tree.levels))
-        self.coarse_nodes = m = self.tree.starts[self.coarse_levels]
+        self.size = m = self.tree.starts[self.coarse_levels]
         steps = self._steps()
         order = steps.argsort(stable=True)
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("rank", order.argsort(), persistent=False)
-        self.coarse = None
-        if m:
-            source = self.tree.source[:m][order]
-            source = torch.where(source < 0, source, self.rank[source.clamp(min=0)])
-            tables = source, self.tree.child[:m][order], steps[order]
-            self.coarse = MaskedSplits(*tables, context, config.hidden, config.components)
+        source = self.tree.source[:m][order]
+        source = torch.where(source < 0, source, self.rank[source.clamp(min=0)])
+        self.nodes = source, self.tree.child[:m][order], steps[order]
         below = self.tree.levels[self.coarse_levels :]
         self.event = None
         if below:
@@ -151,50 +158,38 @@ class SplitCoordinates(nn.Module):
         end = torch.stack((vx + px * lever - self.detector.center_x, vy + py * lever), 1)
         return end.clamp(-_FARTHEST, _FARTHEST)
 
-    def log_mass(self, images: Tensor, context: Tensor, particles: Tensor, local_rows: int | None = None) -> Tensor:
-        """The logarithm of the probability of images given their photon sums.
+    def fit(self, images: Tensor, keys: Tensor) -> None:
+        """Nothing is standardized."""
 
-        A row has a few hundred local splits and one coarse part, which learns from more rows at little cost: for training,
-        the local part of some rows can stand for that of all, and the expectation over batches stays what it is.
+    def counts(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What the flow of counts models.
 
         Args:
-            images: Photon counts with shape (B, nx, ny), of any type; whole numbers from 0.
-            context: What is known of the primary and the photon sum, standardized, with shape (B, C).
-            particles: Features of the primaries with shape (B, 9), see :meth:`flight_end`.
-            local_rows: Rows, from the first, whose local part is evaluated, 1 to B; it counts B / local_rows times, that
-                of the others nothing. All if not given.
+            images: Photon counts with shape (B, nx, ny), whole numbers from 0.
 
         Returns:
-            Nats with shape (B,), of the context's type.
+            Photons of the first children and of the nodes, each (B, D), int64, in the order of :attr:`nodes`.
+        """
+        return self._ordered(self.tree.grids(images.to(torch.int64)))
 
-        Raises:
-            ValueError: If the images do not have the detector's shape, or `local_rows` is out of range.
+    def _ordered(self, grids: list[Tensor]) -> tuple[Tensor, Tensor]:
+        k, n = (t.index_select(1, self.order) for t in self.tree.counts(grids, self.coarse_levels))
+        return k, n
+
+    def log_likelihood(self, flow: Any, images: Tensor, context: Tensor, particles: Tensor, keys: Tensor) -> Tensor:
+        """The logarithm of the probability of images given their photon sums, see :meth:`Coordinates.log_likelihood`.
+
+        A row has a few hundred local splits and one coarse part, which learns from more rows at little cost: in training,
+        the local part of some rows, the first, stands for that of all, and the expectation over batches stays what it is.
         """
         rows = len(images)
-        some = rows if local_rows is None else local_rows
-        if rows and not 1 <= some <= rows:
-            raise ValueError(f"expected local_rows of 1 to {rows}, got {some}")
+        some = max(1, round(rows * self.config.local_share)) if self.training and rows else rows
         grids = self.tree.grids(images.to(torch.int64))
-        coarse = self.coarse_log_mass(grids, context)
+        coarse = flow.log_mass(*self._ordered(grids), context).sum(1)
         if some == rows:
             return coarse + self.local_log_mass(grids, context, particles)
         local = self.local_log_mass([grid[:some] for grid in grids], context[:some], particles[:some])
         return coarse + F.pad(local * (rows / some), (0, rows - some))
-
-    def coarse_log_mass(self, grids: list[Tensor], context: Tensor) -> Tensor:
-        """The coarse part of :meth:`log_mass`.
-
-        Args:
-            grids: Counts of all cells, int64, from :meth:`SplitTree.grids`.
-            context: With shape (B, C).
-
-        Returns:
-            Nats with shape (B,).
-        """
-        if self.coarse is None:
-            return context.new_zeros(len(context))
-        k, n = (t.index_select(1, self.order) for t in self.tree.counts(grids, self.coarse_levels))
-        return self.coarse.log_mass(k, n, context).sum(1)
 
     def local_log_mass(self, grids: list[Tensor], context: Tensor, particles: Tensor) -> Tensor:
         """The local part of :meth:`log_mass`, given the counts of the coarse part's cells.
@@ -221,30 +216,28 @@ class SplitCoordinates(nn.Module):
         return mass.new_zeros(len(context)).index_add(0, row, mass)
 
     @torch.no_grad()
-    def generate(self, photon_sum: Tensor, context: Tensor, particles: Tensor, keys: Tensor) -> Tensor:
-        """Draws images.
+    def generate(
+        self,
+        flow: Any,
+        photon_sum: Tensor,
+        context: Tensor,
+        particles: Tensor,
+        keys: Tensor,
+        rounding: int | Tensor | None = None,
+    ) -> Tensor:
+        """Draws images, see :meth:`Coordinates.generate`; they sum to the photon sums.
 
         Every split of every row has random numbers of its own, so that a row's image does not depend on its batch.
-
-        Args:
-            photon_sum: Photons with shape (B,), whole numbers from 0.
-            context: With shape (B, C).
-            particles: With shape (B, 9).
-            keys: Row keys with shape (B,), from :func:`calosim.draws.row_keys`.
-
-        Returns:
-            Photon counts with shape (B, nx, ny), int64, that sum to the photon sums.
         """
         rows = len(photon_sum)
         if 0 < rows < _ROWS:
             again = torch.arange(_ROWS, device=keys.device) % rows
             photon_sum, context, particles, keys = (t[again] for t in (photon_sum, context, particles, keys))
-        grid = photon_sum.to(torch.int64).view(-1, 1, 1)
-        if self.coarse is not None:
-            counters = torch.arange(2 * self.coarse_nodes, device=keys.device)
-            uniforms = draws.uniform_at(keys.unsqueeze(1), counters).unflatten(1, (2, -1))
-            k = self.coarse.sample(grid[:, 0, 0], context, uniforms).index_select(1, self.rank)
-            grid = self.tree.compose(grid, k, self.coarse_levels)
+        total = photon_sum.to(torch.int64)
+        counters = torch.arange(2 * self.size, device=keys.device)
+        uniforms = draws.uniform_at(keys.unsqueeze(1), counters).unflatten(1, (2, -1))
+        k = flow.sample(total, context, uniforms).index_select(1, self.rank)
+        grid = self.tree.compose(total.view(-1, 1, 1), k, self.coarse_levels)
         return self.refine(grid, context, particles, keys)[:rows]
 
     @torch.no_grad()
@@ -263,7 +256,7 @@ class SplitCoordinates(nn.Module):
         if self.event is None:
             return grid
         end, events = self.flight_end(particles).to(context.dtype), self.event(grid, context)
-        counter = 2 * self.coarse_nodes
+        counter = 2 * self.size
         for local, event in zip(self.local, events, strict=True):
             first, light = grid.clone(), local.light(grid, context.dtype)
             lean = torch.zeros_like(light)
@@ -279,40 +272,37 @@ class SplitCoordinates(nn.Module):
             grid = local.level.divide(grid, first)
         return grid
 
-    def encode(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
+    def encode(self, images: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Coordinates of the coarse nodes.
 
         Args:
             images: Photon counts with shape (B, nx, ny); whole numbers from 0.
-            keys: Row keys with shape (B,) of where in its interval a coordinate lies; in the middle if not given.
+            keys: Row keys with shape (B,) of where in its interval a coordinate lies.
 
         Returns:
-            x with shape (B, coarse nodes), float64: standard normal where a node has no photons and keys are given.
+            x with shape (B, D), float64: standard normal where a node has no photons. And zeros with shape (B,): the volume
+            of an interval is part of its probability.
         """
         k, n = self.tree.counts(self.tree.grids(images.to(torch.int64)), self.coarse_levels)
-        counters = torch.arange(self.coarse_nodes, device=k.device)
-        u = 0.5 if keys is None else draws.uniform_at(keys.unsqueeze(1), counters)
-        return torch.special.ndtri((k.double() + u) / (n + 1))
+        u = draws.uniform_at(keys.unsqueeze(1), torch.arange(self.size, device=k.device))
+        x = torch.special.ndtri((k.double() + u) / (n + 1))
+        return x, x.new_zeros(len(x))
 
-    def decode(self, x: Tensor, photon_sum: Tensor) -> Tensor:
-        """Undoes :meth:`encode`.
+    def decode(self, x: Tensor, photon_sum: Tensor, rounding: int | Tensor | None = None) -> Tensor:
+        """Counts of the coarse part's cells, (B, *), int64, from coordinates (B, D); undoes :meth:`encode`.
 
-        Args:
-            x: Coordinates with shape (B, coarse nodes), float64; float32 may miss counts beyond a thousand photons.
-            photon_sum: Photons with shape (B,), whole numbers from 0.
-
-        Returns:
-            Counts of the coarse part's cells with shape (B, *), int64.
+        In float64: float32 may miss counts beyond a thousand photons.
         """
         v, total = torch.special.ndtr(x), photon_sum.to(torch.int64)
         return self._descend(v, total, lambda v, n: torch.minimum((v * (n + 1)).long(), n))
 
-    def expected(self, x: Tensor, photon_sum: Tensor) -> Tensor:
+    def expected(self, x: Tensor, photon_sum: Tensor, noise: bool = True) -> Tensor:
         r"""A differentiable image: the middle of what coordinates stand for, spread evenly over a coarse cell's pixels.
 
         Args:
-            x: Coordinates with shape (B, coarse nodes).
+            x: Coordinates with shape (B, D).
             photon_sum: Photons with shape (B,).
+            noise: There is none.
 
         Returns:
             Photons with shape (B, nx, ny), of the type of x, that sum to the photon sums. Within rounding by half a photon
@@ -326,7 +316,7 @@ class SplitCoordinates(nn.Module):
             grid = local.level.divide(grid, grid * share.to(grid))
         return grid
 
-    def _descend(self, v: Tensor, total: Tensor, count) -> Tensor:
+    def _descend(self, v: Tensor, total: Tensor, count: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """From the whole face to coarse cells, with the first child's photons a function of v and n."""
         grid = total.view(-1, 1, 1)
         for level, start, stop in zip(
@@ -338,26 +328,15 @@ class SplitCoordinates(nn.Module):
             grid = level.divide(grid, first.view(-1, *level.shape))
         return grid
 
-    def stages(self, side: Literal["base", "data"] = "base") -> list[list[nn.Parameter]]:
-        """Parameters in the order in which a gradual fine-tuning sets them free.
-
-        Args:
-            side: ``base`` begins with the coarse part, ``data`` with the pixels.
-
-        Returns:
-            The coarse part, then every local level with what it knows of the event, or the reverse. What all levels know of
-            the event comes with the first of them.
-
-        Raises:
-            ValueError: If the side is unknown.
-        """
-        if side not in ("base", "data"):
-            raise ValueError(f"expected the side base or data, got {side!r}")
-        groups = [] if self.coarse is None else [list(self.coarse.parameters())]
+    def stages(self) -> list[Stage]:
+        """Every local level with its view of the event; what all levels know of the event comes with the first of them."""
+        if self.event is None:
+            return []
+        found = []
         for i, local in enumerate(self.local):
             shared = self.event.shared.parameters() if i == 0 else ()
-            groups.append([*shared, *self.event.heads[i].parameters(), *local.parameters()])
-        return groups if side == "base" else groups[::-1]
+            found.append(Stage(list(local.parameters()), [*shared, *self.event.heads[i].parameters()]))
+        return found
 
 
 def _coloring(level: Level, steps: int) -> Tensor:
