@@ -135,12 +135,12 @@ def test_memory_and_imports(tmp_path, make):
     """Reading takes less than twice the images; importing takes no slow library along."""
     showers = make(1000)
     with Writer(tmp_path / "a.root", "zn") as writer:
-        for _ in range(40):
+        for _ in range(30):
             writer.extend(showers)
     # Not getrusage, whose peak begins with that of the parent process.
     script = (
-        "import sys; from calosim.showers.reading import read\n"
-        "slow = {'uproot', 'particle', 'awkward'} & set(sys.modules)\n"
+        "import sys; from calosim.showers import read\n"
+        "slow = {'torch', 'uproot', 'particle', 'awkward', 'tqdm'} & set(sys.modules)\n"
         "import uproot, particle; from pathlib import Path\n"
         "peak = lambda: 1024 * int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
         "before = peak(); showers = read(sys.argv[1])\n"
@@ -149,7 +149,7 @@ def test_memory_and_imports(tmp_path, make):
     command = [sys.executable, "-c", script, str(tmp_path / "a.root")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     slow, rows, ratio = done.stdout.split()
-    assert (int(slow), int(rows)) == (0, 40_000)
+    assert (int(slow), int(rows)) == (0, 30_000)
     assert 0.9 < float(ratio) < 2
 
 
