@@ -1,13 +1,18 @@
-"""Shared fixtures: tiny showers made with numpy, a ROOT file of them, and run folders of tiny trained models."""
+"""Shared fixtures: tiny showers made with numpy, ROOT files of them, and run folders of tiny models by the real command."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from calosim.detectors import DETECTORS
 from calosim.showers.record import Showers
@@ -15,6 +20,12 @@ from calosim.showers.root import write
 
 #: PDG code -> mass in MeV, charge in e, number of inputs: two frequent types, a rare one and a very rare one.
 SPECIES = {22: (0.0, 0.0, 30), 2112: (939.5654, 0.0, 20), 3122: (1115.683, 0.0, 10), 3222: (1189.37, 1.0, 5)}
+#: The sizes of the tiny models, and what keeps their training quiet.
+TEACHER = ["--model.flow.hidden", "[8,8]", "--model.flow.transforms", "1", "--model.flow.bins", "4"]
+TEACHER += ["--trainer.callbacks.rows", "8", "--trainer.callbacks.pictures", "2", "--data.batch_size", "64"]
+PHOTONS = ["--model.hidden", "[8]", "--model.components", "2", "--model.posterior_samples", "3"]
+QUICK = ["--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
+QUICK += ["--trainer.enable_model_summary", "false"]
 
 
 def _make_showers(detector: str = "zn", responses: int = 6, seed: int = 0, artefact: int = 0) -> Showers:
@@ -45,15 +56,51 @@ def _make_showers(detector: str = "zn", responses: int = 6, seed: int = 0, artef
     return Showers(particles[chosen], pdg[chosen], images, detector)
 
 
+@contextmanager
+def _restored() -> Iterator[None]:
+    """Puts back what a training leaves behind in its process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CALOSIM_RUN", "TQDM_DISABLE"):
+            patch.setenv(name, "")  # so that it is restored, whatever happens in between
+            patch.delenv(name)
+        patch.setattr(sys, "argv", [*sys.argv])
+        state = torch.random.get_rng_state()
+        exact = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        yield
+        if exact != (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        ):  # the call alone imports a compiler, which takes seconds
+            torch.use_deterministic_algorithms(exact[0], warn_only=exact[1])
+        torch.random.set_rng_state(state)
+
+
 @pytest.fixture(autouse=True)
-def _clean_process_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _clean_process_state() -> Iterator[None]:
     """What a training leaves behind in the process must not reach the next test."""
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CALOSIM_RUN", "TQDM_DISABLE"):
-        monkeypatch.setenv(name, "")  # so that monkeypatch restores it, whatever the test does
-        monkeypatch.delenv(name)
-    state = torch.random.get_rng_state()
-    yield
-    torch.random.set_rng_state(state)
+    with _restored():
+        yield
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a folder once for all processes of a test run: ``once(name, make)`` returns it after ``make(folder)``."""
+    base = tmp_path_factory.getbasetemp()
+    # Under pytest-xdist every worker has its own session; their folders have one parent.
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        done.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(shared / f"{name}.lock"), _restored():
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return get
 
 
 @pytest.fixture(scope="session")
@@ -69,11 +116,9 @@ def showers() -> Showers:
 
 
 @pytest.fixture(scope="session")
-def root_file(showers: Showers, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root_file(showers: Showers, once) -> Path:
     """The ROOT file of ``showers``."""
-    path = tmp_path_factory.mktemp("data") / "zn.root"
-    write(path, showers)
-    return path
+    return once("zn", lambda folder: write(folder / "zn.root", showers)) / "zn.root"
 
 
 @pytest.fixture(scope="session")
@@ -111,13 +156,26 @@ def fit() -> Callable[..., object]:
 
 
 @pytest.fixture(scope="session")
-def run_folders(root_file: Path, tmp_path_factory: pytest.TempPathFactory, fit) -> dict[str, Path]:
-    """Run folders of a tiny teacher and a tiny photon-sum model, one epoch each: keys ``teacher`` and ``photons``."""
-    from calosim.models.photons import PhotonSum
-    from calosim.models.teacher import Teacher
+def command() -> Callable[..., int]:
+    """Runs the real command in this process: ``command("fit", "-c", "conf/teacher.yaml", ...)`` returns its status."""
+    from calosim.__main__ import main
 
-    folders = {name: tmp_path_factory.mktemp("runs") / name for name in ("teacher", "photons")}
-    torch.manual_seed(0)
-    fit(Teacher("zn", transforms=1, hidden=(8, 8), bins=4), root_file, folders["teacher"])
-    fit(PhotonSum("zn", hidden=(8,), components=2, posterior_samples=3), root_file, folders["photons"])
-    return folders
+    return lambda *words: main([str(word) for word in words])
+
+
+@pytest.fixture(scope="session")
+def run_folders(root_file: Path, once, command) -> dict[str, Path]:
+    """Run folders of a tiny teacher and a tiny photon-sum model, one epoch each by the real command; not to be changed.
+
+    Keys ``teacher`` and ``photons``.
+    """
+
+    def train(name: str, words: list[str]) -> Path:
+        start = ["fit", "-c", f"conf/{name}.yaml", "--data.files", root_file, *QUICK, *words, "--run"]
+
+        def make(folder: Path) -> None:
+            assert command(*start, folder) == 0
+
+        return once(name, make)
+
+    return {"teacher": train("teacher", TEACHER), "photons": train("photons", PHOTONS)}

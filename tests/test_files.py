@@ -1,15 +1,27 @@
-"""Files are whole or not there, and results know their source."""
+"""Files are whole or not there, and come back as they were written."""
 
 from __future__ import annotations
 
 import os
 import re
-import subprocess
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from calosim.files import atomic_write
-from calosim.runs import git_hash
+from calosim.files import (
+    atomic_write,
+    check_writable,
+    csv_text,
+    find_config,
+    markdown_table,
+    read_csv,
+    read_json,
+    read_npz,
+    shipped_config,
+    write_json,
+    write_npz,
+)
 
 
 @pytest.mark.parametrize("content", ["Λ → n π⁰\n", b"\x00\xff", "", b""])
@@ -61,34 +73,86 @@ def test_a_folder_that_cannot_be_is_named(tmp_path):
         atomic_write(tmp_path / "file" / "below", "x")
 
 
-def test_git_hash_of_a_checkout(tmp_path, monkeypatch):
-    environment = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
-
-    def git(*words):
-        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *words]
-        return subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
-
-    source = tmp_path / "package" / "provenance.py"
-    source.parent.mkdir()
-    source.write_text("one")
-    monkeypatch.setattr("calosim.runs.__file__", str(source))
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert git_hash() is None
-    git("init", "-q")
-    git("add", ".")
-    git("commit", "-q", "--no-verify", "-m", "first")
-    commit = git("rev-parse", "HEAD").strip()
-    assert re.fullmatch(r"[0-9a-f]{40}", commit)
-    assert git_hash() == commit
-    (tmp_path / "untracked").write_text("")
-    assert git_hash() == commit
-    source.write_text("two")
-    assert git_hash() == commit + "+changes"
+# Formats
 
 
-def test_no_git_no_hash(monkeypatch):
-    def missing(*_, **__):
-        raise FileNotFoundError("git")
+def test_json_is_read_back_and_what_is_not_finite_is_null(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    write_json(path, {"name": "Λ", "values": (1, 2.5, float("nan"), float("-inf")), "none": None})
+    assert read_json(path) == {"name": "Λ", "values": [1, 2.5, None, None], "none": None}
+    assert path.read_text().endswith("}\n")
+    assert '\n  "values": [' in path.read_text()
 
-    monkeypatch.setattr(subprocess, "run", missing)
-    assert git_hash() is None
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, r"a\.json: cannot be read \(No such"), ("{", r"a\.json: expected JSON \(.+\)")]
+)
+def test_bad_json_gets_one_line(tmp_path, content, message):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_json(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_arrays_are_read_back_as_they_were(tmp_path):
+    arrays = {
+        "images": np.arange(24, dtype=np.int16).reshape(2, 3, 4),
+        "names": np.array(["γ", "n"]),
+        "none": np.empty(0),
+    }
+    write_npz(tmp_path / "new" / "a.npz", **arrays)
+    stored = read_npz(tmp_path / "new" / "a.npz")
+    assert list(stored) == list(arrays)
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(stored[name], values)
+        assert stored[name].dtype == values.dtype
+
+
+def test_nothing_pickled_is_read(tmp_path):
+    np.savez(tmp_path / "a.npz", evil=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        read_npz(tmp_path / "a.npz")
+
+
+def test_a_table_as_csv_is_read_back_by_any_reader(tmp_path):
+    text = csv_text(["particle", "remark"], [["gamma", 'says "no", twice'], ["K⁰S", 1.5]])
+    atomic_write(tmp_path / "a.csv", text)
+    assert read_csv(tmp_path / "a.csv") == [
+        {"particle": "gamma", "remark": 'says "no", twice'},
+        {"particle": "K⁰S", "remark": "1.5"},
+    ]
+    assert "\r" not in text
+    assert text.endswith("\n")
+
+
+def test_a_table_in_markdown_keeps_its_columns():
+    lines = markdown_table(["feature", "photons"], [["|pz|", "12"], ["vx", ""]]).split("\n")
+    assert lines == ["| feature | photons |", "|---|---|", "| \\|pz\\| | 12 |", "| vx |  |"]
+    assert markdown_table(["a"], []) == "| a |\n|---|"
+
+
+# Folders and configuration files
+
+
+def test_a_folder_is_refused_before_the_work_not_after_it(tmp_path):
+    check_writable(tmp_path / "new" / "folder")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=r"cannot write there \(.*file is not a writable folder\)"):
+            check_writable(folder)
+
+
+def test_a_configuration_here_comes_before_the_one_that_is_shipped(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = find_config("conf/teacher.yaml")
+    assert shipped == shipped_config("teacher.yaml")
+    assert shipped.is_file()
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "teacher.yaml").write_text("")
+    assert find_config("conf/teacher.yaml") == Path("conf/teacher.yaml")
+    for name in ("conf/no.yaml", "teacher.yaml", str(tmp_path / "no.yaml")):
+        with pytest.raises(ValueError, match=rf"{re.escape(name)}: no such file"):
+            find_config(name)

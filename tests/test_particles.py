@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 
-from calosim.particles import STUDY_PARTICLES, particle_code, particle_name, particle_symbol
+from calosim.particles import STUDY_PARTICLES, groups, particle_code, particle_name, particle_symbol
 
 #: Everything that lives long enough to be a primary of a forward calorimeter, and a few nuclei.
 CODES = [
@@ -69,3 +70,14 @@ def test_unknown_codes_are_named(call):
 def test_symbols():
     assert [particle_symbol(c) for c in STUDY_PARTICLES] == ["γ", "n", "Λ", "K⁰S", "Σ⁺"]
     assert particle_symbol(-211) == "pi-"
+
+
+def test_groups_are_all_rows_then_each_type_by_ascending_code():
+    pdg = np.array([2112, 22, -211, 22])
+    found = list(groups(pdg))
+    assert [name for name, _ in found] == ["all", "pi-", "gamma", "neutron"]
+    assert found[0][1].all()
+    np.testing.assert_array_equal(sum(mask.astype(int) for _, mask in found[1:]), 1)  # each row is of one type
+    for name, mask in found[1:]:
+        assert set(pdg[mask]) == {particle_code(name)}
+    assert [(name, len(mask)) for name, mask in groups(np.array([], int))] == [("all", 0)]

@@ -8,9 +8,12 @@ import sys
 import time
 import uuid
 import warnings
+from functools import cache
 from typing import Any
 
 import torch
+import yaml
+from jsonargparse import ArgumentError
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -20,10 +23,11 @@ from calosim.loggers import wandb_offline_without_key
 
 # So that `--model Teacher` finds them by their short names.
 from calosim.models import CalosimModule, FineTune, PhotonSum, Student, Teacher  # noqa: F401
+from calosim.models.schedules import WarmupCosine  # noqa: F401
 from calosim.runs import Run
 from calosim.showers.datamodule import RootDataModule
 
-__all__ = ["CalosimCLI", "train"]
+__all__ = ["CalosimCLI", "resolved", "train"]
 
 #: The two checkpoints of every run. The last has a callback of its own: `save_last` with a monitor only writes when the
 #: loss improves.
@@ -136,7 +140,6 @@ def train(argv: list[str]) -> None:
     warnings.filterwarnings("ignore", message="Experiment logs directory")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
     os.environ.pop("CALOSIM_RUN", None) if "LOCAL_RANK" not in os.environ else None
-    defaults = {"default_config_files": [str(shipped_config("base.yaml"))]}
     # Processes that Lightning launches repeat sys.argv, and the run's record quotes it.
     sys.argv[1:] = shipped_words(argv)
     CalosimCLI(
@@ -145,5 +148,59 @@ def train(argv: list[str]) -> None:
         subclass_mode_model=True,
         save_config_callback=RunRecord,
         trainer_defaults={"callbacks": [PredictionFile()]},
-        parser_kwargs=dict.fromkeys(("fit", "validate", "test", "predict"), defaults),
+        parser_kwargs=dict.fromkeys(("fit", "validate", "test", "predict"), _defaults()),
     )
+
+
+def _defaults() -> dict[str, Any]:
+    """Where every verb takes its defaults from."""
+    return {"default_config_files": [str(shipped_config("base.yaml"))]}
+
+
+class _Ready(Exception):  # noqa: N818 - no error
+    """Ends a command that has its parser, and takes no arguments yet."""
+
+
+class _FitParser(CalosimCLI):
+    """The command ``fit`` up to its parser."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Training alone."""
+        return {"fit": CalosimCLI.subcommands()["fit"]}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Ends.
+
+        Raises:
+            _Ready: With the command.
+        """
+        raise _Ready(self)
+
+
+@cache
+def _fit_parser() -> CalosimCLI:
+    refusing = {"exit_on_error": False}
+    try:
+        return _FitParser(
+            model_class=CalosimModule,
+            datamodule_class=RootDataModule,
+            subclass_mode_model=True,
+            parser_kwargs={**refusing, "fit": {**refusing, **_defaults()}},
+        )
+    except _Ready as ready:
+        return ready.args[0]
+
+
+def resolved(words: list[str]) -> dict[str, Any]:
+    """All settings of ``calosim fit WORDS``, as its run's record will have them, without training.
+
+    Raises:
+        ValueError: If the command would refuse them.
+    """
+    command = _fit_parser()
+    try:
+        config = command.parser.parse_args(shipped_words(["fit", *words]))
+    except ArgumentError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    return yaml.safe_load(command._parser("fit").dump(config["fit"], skip_none=False))

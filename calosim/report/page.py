@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -14,6 +15,9 @@ from markdown import markdown
 from markupsafe import Markup
 
 __all__ = ["Picture", "Section", "name_apart", "render"]
+
+#: What is wider than the window scrolls, by keyboard too.
+SCROLLING = '<div class="table" tabindex="0" role="region" aria-label="table">'
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,10 @@ class Section:
         # Names of runs are text, whatever characters are in them.
         lines = [line for line in html.escape(words, quote=False).splitlines() if not line.startswith("# ")]
         lines = ["#" + line if line.startswith("#") else line for line in lines]
-        rendered = (
-            markdown("\n".join(lines), extensions=["tables"])
-            # As the macro for tables does it.
-            .replace("<table>", '<div class="table" tabindex="0" role="region" aria-label="table"><table>')
-            .replace("</table>", "</table></div>")
-            .replace("<th>", '<th scope="col">')
-            .replace("<th ", '<th scope="col" ')
-        )
+        rendered = markdown("\n".join(lines), extensions=["tables"])
+        # Tables as the macro writes them.
+        rendered = rendered.replace("<table>", f"{SCROLLING}<table>").replace("</table>", "</table></div>")
+        rendered = re.sub(r"<th(?=[ >])", '<th scope="col"', rendered)
         self.pieces.append(("markup", (Markup(rendered),)))
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -1,23 +1,42 @@
-"""How sure the photon sum is: coverage is nominal for the truth alone, and each type of particle has its own numbers."""
+"""Photon sums: perfect samples are calibrated, coverage is nominal for the truth alone, types have their own numbers."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from calosim.evaluation.photons import LEVELS, coverage_curve, photon_uncertainty
+from calosim.evaluation.photons import INTERVALS, LEVELS, interval_contents, photon_report, photon_uncertainty
 from calosim.models.photons import PhotonSum
-from calosim.showers.datamodule import RootDataModule
 
 #: Standard deviations that a share may lie off its expectation.
 SIGMAS = 5.0
+
+
+def test_predictive_samples_from_the_truth_are_calibrated():
+    rng = np.random.default_rng(1)
+    rows, samples = 4000, 400
+    scale = rng.uniform(20, 200, rows)
+    truth = np.round(rng.normal(1000, scale)).astype(np.int64)
+    report = photon_report(rng.normal(1000, scale[:, None], (rows, samples)), truth, np.full(rows, 2112))
+    for p in INTERVALS:
+        # Quantiles of a finite number of samples and rounded sums blur the limits a little beyond the binomial error.
+        error = SIGMAS * np.sqrt(p * (1 - p) / rows) + 2 / samples
+        assert report["neutron"][f"coverage_{100 * p:.0f}"] == pytest.approx(p, abs=error)
+    assert report["all"]["rows"] == rows
+    assert report["all"]["w1"] < 5
+    assert report["all"]["rmse"] == pytest.approx(np.sqrt(np.mean(scale**2)), rel=0.1)
+
+
+def test_a_point_prediction_covers_nothing():
+    report = photon_report(np.full((100, 10), 7.5), np.arange(100), np.full(100, 22))
+    assert report["gamma"]["coverage_95"] == 0
 
 
 @pytest.mark.parametrize("width", [0.5, 1.0, 2.0])
 def test_coverage_is_nominal_for_the_truth_alone(width):
     rng = np.random.default_rng(4)
     observed = np.round(rng.normal(1000, 100, 4000)).astype(np.int64)
-    contents = coverage_curve(np.round(rng.normal(1000, width * 100, (4000, 200))).astype(np.int64), observed)
+    contents = interval_contents(np.round(rng.normal(1000, width * 100, (4000, 200))).astype(np.int64), observed)
     for level in LEVELS:
         error = SIGMAS * np.sqrt(level * (1 - level) / 4000) + 1 / 200
         share = (contents <= level).mean()
@@ -29,9 +48,7 @@ def test_coverage_is_nominal_for_the_truth_alone(width):
     assert width == 1 or abs((contents <= 0.5).mean() - 0.5) > 0.1
 
 
-def test_the_parts_of_all_are_those_of_its_rows(run_folders, root_file):
-    data = RootDataModule(str(root_file))
-    data.setup()
+def test_the_parts_of_all_are_those_of_its_rows(run_folders, data):
     rows, model = data.rows("test"), PhotonSum.load(run_folders["photons"])
     report, by_row = photon_uncertainty(model, data, rows, seed=1)
     assert np.array_equal(by_row["observed"], data.arrays["images"][rows].sum((1, 2)))

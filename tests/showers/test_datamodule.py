@@ -1,4 +1,4 @@
-"""Splits, samplers, batches and the cache: no row twice, none lost, the same on one process and on two."""
+"""Batches hold the rows of the files, of one split and one selection, the same on one process and on two."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,199 +14,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from calosim.particles import particle_name
-from calosim.showers.cache import cached_arrays
+from calosim.showers import Showers, read, write
 from calosim.showers.datamodule import RootDataModule, describe
-from calosim.showers.reading import read
-from calosim.showers.record import Showers
-from calosim.showers.root import write
-from calosim.showers.splits import SPLITS, EpochSampler, split_rows
+from calosim.showers.splits import SPLITS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-#: Shares of a split by response, of 1000 rows: rounded to one row.
-ROW = 1e-3
-
-
-def many_inputs(rows: int = 3000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Input numbers and PDG codes: four types with 5 to 300 inputs, unequal numbers of responses."""
-    rng = np.random.default_rng(seed)
-    pdg_of_input = np.repeat([22, 2112, 3122, 3222], [300, 100, 20, 5])
-    inputs = np.concatenate([np.arange(425), rng.choice(425, rows - 425, p=rng.dirichlet(np.ones(425)))])
-    inputs = rng.permutation(inputs)
-    return inputs, pdg_of_input[inputs]
-
-
-# -- split ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("by", ["primary", "response"])
-@pytest.mark.parametrize("fractions", [(0.7, 0.1, 0.2), (0.34, 0.33, 0.33), (1.0, 0.0, 0.0), (0.0, 0.5, 0.5)])
-@pytest.mark.parametrize("rows", [425, 426, 3001])
-def test_every_row_is_in_exactly_one_split(by, fractions, rows):
-    inputs, pdg = many_inputs(rows)
-    splits = split_rows(inputs, pdg, by, fractions, seed=3)
-    assert list(splits) == list(SPLITS)
-    np.testing.assert_array_equal(np.sort(np.concatenate(list(splits.values()))), np.arange(rows))
-    for part in splits.values():
-        assert (np.diff(part) > 0).all()
-
-
-@pytest.mark.parametrize("count", range(12))
-@pytest.mark.parametrize("fractions", [(0.7, 0.1, 0.2), (0.0, 0.5, 0.5), (0.2, 0.4, 0.4)])
-@pytest.mark.parametrize("by", ["primary", "response"])
-def test_few_rows_are_each_in_exactly_one_split(count, fractions, by):
-    splits = split_rows(np.arange(count), np.full(count, 22), by, fractions)
-    np.testing.assert_array_equal(np.sort(np.concatenate(list(splits.values()))), np.arange(count))
-
-
-def test_fractions_of_a_split_by_response():
-    splits = split_rows(np.zeros(1000, int), np.zeros(1000, int), "response")
-    assert [len(splits[s]) / 1000 for s in SPLITS] == pytest.approx([0.7, 0.1, 0.2], abs=ROW)
-
-
-def test_fractions_of_a_split_by_primary_hold_for_the_inputs_of_each_type():
-    inputs, pdg = many_inputs()
-    splits = split_rows(inputs, pdg)
-    for code in np.unique(pdg):
-        total = len(np.unique(inputs[pdg == code]))
-        for name, fraction in zip(SPLITS, (0.7, 0.1, 0.2), strict=True):
-            rows = splits[name]
-            assert abs(len(np.unique(inputs[rows][pdg[rows] == code])) - fraction * total) <= 1
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_a_split_by_primary_shares_no_input(seed):
-    inputs, pdg = many_inputs(seed=seed)
-    sets = [set(inputs[rows]) for rows in split_rows(inputs, pdg, seed=seed).values()]
-    assert not sets[0] & sets[1]
-    assert not sets[0] & sets[2]
-    assert not sets[1] & sets[2]
-
-
-def test_a_split_by_response_shares_inputs():
-    inputs, pdg = many_inputs()
-    splits = split_rows(inputs, pdg, "response")
-    assert set(inputs[splits["train"]]) & set(inputs[splits["test"]])
-
-
-@pytest.mark.parametrize("count", range(5, 40))
-def test_a_type_with_five_inputs_reaches_every_split(count):
-    inputs, pdg = np.arange(100 + count), np.repeat([22, 3222], [100, count])
-    for rows in split_rows(inputs, pdg, seed=count).values():
-        assert (pdg[rows] == 3222).any()
-
-
-def test_a_split_is_decided_by_its_seed():
-    inputs, pdg = many_inputs()
-    first, again, other = (split_rows(inputs, pdg, seed=s) for s in (1, 1, 2))
-    for name in SPLITS:
-        np.testing.assert_array_equal(first[name], again[name])
-    assert not np.array_equal(first["train"], other["train"])
-
-
-@pytest.mark.parametrize("fractions", [(0.7, 0.1, 0.1), (0.7, 0.3), (1.2, -0.1, -0.1), (0.5, float("nan"), 0.5)])
-def test_impossible_fractions_are_named(fractions):
-    with pytest.raises(ValueError, match="three split fractions that sum to 1"):
-        split_rows(np.arange(9), np.zeros(9), fractions=fractions)
-
-
-def test_an_unknown_split_is_named():
-    with pytest.raises(ValueError, match="unknown split 'event'; expected primary or response"):
-        split_rows(np.arange(9), np.zeros(9), by="event")
-
-
-# -- sampler ----------------------------------------------------------------------------------------------------------
-
-
-def samplers(groups: np.ndarray, batch_size: int, world: int, epoch: int = 0, **options) -> list[EpochSampler]:
-    result = [EpochSampler(groups, batch_size, num_replicas=world, rank=r, **options) for r in range(world)]
-    for sampler in result:
-        sampler.set_epoch(epoch)
-    return result
-
-
-def groups_of(rows: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).choice([22, 2112, 3122], rows, p=[0.7, 0.25, 0.05])
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("rows", [1, 2, 3, 16, 17, 47, 48, 49, 50, 240])
-@pytest.mark.parametrize("power", [1.0, 0.5, 0.0])
-def test_processes_take_equally_many_steps_and_lose_less_than_one_row_each(world, rows, power):
-    ranks = [list(s) for s in samplers(groups_of(rows), 8, world, power=power)]
-    assert len({len(batches) for batches in ranks}) == 1  # or DDP would wait forever
-    assert [len(b) for b in ranks] == [len(s) for s in samplers(groups_of(rows), 8, world, power=power)]
-    for batches in ranks:
-        assert all(1 <= len(batch) <= 8 for batch in batches)
-    drawn = np.concatenate([batch for batches in ranks for batch in batches] or [np.array([], int)])
-    assert rows - world < len(drawn) <= rows
-    if power == 1.0:
-        assert len(np.unique(drawn)) == len(drawn)  # disjoint, and no row twice
-
-
-@pytest.mark.parametrize("power", [1.0, 0.3, 0.0])
-@pytest.mark.parametrize("rows", [240, 241, 250])
-def test_two_processes_see_the_global_batches_of_one_with_twice_the_batch_size(power, rows):
-    groups = groups_of(rows)
-    single = list(samplers(groups, 16, 1, epoch=3, power=power)[0])
-    double = list(zip(*samplers(groups, 8, 2, epoch=3, power=power), strict=True))
-    assert len(single) - len(double) in (0, 1)  # a rest of one row is dropped on two processes
-    for one, (first, second) in zip(single, double, strict=False):
-        np.testing.assert_array_equal(np.sort(one), np.sort(np.concatenate([first, second])))
-        assert abs(len(first) - len(second)) <= 1
-
-
-@pytest.mark.parametrize("power", [1.0, 0.3, 0.0])
-def test_an_epoch_repeats_itself_and_differs_from_the_next(power):
-    groups = groups_of(200)
-
-    def order(epoch, seed=0):
-        return np.concatenate(list(samplers(groups, 16, 1, epoch=epoch, power=power, seed=seed)[0]))
-
-    np.testing.assert_array_equal(order(4), order(4))
-    assert not np.array_equal(order(4), order(5))
-    assert not np.array_equal(order(4), order(4, seed=1))
-    # (seed, epoch) is a pair: seed 4 in epoch 0 is not seed 0 in epoch 4.
-    assert not np.array_equal(order(0, seed=4), order(4, seed=0))
-
-
-@pytest.mark.parametrize("rows", [100, 101, 997])
-def test_balanced_sampling_draws_equal_shares(rows):
-    groups = groups_of(rows)
-    counts = np.unique(groups[EpochSampler(groups, 8, power=0.0).order()], return_counts=True)[1]
-    assert counts.sum() == rows
-    assert counts.max() - counts.min() <= 1
-
-
-@pytest.mark.parametrize("power", [1.0, 1.0 - 1e-12, 0.7, 0.25])
-def test_shares_follow_the_power(power):
-    groups = groups_of(2000)
-    sizes = np.unique(groups, return_counts=True)[1]
-    drawn = np.unique(groups[EpochSampler(groups, 8, power=power).order()], return_counts=True)[1]
-    expected = sizes**power / (sizes**power).sum() * len(groups)
-    assert np.abs(drawn - expected).max() <= 1
-
-
-@pytest.mark.parametrize("power", [0.0, 0.4])
-def test_rows_repeat_only_after_all_of_their_group_were_used(power):
-    groups = groups_of(1000)
-    times = np.bincount(EpochSampler(groups, 8, power=power).order(), minlength=1000)
-    for group in np.unique(groups):
-        assert np.ptp(times[groups == group]) <= 1
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("rows", [0, 1, 5, 16, 17, 24, 25, 49])
-def test_evaluation_covers_every_row_once(world, rows):
-    ranks = [list(s) for s in samplers(groups_of(rows), 8, world, shuffle=False, power=0.0)]
-    assert [len(b) for b in ranks] == [len(s) for s in samplers(groups_of(rows), 8, world, shuffle=False)]
-    for batches in ranks:
-        assert all(len(batch) for batch in batches)
-        assert all(a[-1] < b[0] for a, b in pairwise(batches))
-    drawn = [batch for batches in ranks for batch in batches] or [np.array([], int)]
-    np.testing.assert_array_equal(np.sort(np.concatenate(drawn)), np.arange(rows))
-
-
-# -- batches ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -237,17 +46,6 @@ def test_batches_hold_the_rows_of_the_file(module, showers):
             np.testing.assert_array_equal(batch["pdg"], showers.pdg[rows])
             np.testing.assert_array_equal(batch["inputs"], stored.inputs[rows])
         assert sorted(seen) == module.rows(split).tolist()
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_worker_processes_change_nothing(root_file, workers):
-    module = RootDataModule(str(root_file), "zn", batch_size=16, num_workers=workers)
-    loader = module.train_dataloader()
-    reference = RootDataModule(str(root_file), "zn", batch_size=16).train_dataloader()
-    for epoch in (0, 1):
-        loader.sampler.set_epoch(epoch)
-        reference.sampler.set_epoch(epoch)
-        assert [b["rows"].tolist() for b in loader] == [b["rows"].tolist() for b in reference]
 
 
 def test_a_batch_is_writable_and_not_the_cache(module):
@@ -324,6 +122,7 @@ def test_description_for_the_run_folder(module, root_file, showers):
     assert sum(text["rows"].values()) == len(showers)
     assert (text["detector"], text["split_by"], text["particle"], text["seed"]) == ("zn", "primary", None, 0)
     assert len(text["data_hash"]) == 32
+    assert text["fractions"] == [0.7, 0.1, 0.2]  # without it nobody knows the test rows
 
 
 @pytest.mark.parametrize(
@@ -332,7 +131,7 @@ def test_description_for_the_run_folder(module, root_file, showers):
         ({"files": []}, "at least one data file"),
         ({"batch_size": 0}, "batch size of at least 1, got 0"),
         ({"detector": "zem"}, "unknown detector 'zem'"),
-        ({"particle": "lamda"}, "unknown particle 'lamda'"),
+        ({"particle": 123456789}, "unknown PDG code 123456789"),
     ],
 )
 def test_impossible_options_are_named_at_once(root_file, arguments, message):
@@ -359,109 +158,7 @@ def test_present_particles_are_named_by_their_short_names(root_file, showers):
         module.setup()
 
 
-# -- cache ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small(showers, tmp_path) -> Path:
-    path = tmp_path / "small.root"
-    write(path, showers.select(slice(0, 40)))
-    return path
-
-
-def stamps(folder: Path) -> dict[str, int]:
-    return {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}
-
-
-def test_the_cache_is_built_once(small):
-    folder = cached_arrays([str(small)], "zn")
-    assert folder.parent == small.parent / ".calosim_cache"
-    assert set(stamps(folder)) == {
-        "particles.npy",
-        "pdg.npy",
-        "photon_sum.npy",
-        "images.npy",
-        "inputs.npy",
-        "meta.json",
-    }
-    before = stamps(folder)
-    assert cached_arrays([str(small)], "zn") == folder
-    module = RootDataModule(str(small))
-    module.prepare_data()
-    module.setup("fit")
-    assert stamps(folder) == before
-    assert [p.name for p in folder.parent.iterdir()] == [folder.name]  # nothing temporary is left
-
-
-def test_a_moved_file_keeps_its_cache_and_a_changed_file_gets_a_new_one(small, showers, tmp_path):
-    first = cached_arrays([str(small)], "zn", str(tmp_path / "cache"))
-    moved = small.rename(tmp_path / "moved.root")
-    assert cached_arrays([str(moved)], "zn", str(tmp_path / "cache")) == first
-    write(moved, showers.select(slice(0, 41)))
-    second = cached_arrays([str(moved)], "zn", str(tmp_path / "cache"))
-    assert second != first
-    assert len(np.load(second / "pdg.npy")) == 41
-
-
-def test_the_order_of_files_is_part_of_the_cache(small, showers, tmp_path):
-    other = tmp_path / "other.root"
-    write(other, showers.select(slice(40, 60)))
-    one, two = (cached_arrays(files, "zn") for files in ([str(small), str(other)], [str(other), str(small)]))
-    assert one != two
-    np.testing.assert_array_equal(np.load(one / "pdg.npy"), showers.pdg[:60])
-    np.testing.assert_array_equal(np.load(two / "pdg.npy"), np.r_[showers.pdg[40:60], showers.pdg[:40]])
-
-
-def test_an_unwritable_folder_falls_back_to_the_users_cache(small, tmp_path, monkeypatch):
-    (small.parent / ".calosim_cache").write_text("a file where the folder should be")  # root may write anywhere
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    folder = cached_arrays([str(small)], "zn")
-    assert folder.is_relative_to(tmp_path / "home" / "calosim")
-    assert cached_arrays([str(small)], "zn") == folder
-
-
-def test_no_writable_folder_is_named(small, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"file: the cache folder is not writable; choose another with --data.cache"):
-        cached_arrays([str(small)], "zn", str(tmp_path / "file"))
-
-
-def test_left_overs_of_a_killed_builder_are_harmless(small):
-    folder = cached_arrays([str(small)], "zn")
-    left = folder.parent / f"{folder.name}.killed"
-    folder.rename(left)
-    (left / "meta.json").unlink()
-    images = (left / "images.npy").read_bytes()
-    (left / "images.npy").write_bytes(images[: len(images) // 2])
-    assert cached_arrays([str(small)], "zn") == folder
-    assert len(np.load(folder / "images.npy")) == 40
-
-
-def test_a_bad_file_leaves_no_cache(tmp_path):
-    bad = tmp_path / "bad.root"
-    bad.write_bytes(b"not a ROOT file")
-    with pytest.raises(ValueError, match=r"bad\.root"):
-        cached_arrays([str(bad)], "zn")
-    assert not list((tmp_path / ".calosim_cache").iterdir())
-
-
-def test_two_builders_at_once_agree(small, monkeypatch):
-    both_have_read = threading.Barrier(2, timeout=60)
-
-    def slow(*arguments):
-        result = read(*arguments)
-        both_have_read.wait()
-        return result
-
-    monkeypatch.setattr("calosim.showers.cache.read", slow)
-    with ThreadPoolExecutor(2) as pool:
-        folders = set(pool.map(lambda _: cached_arrays([str(small)], "zn"), range(2)))
-    (folder,) = folders
-    assert list((small.parent / ".calosim_cache").iterdir()) == [folder]
-    assert len(np.load(folder / "images.npy")) == 40
-
-
-# -- two processes ----------------------------------------------------------------------------------------------------
+# Two processes
 
 TRAIN = """
 import json, sys
@@ -497,17 +194,20 @@ class Tiny(LightningModule):
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
+    def on_fit_end(self):
+        result = {"train": self.train_rows, "val": self.val_rows, "weights": self.linear.weight[0].tolist(),
+                  "loss": float(self.trainer.callback_metrics["val/loss"])}
+        with open(f"{file}.{self.trainer.global_rank}.json", "w") as stream:
+            json.dump(result, stream)
+
 
 if __name__ == "__main__":
     file, sampling = sys.argv[1:]
     module, data = Tiny(), RootDataModule(file, batch_size=7, sampling=sampling)
-    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, logger=False,
+    # Forked: what takes the time is importing, once here and not once for each process.
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp_fork", max_epochs=2, logger=False,
                       enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
     trainer.fit(module, data)
-    result = {"train": module.train_rows, "val": module.val_rows, "loss": float(trainer.callback_metrics["val/loss"]),
-              "weights": module.linear.weight[0].tolist()}
-    with open(f"{file}.{trainer.global_rank}.json", "w") as stream:
-        json.dump(result, stream)
 """
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from calosim.__main__ import main
 from calosim.evaluation.answers import TITLES, ask, measure, packed_answers
+from calosim.files import write_npz
 from calosim.showers.root import write
 from calosim.studies.cells import Cell, mean_ranks
 from calosim.studies.compare import compare
@@ -58,15 +59,9 @@ def judged(tmp_path, showers):
         candidate = bright if step.label == "bright" else good
         answers = ask(showers, {TITLES["shape"]: candidate}, runs=2, responses=1, quiet=True)
         images = {n: measure(a, reference, showers.pdg, inputs, geometry) for n, a in answers.items()}
-        arrays = (
-            np.arange(len(showers)),
-            showers.pdg,
-            inputs,
-            np.ones(len(showers), dtype=bool),
-            reference,
-            np.zeros(40),
-        )
-        (step.folder / "answers.npz").write_bytes(packed_answers(answers, *arrays))
+        arrays = {"rows": np.arange(len(showers)), "pdg": showers.pdg, "inputs": inputs, "reference": reference}
+        arrays |= {"natural": np.ones(len(showers), dtype=bool), **packed_answers(answers)}
+        write_npz(step.folder / "answers.npz", **arrays)
         facts = {
             "rows": len(showers),
             "inputs": 65,

@@ -1,0 +1,28 @@
+"""Rows to judge: a data set as a training splits it, and showers as if all of them had been selected."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from calosim.evaluation.selection import Selection
+from calosim.showers.datamodule import RootDataModule
+from calosim.showers.record import Showers
+
+
+@pytest.fixture(scope="session")
+def data(root_file) -> RootDataModule:
+    """The data set of ``root_file``, split."""
+    data = RootDataModule(str(root_file))
+    data.setup()
+    return data
+
+
+@pytest.fixture(scope="session")
+def all_of():
+    """Selects all of some showers: ``all_of(showers)``."""
+
+    def select(showers: Showers) -> Selection:
+        return Selection(showers, np.arange(len(showers)), showers.inputs, np.ones(len(showers), dtype=bool))
+
+    return select

@@ -1,0 +1,55 @@
+"""Tables: the CSV holds every number once, Markdown the study's particles, and a dash where nothing was compared."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+from calosim.evaluation.answers import ask, measure
+from calosim.evaluation.photons import photon_report
+from calosim.evaluation.tables import as_csv, as_markdown
+
+
+@pytest.fixture(scope="module")
+def results(showers):
+    """An evaluation of showers that are twice too bright, with one neutron among 60 rows."""
+    photons = np.flatnonzero(showers.pdg == 22)[:59]
+    few = showers.select(np.concatenate([photons, np.flatnonzero(showers.pdg == 2112)[:1]]))
+    answers = ask(few, {"twice": lambda run, n: 2 * few.images[n // 2]}, runs=2, responses=2, quiet=True)
+    found = measure(answers["twice"], few.geometry.channels(few.images), few.pdg, few.inputs, few.geometry)
+    return {
+        **{"rows": 60, "inputs": 30, "split": "test", "responses": 2, "runs": 2, "images": {"twice": found}},
+        "photon_sum": {"mixture (a|b)": photon_report(2 * few.photon_sum[:, None], few.photon_sum, few.pdg)},
+    }
+
+
+def test_csv_holds_every_number_once(results):
+    rows = list(csv.DictReader(io.StringIO(as_csv(results))))
+    numbers = {(r["candidate"], f"{r['metric']}_{r['particle_or_channel']}"): float(r["mean"]) for r in rows}
+    expected = {("twice", key): value for key, value in results["images"]["twice"]["mean"].items()}
+    for name, report in results["photon_sum"]["mixture (a|b)"].items():
+        expected |= {("mixture (a|b)", f"photon_sum_{key}_{name}"): value for key, value in report.items()}
+    assert len(rows) == len(numbers)
+    assert numbers == pytest.approx(expected, nan_ok=True)
+    assert {r["metric"] for r in rows if r["particle_or_channel"] == "tower1"} == {"ws"}
+
+
+def test_markdown_shows_the_studys_particles(results):
+    text = as_markdown(results)
+    lines = text.splitlines()
+    mean = results["images"]["twice"]["mean"]
+    assert lines[0] == "60 test rows of 30 primaries; 2 responses per row, 2 runs; mean ± standard deviation over runs."
+    assert "| WS | all | γ gamma | n neutron |" in lines
+    assert (
+        f"| twice | {mean['ws_all']:.2f} ± 0.00 | {mean['ws_gamma']:.2f} ± 0.00 | {mean['ws_neutron']:.2f} ± 0.00 |"
+        in lines
+    )
+    # One neutron has no dispersion.
+    assert next(line for line in lines[lines.index("| δ | all | γ gamma | n neutron |") :] if "twice" in line).endswith(
+        "| – |"
+    )
+    assert sum("mixture (a\\|b)" in line for line in lines) == 3
+    assert "lacks the primaries of 7 rows" in as_markdown({**results, "floor_rows_without_their_input": 7})

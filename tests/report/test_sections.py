@@ -1,0 +1,75 @@
+"""Sections say what a folder holds, and leave out what it does not."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from calosim.report.sections import curves, evaluation, explanation, study, trainings
+from calosim.runs import Run
+
+
+def test_sections_are_those_with_data(page, parsed):
+    headings = parsed(page.read_text()).headings
+    assert headings[:2] == ["What was trained", "Training curves"]
+    assert [h.partition(":")[0] for h in headings[2:]] == ["Evaluation", "Study", "Study", "Explanation"]
+    assert "<strong>1.61</strong>" in page.read_text()
+
+
+def test_trainings_are_lines_of_facts(folders, tmp_path):
+    shutil.copytree(folders / "teacher", tmp_path / "killed")
+    (tmp_path / "killed" / Run.TRAINING).unlink()
+    (_, (head, rows)), *details = trainings([folders / "teacher", tmp_path / "killed"]).pieces
+    finished, killed = (dict(zip(head, row, strict=True)) for row in rows)
+    assert finished["model"] == killed["model"] == "Teacher"
+    assert finished["epochs"] == 1
+    assert float(finished["minutes"]) >= 0
+    assert (killed["epochs"], killed["minutes"]) == ("", "not finished")
+    # The command and the settings that were resolved from it.
+    assert all("calosim fit" in texts[0] and "seed_everything" in texts[1] for _, (_, texts) in details)
+
+
+def test_curves_are_drawn_for_each_kind_of_model(folders):
+    section = curves([folders / "teacher", folders / "<photons> & co"])
+    assert [picture.caption.partition(":")[0] for picture in section.pictures] == ["Teacher", "PhotonSum"]
+    assert not curves([folders / "judged"][:0]).pieces
+
+
+def test_an_evaluation_shows_answers_where_they_were_kept(page, parsed, folders, tmp_path):
+    shown = [image["alt"].partition(" of ")[0] for image in parsed(page.read_text()).images]
+    assert {"Photon images", "Histograms", "Spectrum"} <= set(shown)
+    for name in ("evaluation.json", "evaluation.md"):
+        shutil.copy(folders / "judged" / name, tmp_path / name)
+    assert [name for name, _ in evaluation(tmp_path).pieces] == ["markup"]
+
+
+def test_a_study_says_what_its_pictures_are(folders, tmp_path, png):
+    shutil.copytree(folders / "study", tmp_path / "study")
+    for mode in ("shape", "chain"):
+        (tmp_path / "study" / f"comparison-{mode}.png").write_bytes(png)
+    section = study(tmp_path / "study")
+    assert [picture.alt for picture in section.pictures] == [
+        "Metrics of all models by particle, full chain",
+        "Metrics of all models by particle, shape alone (true photon sums)",
+    ]
+
+
+def test_an_explanation_shows_the_pictures_that_are_there(folders, tmp_path):
+    shutil.copytree(folders / "explained", tmp_path / "explained")
+    assert [
+        len(pictures) for name, (pictures, *_) in explanation(tmp_path / "explained").pieces if name == "figures"
+    ] == [
+        2,
+        1,
+    ]
+    for name in ("photon_sum_bar", "photon_uncertainty"):
+        (tmp_path / "explained" / f"{name}.png").unlink()
+    (picture,) = explanation(tmp_path / "explained").pictures
+    assert picture.caption.startswith("Photon sum: SHAP values of single responses")
+
+
+def test_a_run_of_another_format_is_refused(tmp_path):
+    (tmp_path / Run.RECORD).write_text("{}")
+    with pytest.raises(ValueError, match="expected a run of format"):
+        trainings([tmp_path])
