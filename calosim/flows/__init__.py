@@ -3,6 +3,7 @@
 from .autoregressive import AutoregressiveSpline
 from .build import Side, Stage, Trace, cast, feature_orders, iaf, maf, stages, trace, units
 from .config import FlowChanges, FlowConfig, Permutation
+from .inverse import InverseSplits
 from .masked import MaskedSplits
 from .prune import prune
 
@@ -10,6 +11,7 @@ __all__ = [
     "AutoregressiveSpline",
     "FlowChanges",
     "FlowConfig",
+    "InverseSplits",
     "MaskedSplits",
     "Permutation",
     "Side",

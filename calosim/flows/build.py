@@ -26,6 +26,7 @@ from zuko.lazy import Flow, LazyInverse, UnconditionalDistribution
 
 from .autoregressive import AutoregressiveSpline, checked_order
 from .config import FlowConfig, Permutation, Stage
+from .inverse import InverseSplits
 from .made import MaskedConditioner
 from .masked import MaskedSplits
 
@@ -192,9 +193,9 @@ def units(flow: Flow, side: Side = "data") -> list[tuple[str, AutoregressiveSpli
     return found if side == "data" else found[::-1]
 
 
-def stages(flow: Flow | MaskedSplits, side: Side = "data") -> list[Stage]:
-    """The transformations of a flow as stages, see :func:`units`; a masked network of counts is one."""
-    if isinstance(flow, MaskedSplits):
+def stages(flow: Flow | MaskedSplits | InverseSplits, side: Side = "data") -> list[Stage]:
+    """The transformations of a flow as stages, see :func:`units`; a network of counts is one."""
+    if isinstance(flow, MaskedSplits | InverseSplits):
         return flow.stages()
     found = []
     for _, spline in units(flow, side):

@@ -20,7 +20,32 @@ from torch import Tensor, nn
 from . import mixture
 from .config import Stage
 
-__all__ = ["InverseSplits"]
+__all__ = ["InverseSplits", "log_density", "share_of_noise"]
+
+
+def log_density(y: Tensor, parameters: Tensor) -> Tensor:
+    """The log-density of the mixture at :math:`y = logit(v)` with shape (*,), given parameters (*, 3 K); nats (*,)."""
+    logits, location, log_scale = mixture.unpack(parameters)
+    a = (y.unsqueeze(-1) - location) * torch.exp(-log_scale)
+    return torch.logsumexp(logits.log_softmax(-1) - log_scale + F.logsigmoid(a) + F.logsigmoid(-a), -1)
+
+
+def share_of_noise(u: Tensor, parameters: Tensor) -> Tensor:
+    """Inverts the mixture's distribution function, differentiably.
+
+    Args:
+        u: Uniform numbers in (0, 1), float64, with shape (*,).
+        parameters: With shape (*, 3 K).
+
+    Returns:
+        y = logit(v) with shape (*,), float64; its gradient is that of the implicit function.
+    """
+    parameters = parameters.double()
+    with torch.no_grad():
+        y = mixture.inverse(u, parameters)
+        slope = log_density(y, parameters).exp().clamp(min=1e-12)
+    off = mixture.cdf(y, parameters)
+    return y - (off - off.detach()) / slope
 
 
 class InverseSplits(nn.Module):
@@ -122,4 +147,4 @@ class InverseSplits(nn.Module):
         """
         u = uniforms[:, 0]
         parameters = self.parameters_of(torch.special.ndtri(u), context)
-        return self.hand_down(total, mixture.quantile(u, torch.zeros_like(u), parameters)[1])[0]
+        return self.hand_down(total, torch.sigmoid(mixture.inverse(u, parameters)))[0]

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["cdf", "draw", "initial_bias", "log_mass", "quantile"]
+__all__ = ["cdf", "draw", "initial_bias", "inverse", "log_mass", "quantile", "unpack"]
 
 #: Bound of the logarithm of a scale. A logistic of scale e^-7 is as narrow as a binomial distribution of 10^6 photons.
 LOG_SCALE = 7.0
@@ -50,7 +50,7 @@ def initial_bias(nodes: int, components: int) -> Tensor:
     return start.flatten(1)
 
 
-def _unpack(parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def unpack(parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, locations and bounded log-scales, each (*, K)."""
     logits, location, raw = parameters.unflatten(-1, (3, -1)).unbind(-2)
     return logits, location, raw / (1 + raw.abs() / LOG_SCALE)
@@ -127,13 +127,35 @@ def cdf(y: Tensor, parameters: Tensor) -> Tensor:
     Returns:
         Numbers in [0, 1] with shape (*,).
     """
-    logits, location, log_scale = _unpack(parameters)
+    logits, location, log_scale = unpack(parameters)
     return (logits.softmax(-1) * torch.sigmoid((y.unsqueeze(-1) - location) * torch.exp(-log_scale))).sum(-1)
 
 
 @torch.no_grad()
-def quantile(u: Tensor, n: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+def inverse(u: Tensor, parameters: Tensor) -> Tensor:
     """Inverts :func:`cdf`: the monotone map from uniform noise to data.
+
+    Args:
+        u: Uniform numbers in (0, 1), float64, with shape (*,).
+        parameters: With shape (*, 3 K).
+
+    Returns:
+        y = logit(v), float64, with shape (*,).
+    """
+    parameters = parameters.double()
+    _, location, log_scale = unpack(parameters)
+    # The quantile of a mixture lies between those of its components.
+    each = location + log_scale.exp() * torch.logit(u).unsqueeze(-1)
+    low, high = each.amin(-1), each.amax(-1)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        right = cdf(middle, parameters) < u
+        low, high = torch.where(right, middle, low), torch.where(right, high, middle)
+    return (low + high) / 2
+
+
+def quantile(u: Tensor, n: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """Photons and their share at uniform noise.
 
     Args:
         u: Uniform numbers in (0, 1), float64, with shape (*,).
@@ -143,16 +165,7 @@ def quantile(u: Tensor, n: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         k, int64, and v in (0, 1), float64, each with shape (*,).
     """
-    parameters = parameters.double()
-    _, location, log_scale = _unpack(parameters)
-    # The quantile of a mixture lies between those of its components.
-    each = location + log_scale.exp() * torch.logit(u).unsqueeze(-1)
-    low, high = each.amin(-1), each.amax(-1)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        right = cdf(middle, parameters) < u
-        low, high = torch.where(right, middle, low), torch.where(right, high, middle)
-    v = torch.sigmoid((low + high) / 2)
+    v = torch.sigmoid(inverse(u, parameters))
     return _count(v, n), v
 
 

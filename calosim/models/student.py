@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from calosim import draws
-from calosim.flows import FlowChanges, FlowConfig, Trace, iaf, prune, trace, units
+from calosim.flows import FlowChanges, FlowConfig, InverseSplits, iaf, prune
 from calosim.models.base import fit_sample, step_keys
-from calosim.models.distillation import CHANNEL_POWERS, StudentLosses, unpaired_parts
+from calosim.models.distillation import CHANNEL_POWERS, StudentLosses
 from calosim.models.losses import channel_loss, distillation, shower_center
+from calosim.models.pairing import CountPairing, Paired, PointPairing
 from calosim.models.shape import ShapeModule
-from calosim.shapes import CoordinatesConfig, PixelConfig
+from calosim.shapes import CoordinatesConfig, SplitConfig, from_plain
 
 __all__ = ["Student"]
 
@@ -73,17 +74,17 @@ class Student(ShapeModule):
         scheduler: LRSchedulerCallable | None = None,
     ):
         teacher = None if init_from is None else ShapeModule.load(init_from)
-        known: dict[str, Any] = {"coordinates": PixelConfig(), "physics": True} if teacher is None else teacher.init
-        if isinstance(flow, dict):
-            size = FlowConfig.from_plain(flow)
-        else:
-            size = (
-                FlowConfig.from_plain(known.get("flow", FlowConfig())).changed(FlowChanges(dropout=0.0)).changed(flow)
-            )
+        known: dict[str, Any] = {"coordinates": SplitConfig(), "physics": True} if teacher is None else teacher.init
         given = {"coordinates": coordinates, "physics": physics}
         preprocessing = {name: known[name] if value is None else value for name, value in given.items()}
+        settings = preprocessing["coordinates"] = from_plain(preprocessing["coordinates"])
+        size = _size(settings, known.get("flow"), flow)
         super().__init__(detector, size, **preprocessing, optimizer=optimizer, scheduler=scheduler)
-        self.flow = iaf(self.coordinates.size, self.features.width, size)
+        if size is not None:
+            self.flow = iaf(self.coordinates.size, self.features.width, size)
+        else:
+            sizes = settings.hidden, settings.components
+            self.flow = InverseSplits(*self.coordinates.nodes, self.features.width, *sizes)
         self.losses = losses
         # In a tuple, or it would be a submodule, with all that this means for checkpoint, optimizer and processes.
         self._teacher: tuple[ShapeModule, ...] = ()
@@ -108,36 +109,26 @@ class Student(ShapeModule):
                     f"{source}: expected a student of the teacher's preprocessing, {name} {teacher.init[name]}, got "
                     f"{self.init[name]}"
                 )
-        theirs, ours = ([u for _, u in units(m.flow)] for m in (teacher, self))
-        if any(u.inverse for u in theirs):
-            raise ValueError(
-                f"{source}: expected a teacher, a masked autoregressive flow; got a {type(teacher).__name__}"
-            )
-        differences = unpaired_parts(theirs, ours)
-        for space in "xz":
-            for part in ("intermediate", "parameters"):
-                if getattr(getattr(self.losses, space), part) and differences[part]:
-                    raise ValueError(
-                        f"{source}: expected a student that can be paired with its teacher, got {differences[part]}; set "
-                        f"--model.losses.{space}.{part} 0, or choose the teacher's size"
-                    )
+        pairing = self._pairing(teacher)
+        pairing.check(self.losses, source)
         self.features.load_state_dict(teacher.features.state_dict())
         self.coordinates.load_state_dict(teacher.coordinates.state_dict())
         if start == "teacher":
-            self._copy_conditioners(teacher, source)
+            try:
+                pairing.copy()
+            except (RuntimeError, ValueError):
+                raise ValueError(
+                    f"{source}: expected a student of the teacher's size to start from its weights; set --model.start random"
+                ) from None
         elif start != "random":
             self._forerunner = (self._student_to_start_from(start),)
+        # What coordinates have of their own, local splits, is the teacher's and stays so.
+        self.coordinates.requires_grad_(False)
         self._teacher = (teacher.eval().requires_grad_(False),)
 
-    def _copy_conditioners(self, teacher: ShapeModule, source: str) -> None:
-        try:
-            # Both flows hold the same modules in the same order; the student's are wrapped as inverses.
-            for (_, theirs), (_, ours) in zip(units(teacher.flow), units(self.flow), strict=True):
-                ours.load_state_dict(theirs.state_dict())
-        except (RuntimeError, ValueError):
-            raise ValueError(
-                f"{source}: expected a student of the teacher's size to start from its weights; set --model.start random"
-            ) from None
+    def _pairing(self, teacher: ShapeModule) -> PointPairing | CountPairing:
+        kind = PointPairing if self.coordinates.nodes is None else CountPairing
+        return kind(self.coordinates, teacher.flow, self.flow)
 
     def _student_to_start_from(self, source: str) -> ShapeModule:
         if not Path(source).exists():
@@ -145,11 +136,11 @@ class Student(ShapeModule):
                 f"unknown start {source!r}; expected random, teacher, or a student's run folder or checkpoint"
             )
         other = Student.load(source)
-        theirs, ours = ({**m.init, **m.init["flow"]} for m in (other, self))
+        theirs, ours = ({**m.init, **(m.init["flow"] or {})} for m in (other, self))
         for name in ("detector", "coordinates", "physics", "transforms", "bins", "bound", "permutation", "seed"):
-            if theirs[name] != ours[name]:
+            if theirs.get(name) != ours.get(name):
                 raise ValueError(
-                    f"{source}: expected a student to start from with {name} {ours[name]}, got {theirs[name]}"
+                    f"{source}: expected a student to start from with {name} {ours.get(name)}, got {theirs.get(name)}"
                 )
         for part in ("features", "coordinates"):
             mine = getattr(self, part).state_dict()
@@ -158,7 +149,7 @@ class Student(ShapeModule):
                     f"{source}: expected a student to start from that was distilled from a teacher of the same standardization "
                     f"of {part}, got another"
                 )
-        wide, narrow = theirs["hidden"], ours["hidden"]
+        wide, narrow = theirs.get("hidden", []), ours.get("hidden", [])
         if len(wide) != len(narrow) or any(a < b for a, b in zip(wide, narrow, strict=True)):
             raise ValueError(
                 f"{source}: expected a student to start from with hidden layers not narrower than {narrow}, got {wide}"
@@ -168,7 +159,7 @@ class Student(ShapeModule):
     def _start(self, forerunner: ShapeModule) -> None:
         """Takes over another student's weights, pruned on noise and contexts of training rows if it is wider."""
         theirs, ours = forerunner.init["flow"], self.init["flow"]
-        if all(theirs[name] == ours[name] for name in ("hidden", "context_share")):
+        if theirs is None or all(theirs[name] == ours[name] for name in ("hidden", "context_share")):
             self.flow.load_state_dict(forerunner.flow.state_dict())
             return
         rows, particles, images = fit_sample(self.trainer.datamodule)  # type: ignore[attr-defined]
@@ -225,23 +216,16 @@ class Student(ShapeModule):
         """
         weights = self.losses.weights()
         images, context, keys = self.inputs(batch, step)
-        x, _ = self.coordinates.encode(images, keys)
         parts: dict[str, Tensor] = {}
         if any(n in weights for n in ("x_outputs", "x_intermediate", "x_parameters", "channel", "center")):
-            with torch.no_grad():
-                taught = trace(self.teacher.flow, x, context)
-            made = trace(self.flow, taught.states[-1], context)
-            parts |= self._compared("x", taught, made, 0)
-            parts |= self._physics(batch, x, made.states[0])
+            found = self._pairing(self.teacher).from_data(images, context, keys)
+            parts |= self._compared("x", found)
+            parts |= self._physics(batch, cast(Tensor, found.data), found.made)
         if any(n in weights for n in ("z_outputs", "z_intermediate", "z_parameters")):
-            keys = step_keys(batch["rows"], draws.TRAINING_STREAM, step)
-            z = draws.normal(keys, self.coordinates.size).to(x)
-            made = trace(self.flow, z, context)
-            taught = trace(self.teacher.flow, made.states[0], context)
-            parts |= self._compared("z", taught, made, -1)
-            with torch.no_grad():
-                normals = (taught.states[-1].square() - z.square()).sum(1) / 2
-                parts["kl"] = (made.ladj - taught.ladj + normals) / self.coordinates.per
+            z = draws.normal(step_keys(batch["rows"], draws.TRAINING_STREAM, step), self.coordinates.size)
+            found = self._pairing(self.teacher).from_noise(z, context, images.flatten(1).sum(1))
+            parts |= self._compared("z", found)
+            parts["kl"] = cast(Tensor, found.kl)
         return parts
 
     def objective(
@@ -262,17 +246,12 @@ class Student(ShapeModule):
                 total = total + weight * of_rows * parts[name]
         return total * rows.get("loss_weight", 1.0)
 
-    def _compared(self, space: str, taught: Trace, made: Trace, end: int) -> dict[str, Tensor]:
-        """The parts of a distillation loss; `end` is the state where the outputs are."""
-        pairs = {
-            "outputs": ([taught.states[end]], [made.states[end]]),
-            "intermediate": (taught.states[1:-1], made.states[1:-1]),
-            "parameters": (taught.parameters, made.parameters),
-        }
+    def _compared(self, space: str, found: Paired) -> dict[str, Tensor]:
+        """The parts of a distillation loss."""
         # A single transformation has no intermediate states.
         return {
             f"{space}_{part}": distillation(*pair)
-            for part, pair in pairs.items()
+            for part, pair in found.pairs.items()
             if getattr(getattr(self.losses, space), part) and pair[0]
         }
 
@@ -309,3 +288,26 @@ class Student(ShapeModule):
             metric = cast(MeanMetric, self.val_parts[name])
             metric.update(part)
             self.log(f"val/{name}", metric, prog_bar=name == "loss")
+
+    def test_step(self, batch: dict[str, Tensor]) -> None:
+        """Accumulates the likelihood of the test split; where a student has none, of counts, its losses."""
+        if self.coordinates.nodes is None:
+            return super().test_step(batch)
+        self.test_nll.update(self.objective(self.parts(batch)))
+        self.log("test/loss", self.test_nll)
+
+
+def _size(settings: CoordinatesConfig, known: Any, changes: Any) -> FlowConfig | None:
+    """Settings of a student's flow of points; None where the coordinates say all.
+
+    Raises:
+        ValueError: If something is asked for that has no meaning there.
+    """
+    if not settings.points:
+        if changes not in (None, AS_TEACHER):
+            raise ValueError("expected no settings of a flow with these coordinates: a student has its teacher's size")
+        return None
+    if isinstance(changes, dict):
+        return FlowConfig.from_plain(changes)
+    # Without dropout unless given: the targets are exact and never repeat.
+    return FlowConfig.from_plain(known or FlowConfig()).changed(FlowChanges(dropout=0.0)).changed(changes)
