@@ -17,13 +17,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from calosim import draws
+from calosim.files import markdown_table
+from calosim.flows import FlowConfig
 from calosim.models.base import fit_sample
 from calosim.models.teacher import Teacher
-from calosim.montecarlo.simulate import simulate
+from calosim.montecarlo import simulate
+from calosim.showers import write
 from calosim.showers.datamodule import RootDataModule
-from calosim.showers.root import write
 
-SIZES = {"demo": {"transforms": 2, "hidden": (128, 128), "bins": 4}, "reference": {}}
+SIZES = {"demo": FlowConfig(transforms=2, hidden=(128, 128), bins=4), "reference": FlowConfig()}
 
 
 class PerItem(Dataset):
@@ -60,12 +63,29 @@ def forever(loader: DataLoader) -> Iterator:
         yield from loader
 
 
+def training_step(data: RootDataModule, flow: FlowConfig, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
+    """One optimizer step of a teacher on a batch."""
+    teacher = Teacher("zn", flow)
+    rows, particles, images = fit_sample(data)
+    teacher.features.fit(particles, images.flatten(1).sum(1))
+    teacher.coordinates.fit(images, draws.row_keys(rows, draws.FIT_STREAM))
+    optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        (-teacher.log_likelihood(batch, 0).mean()).backward()
+        optimizer.step()
+
+    return step
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     options = parser.parse_args()
+    table = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "zn.root"
         write(file, simulate(200, 20, "zn", 1, workers=2))
@@ -73,33 +93,19 @@ def main() -> None:
         data.setup()
         ours = forever(data.train_dataloader())
         theirs = forever(DataLoader(PerItem(data), batch_size=options.batch_size, shuffle=True))
-        print(
-            f"batch {options.batch_size}, {torch.get_num_threads()} threads, medians of {options.repeats}, interleaved\n"
-        )
-        print("| model | training step, ms | loading, ms | share | per-item Dataset, ms | share | ratio |")
-        print("|---|---|---|---|---|---|---|")
         for size in options.sizes:
-            teacher = Teacher("zn", **SIZES[size])
-            rows, particles, images = fit_sample(data)
-            teacher.features.fit(particles, images.flatten(1).sum(1))
-            teacher.logits.fit(images, rows)
-            optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-4, fused=True)
-            batch = next(ours)
-
-            def step(teacher=teacher, optimizer=optimizer, batch=batch) -> None:
-                optimizer.zero_grad()
-                (-teacher.log_likelihood(batch, 0).mean()).backward()
-                optimizer.step()
-
+            step = training_step(data, SIZES[size], next(ours))
             step()  # the first step allocates
-            rounds = []
-            for _ in range(options.repeats):
-                rounds.append(
-                    [median_ms(step, 1), median_ms(lambda: next(ours), 20), median_ms(lambda: next(theirs), 3)]
-                )
+            rounds = [
+                (median_ms(step, 1), median_ms(lambda: next(ours), 20), median_ms(lambda: next(theirs), 3))
+                for _ in range(options.repeats)
+            ]
             training, own, item = (statistics.median(column) for column in zip(*rounds, strict=True))
-            cells = [f"{training:.1f}", f"{own:.3f}", f"{100 * own / training:.2f} %", f"{item:.1f}"]
-            print(f"| {size} | " + " | ".join([*cells, f"{100 * item / training:.1f} %", f"{item / own:.0f}"]) + " |")
+            row = [size, f"{training:.1f}", f"{own:.3f}", f"{100 * own / training:.2f} %", f"{item:.1f}"]
+            table.append([*row, f"{100 * item / training:.1f} %", f"{item / own:.0f}"])
+    print(f"batch {options.batch_size}, {torch.get_num_threads()} threads, medians of {options.repeats}, interleaved\n")
+    header = ["model", "training step, ms", "loading, ms", "share", "per-item Dataset, ms", "share", "ratio"]
+    print(markdown_table(header, table))
 
 
 if __name__ == "__main__":

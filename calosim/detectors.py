@@ -127,7 +127,8 @@ class Detector:
         """Pairs of neighbouring channels, as indices into the order of :meth:`masks`.
 
         Towers are neighbours when their regions share an edge; the common channel, interleaved with every tower,
-        is a neighbour of all four. P4 does not list its pairs; this is our reading of "neighbouring channels".
+        is a neighbour of all four. The published study (Majerz et al., 2026) does not list its
+        pairs; this is our reading of "neighbouring channels".
         """
         towers = self.tower_map(convention)
         touching = set()

@@ -20,6 +20,7 @@ __all__ = [
     "csv_text",
     "find_config",
     "markdown_table",
+    "read_csv",
     "read_json",
     "read_npz",
     "shipped_config",
@@ -128,6 +129,12 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     writer.writerow(header)
     writer.writerows(rows)
     return stream.getvalue()
+
+
+def read_csv(path: str | Path) -> list[dict[str, str]]:
+    """The lines of a CSV file, each by its header."""
+    with Path(path).open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -115,6 +115,12 @@ class Run:
         return read_json(path) if path.exists() else None
 
     @property
+    def metrics(self) -> list[Path]:
+        """The files of what was logged in training: the first session's, then those of the resumed ones."""
+        later = sorted(self.folder.glob(f"fit-*/{self.METRICS}"))
+        return [path for path in (self / self.METRICS, *later) if path.is_file()]
+
+    @property
     def particle(self) -> int | None:
         """PDG code of the only particle type that was trained with; None for all, or if the folder does not tell."""
         return self.record["data"]["particle"] if (self / self.RECORD).is_file() else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,9 @@ import yaml
 from calosim.__main__ import main
 from calosim.models.teacher import Teacher
 from calosim.showers.root import write
+from calosim.studies.layout import Table
 from calosim.studies.plan import load_plan
+from calosim.studies.settings import simulated
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FILES = sorted(p.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml"))
@@ -45,11 +46,12 @@ BASES = {
 TOOLS = {"demo/simulate.yaml": "simulate", "demo/evaluate.yaml": "evaluate", "demo/explain.yaml": "explain"}
 #: Overlays after which the checkerboard callback is not the last one.
 NOT_LAST = {"short.yaml", "plain.yaml", "diversity.yaml"}
-#: Plans of `calosim compare`.
-PLANS = [f"study/{name}.yaml" for name in ("ablation", "ablation_long", "compact", "compare", "focal_h", "imbalance")]
+#: Plans of `calosim compare`, and what they have in common.
+PLANS = [name for name in FILES if "trainings" in yaml.safe_load((CONF / name).read_text())]
+COMMON = [name for name in FILES if name.startswith("study/common/")]
 
 
-@pytest.mark.parametrize("name", [f for f in FILES if f not in TOOLS and f not in PLANS])
+@pytest.mark.parametrize("name", [f for f in FILES if f not in {*TOOLS, *PLANS, *COMMON}])
 def test_training_configuration(name, make_showers, tmp_path, monkeypatch, fit, run_folders):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -92,14 +94,33 @@ def test_tool_configuration(name, tmp_path, monkeypatch, run_folders, root_file,
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_plan(name, tmp_path, capfd):
+def test_plan(name, tmp_path):
     plan = load_plan(CONF / name, out=str(tmp_path / "out"))
-    for step in plan.steps.values():
-        for flag, word in itertools.pairwise(step.words):
-            assert flag != "-c" or (CONF.parent / word).is_file(), word
-    # Every training's options are understood by the real command, and what it needs can be built from them.
+    Table.of(plan)
+    # Every training's options are understood by the real command, and so are those of what judges it.
     for label in plan.trainings:
         step = plan.runs(label)[0]
-        with pytest.raises(SystemExit, match=r"^0$"):
-            main(["fit", *step.words, "--print_config"])
-        assert "class_path: calosim." in capfd.readouterr().out
+        assert step.settings["model"]["class_path"].startswith("calosim."), label
+        assert step.settings["data"]["files"] == step.options["data.files"]
+    judging = next(step for step in plan.steps.values() if step.verb == "evaluate")
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["evaluate", *judging.words, "--print_config"])
+    for step in plan.steps.values():
+        assert step.verb != "simulate" or simulated(step.options).items() >= dict(step.options).items()
+
+
+@pytest.mark.parametrize("name", COMMON)
+def test_what_plans_have_in_common_is_included(name):
+    by = [
+        plan
+        for plan in PLANS
+        if name.removeprefix("study/") in yaml.safe_load((CONF / plan).read_text()).get("include", [])
+    ]
+    assert len(by) > 1, "one plan alone needs no file for what it has in common with others"
+
+
+def test_the_baseline_of_several_plans_is_one_training():
+    labels = {"ablation": "teacher", "compact": "teacher", "compare": "base", "imbalance": "natural"}
+    folders = {load_plan(CONF / "study" / f"{name}.yaml").runs(label)[0].folder for name, label in labels.items()}
+    assert len(folders) == 1
+    assert folders.pop().parent == Path("runs/shared")

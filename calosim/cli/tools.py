@@ -82,6 +82,7 @@ def simulate(
     from calosim.montecarlo.simulate import distinct_primaries
     from calosim.montecarlo.simulate import simulate as respond
     from calosim.showers.reading import read_primaries
+    from calosim.showers.recipe import write_recipe
     from calosim.showers.root import Writer, write
 
     Writer(out, detector)  # refuses a wrong name before the work, not after it
@@ -91,4 +92,6 @@ def simulate(
         source = distinct_primaries(*read_primaries(primaries))
     showers = respond(source, responses_per_primary, detector, seed, workers=workers, progress=not quiet)
     write(out, showers)
+    settings = {"detector": detector, "primaries": primaries, "responses_per_primary": responses_per_primary, "seed": seed}
+    write_recipe(out, settings)
     print(f"{out}: {len(showers)} responses of {showers.geometry.title} to {showers.inputs.max() + 1} primaries")

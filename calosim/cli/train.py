@@ -157,7 +157,7 @@ def _defaults() -> dict[str, Any]:
     return {"default_config_files": [str(shipped_config("base.yaml"))]}
 
 
-class _Ready(Exception):  # noqa: N818 - no error
+class _Ready(Exception):
     """Ends a command that has its parser, and takes no arguments yet."""
 
 

@@ -52,11 +52,6 @@ def explain(
     Writes explain.md and explain.json, shap.csv and shap.npz, photon_uncertainty.json, .csv and .npz (by row), and
     pictures. Rows are of the test split of the data the models were trained with, background rows of its training split.
 
-    The explainer is exact by default: nine features have 512 subsets, and enumerating them costs little more than sampling
-    them well. On one core (3 x 128 hidden, 8 networks, 40 background rows) exact took 0.27 s a row; permutation 0.05 s with
-    2 orders, 16 to 20 % off, and 0.14 s with 8, 8 % off; gradient 0.36 s with 200 points, 46 % off: sharp edges, a beam slit
-    or the calorimeter's rim, make interactions of many features, which the others miss. compare_rows measures it anew.
-
     Args:
         out: Folder for the results.
         photons: Run folder or checkpoint of the photon-sum model; the ensemble's, if ``shape`` is one that holds it.
@@ -85,30 +80,20 @@ def explain(
     features = primaries.features(chosen)
     background = primaries.features(primaries.rows("train", settings.background))
     import_shap()
+    functions, fits = _functions(simulator, model, primaries, settings, surrogates, quiet)
+    values, targets = _attributions(functions, features, background, settings, quiet)
     results: dict[str, Any] = {
         **{"calosim": __version__, "git": git_hash(), "arguments": arguments | asdict(settings) | asdict(surrogates)},
         **{"data": describe(primaries.data), "particle": primaries.name, "rows": len(features)},
         **{"background": len(background), "posterior": settings.posterior, "method": settings.method},
+        **({"surrogates": fits} if fits else {}),
+        "targets": targets,
     }
-    functions = {"photon_sum": PosteriorMeans(model, settings.seed)}
-    if simulator is not None:
-        rows = surrogates.surrogate_rows
-        both = primaries.rows("train", rows), primaries.rows("test", -(-rows // 4), 5)
-        how = surrogates.surrogate_epochs, settings.posterior, settings.seed, quiet
-        fitted = center_surrogates(simulator, primaries.data, both, *how)
-        functions |= {f"center_{axis}": function for axis, (function, _) in fitted.items()}
-        results["surrogates"] = {axis: fit for axis, (_, fit) in fitted.items()}
-    stored = {"features": features, "background": background, "rows": chosen, "names": np.array(NAMES)}
-    results["targets"] = {}
-    for key, function in functions.items():
-        name, unit = TARGETS[key]
-        found, short = explained(function, features, background, settings, quiet, f"SHAP of the {name}")
-        stored |= {f"{key}_{what}": array for what, array in found.items()}
-        results["targets"][key] = {"unit": unit, **short}
     if settings.compare_rows:
         results["explainers"] = compare_explainers(functions["photon_sum"], features, background, settings, quiet)
     judged = primaries.rows("test", uncertainty_rows, 5)
-    save_explanation(folder, results, stored, *photon_uncertainty(model, primaries.data, judged, settings.seed))
+    rows = {"features": features, "background": background, "rows": chosen, "names": np.array(NAMES)}
+    save_explanation(folder, results, rows | values, *photon_uncertainty(model, primaries.data, judged, settings.seed))
 
 
 def _models(photons: str | None, shape: str | None, posterior: int) -> tuple[FastSimulator | None, PhotonSum]:
@@ -177,3 +162,41 @@ class _Primaries:
         features = self.data.arrays["particles"][rows].astype(np.float64)
         features[:, FEATURES.index("pz")] = np.abs(features[:, FEATURES.index("pz")])
         return features
+
+
+def _functions(
+    simulator: FastSimulator | None,
+    model: PhotonSum,
+    primaries: _Primaries,
+    settings: ShapSettings,
+    surrogates: SurrogateSettings,
+    quiet: bool,
+) -> tuple[dict[str, PosteriorMeans], dict[str, Any]]:
+    """What is explained, by target, and by axis how well its surrogate fits; none without a shape model."""
+    functions = {"photon_sum": PosteriorMeans(model, settings.seed)}
+    if simulator is None:
+        return functions, {}
+    count = surrogates.surrogate_rows
+    rows = primaries.rows("train", count), primaries.rows("test", -(-count // 4), 5)
+    how = surrogates.surrogate_epochs, settings.posterior, settings.seed, quiet
+    fitted = center_surrogates(simulator, primaries.data, rows, *how)
+    functions |= {f"center_{axis}": function for axis, (function, _) in fitted.items()}
+    return functions, {axis: fit for axis, (_, fit) in fitted.items()}
+
+
+def _attributions(
+    functions: dict[str, PosteriorMeans],
+    features: np.ndarray,
+    background: np.ndarray,
+    settings: ShapSettings,
+    quiet: bool,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """SHAP values of all targets as arrays, and by target what they say in short."""
+    stored: dict[str, np.ndarray] = {}
+    targets = {}
+    for key, function in functions.items():
+        name, unit = TARGETS[key]
+        found, short = explained(function, features, background, settings, quiet, f"SHAP of the {name}")
+        stored |= {f"{key}_{what}": array for what, array in found.items()}
+        targets[key] = {"unit": unit, **short}
+    return stored, targets

@@ -57,6 +57,11 @@ class ShapSettings:
     ``exact`` is shap.ExactExplainer (all subsets of the features), ``permutation`` shap.PermutationExplainer, one order
     of which is exact for interactions of two features, ``gradient`` shap.GradientExplainer (expected gradients).
 
+    The explainer is exact by default: nine features have 512 subsets, and enumerating them costs little more than sampling
+    them well. On one core (3 x 128 hidden, 8 networks, 40 background rows) exact took 0.27 s a row; permutation 0.05 s with
+    2 orders, 16 to 20 % off, and 0.14 s with 8, 8 % off; gradient 0.36 s with 200 points, 46 % off: sharp edges, a beam slit
+    or the calorimeter's rim, make interactions of many features, which the others miss. compare_rows measures it anew.
+
     Attributes:
         method: exact, permutation or gradient, see above.
         rows: Test rows to explain.

@@ -27,6 +27,7 @@ MARKERS = {
     "study": "comparison.md",
     "explanation": "explain.json",
 }
+PLURALS = {"study": "studies"}
 #: How deep below the given folders they are looked for.
 DEPTH = 3
 
@@ -56,7 +57,7 @@ def report(
             f"{', '.join(runs)}: nothing to report; expected folders with {', '.join(sorted(MARKERS.values()))}"
         )
     sections = _sections(found, quiet)
-    facts = ", ".join(f"{len(v)} {k}{'s' if len(v) != 1 else ''}" for k, v in found.items() if v)
+    facts = ", ".join(f"{len(v)} {k if len(v) == 1 else PLURALS.get(k, f'{k}s')}" for k, v in found.items() if v)
     page = render(title, f"{facts}. calosim {__version__}, git {(git_hash() or 'unknown')[:12]}.", sections)
     atomic_write(out, page)
     pictures = sum(len(section.pictures) for section in sections)

@@ -1,45 +1,34 @@
-"""Runs a plan of trainings and evaluations: skips what is finished, resumes what was killed, several at once.
-
-A plan is a YAML file. What it names is made in order of need:
-
-.. code-block:: yaml
-
-    out: runs/study                      # everything is made in here
-    simulate:                            # data files, made if they are missing
-      data/study.root: {detector: zn, primaries: 5000, seed: 1}
-    common: {data.files: [data/study.root]}          # options of every training
-    trainings:
-      base:
-        config: [conf/teacher.yaml]
-        options: {trainer.max_epochs: 10}
-      gd:                                # one run for each particle: gd-gamma, gd-lambda
-        each: {particle: [gamma, lambda]}
-        config: [conf/finetune/gd.yaml]
-        options: {model.init_from: "{base}", data.particle: "{particle}"}    # {base} is that run's folder
-    evaluate: {runs: 5, rows: 1000}      # options of `calosim evaluate`, for every training but those with `evaluate: false`
-    validate: {runs: 1, rows: 1000}      # the same on the validation split, for choices between models
-"""
+"""What a study costs: the time that its plan will take, and the samples and minutes that it took."""
 
 from __future__ import annotations
 
 import inspect
-import itertools
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from calosim.files import markdown_table
+from calosim.runs import Run
+from calosim.studies.finished import is_finished, unknown_origin
 from calosim.studies.plan import Plan, Step, command_words
+from calosim.studies.settings import files_of
 
-__all__ = ["print_plan", "training_kind"]
+__all__ = ["cost_table", "print_plan"]
 
-#: Batches of the short run that estimates a training's time.
-PROBE_BATCHES = 20
+#: Settings of the short run that estimates a training's time.
+PROBE = {
+    "max_epochs": 1,
+    "limit_train_batches": 20,
+    "limit_val_batches": 0,
+    "enable_checkpointing": False,
+    "callbacks": [],
+}
 
 
 def print_plan(plan: Plan, jobs: int = 1) -> None:
@@ -49,49 +38,21 @@ def print_plan(plan: Plan, jobs: int = 1) -> None:
     same configuration files, else that of a short run of a few batches; where a run cannot be tried before another is
     finished, the time per sample of that other one stands in.
     """
-    rates: dict[tuple[str, ...], float] = {}
-    rows: dict[str, int] = {}
+    estimates = _Estimates(plan)
     total, unknown = 0.0, 0
     table = []
     for step in plan.steps.values():
-        state = "finished" if step.finished() else "to do"
-        if step.verb == "fit" and state == "to do" and (step.folder / "checkpoints" / "last.ckpt").exists():
+        state = "finished" if is_finished(step) else "to do"
+        if step.verb == "fit" and state == "to do" and Run(step.folder).last.exists():
             state = "to resume"
-        estimate, text = None, ""
-        if step.verb == "fit":
-            fault = "unknown before its data are made"
-            try:
-                samples = _samples(step, rows)
-            except ValueError as error:
-                samples, fault = None, f"will fail: {error}"
-            if state == "finished":
-                record = json.loads(step.result.read_text())
-                rates[training_kind(step)] = record["seconds"] / max(record["samples"], 1)
-                text = f"{record['seconds'] / 60:.1f} min, took"
-            elif samples is None:
-                text = fault
-            else:
-                rate = rates.get(training_kind(step))
-                needs = [plan.steps[n] for n in step.after if plan.steps[n].verb == "fit"]
-                if rate is None and all(need.finished() for need in needs):
-                    rate = _probe(step)
-                if rate is None:
-                    rate = next(
-                        (
-                            rates[training_kind(plan.steps[n])]
-                            for n in step.after
-                            if training_kind(plan.steps[n]) in rates
-                        ),
-                        None,
-                    )
-                if rate is not None:
-                    rates.setdefault(training_kind(step), rate)
-                    estimate = rate * samples
-                    text = f"about {estimate / 60:.1f} min for {samples} samples"
+        seconds, text = None, unknown_origin(step)
+        if step.verb == "fit" and state == "finished":
+            text = estimates.took(step)
+        elif step.verb == "fit":
+            seconds, text = estimates.of(step)
         if state != "finished":
-            if estimate is None:
-                unknown += 1
-            total += estimate or 0.0
+            unknown += seconds is None
+            total += seconds or 0.0
         table.append((step.name, state, text, f"calosim {step.verb} {' '.join(step.words)}"))
     widths = [max(len(line[i]) for line in table) for i in range(3)]
     for name, state, text, command in table:
@@ -99,62 +60,107 @@ def print_plan(plan: Plan, jobs: int = 1) -> None:
     print(f"Estimated: {total / jobs / 60:.0f} min with {jobs} at once, and {unknown} steps without an estimate.")
 
 
-def training_kind(step: Step) -> tuple[str, ...]:
-    """Trainings of one kind take the same time per sample."""
-    return tuple(word for flag, word in itertools.pairwise(step.words) if flag == "-c") or (step.verb,)
+@dataclass
+class _Estimates:
+    """Estimates of trainings' times.
 
+    Attributes:
+        plan: The plan.
+        rates: Seconds per sample by configuration files: trainings with the same ones are taken to be equally fast.
+        rows: Training rows by data settings.
+    """
 
-def _samples(step: Step, rows: dict[str, int]) -> int | None:
-    """Samples that a training sees, in all epochs; None while its data do not exist."""
-    from calosim.showers.datamodule import RootDataModule
+    plan: Plan
+    rates: dict[tuple[str, ...], float] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
 
-    merged: dict[str, Any] = {}
-    base = Path(__file__).resolve().parents[2] / "conf" / "base.yaml"
-    for config in [str(base), *training_kind(step)]:
-        for section in ("trainer", "data"):
-            loaded = yaml.safe_load(Path(config).read_text()) if Path(config).is_file() else {}
-            merged.setdefault(section, {}).update(loaded.get(section) or {})
-    for key, value in step.options.items():
-        section, _, name = key.partition(".")
-        if section in merged:
-            merged[section][name] = value
-    settings = {k: v for k, v in merged["data"].items() if k in ("files", "detector", "particle", "split_by", "seed")}
-    key = json.dumps(settings, sort_keys=True)
-    if key not in rows:
-        files = settings["files"] if isinstance(settings["files"], list) else [settings["files"]]
-        if not all(Path(file).exists() for file in files):
+    def took(self, step: Step) -> str:
+        """The time of a finished training, in words; it counts for others."""
+        record = Run(step.folder).training or {}
+        self.rates[step.configs] = record["seconds"] / max(record["samples"], 1)
+        return f"{record['seconds'] / 60:.1f} min, took"
+
+    def of(self, step: Step) -> tuple[float | None, str]:
+        """The seconds that a training will take, None if that is unknown, and the same in words."""
+        try:
+            samples = self._samples(step)
+        except ValueError as error:
+            return None, f"will fail: {error}"
+        if samples is None:
+            return None, "unknown before its data are made"
+        needs = [self.plan.steps[name] for name in step.after if self.plan.steps[name].verb == "fit"]
+        rate = self.rates.get(step.configs)
+        if rate is None and all(is_finished(need) for need in needs):
+            rate = _probe(step)
+        if rate is None:
+            rate = next((self.rates[need.configs] for need in needs if need.configs in self.rates), None)
+        if rate is None:
+            return None, ""
+        self.rates.setdefault(step.configs, rate)
+        return rate * samples, f"about {rate * samples / 60:.1f} min for {samples} samples"
+
+    def _samples(self, step: Step) -> int | None:
+        """Samples that a training sees, in all epochs; None while its data do not exist.
+
+        Raises:
+            ValueError: If the training would be refused.
+        """
+        from calosim.showers.datamodule import RootDataModule
+
+        known = inspect.signature(RootDataModule).parameters
+        data = {key: value for key, value in step.settings["data"].items() if key in known}
+        trainer = step.settings["trainer"]
+        if not all(Path(file).exists() for file in files_of(step.settings)):
             return None
-        rows[key] = len(RootDataModule(**settings).rows("train"))
-    limit, each = merged["trainer"].get("limit_train_batches"), rows[key]
-    if isinstance(limit, int):
-        default = inspect.signature(RootDataModule).parameters["batch_size"].default
-        each = min(each, limit * int(merged["data"].get("batch_size", default)))
-    elif limit is not None:
-        each = int(each * limit)
-    return each * int(merged["trainer"]["max_epochs"])
+        # What a batch is does not change the rows; whatever else differs may.
+        key = json.dumps({k: v for k, v in data.items() if k != "batch_size"}, sort_keys=True)
+        if key not in self.rows:
+            self.rows[key] = len(RootDataModule(**data).rows("train"))
+        limit, each = trainer["limit_train_batches"], self.rows[key]
+        if isinstance(limit, int):
+            each = min(each, limit * data["batch_size"])
+        elif limit is not None:
+            each = int(each * limit)
+        return each * trainer["max_epochs"]
 
 
 def _probe(step: Step) -> float | None:
     """Seconds per sample of a few batches; None if the short run failed."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [w if w != str(step.folder) else f"{folder}/run" for w in step.words]
-        short = {
-            "max_epochs": 1,
-            "limit_train_batches": PROBE_BATCHES,
-            "limit_val_batches": 0,
-            "enable_checkpointing": False,
-        }
-        words += [
-            *command_words({f"trainer.{key}": value for key, value in short.items()}),
-            "--trainer.callbacks",
-            "[]",
-        ]
+        run = Run(f"{folder}/run")
+        words = [w if w != str(step.folder) else str(run.folder) for w in step.words]
+        words += command_words({f"trainer.{key}": value for key, value in PROBE.items()})
         command = [sys.executable, "-m", "calosim", "fit", *words]
         begin = time.perf_counter()
         subprocess.run(command, capture_output=True, check=False)
-        record = Path(folder) / "run" / "training.json"
-        if not record.exists():
-            return None
-        found = json.loads(record.read_text())
+        took, found = time.perf_counter() - begin, run.training
+    if found is None:
+        return None
     # The short run's own clock, without the start of the program.
-    return min(found["seconds"], time.perf_counter() - begin) / max(found["samples"], 1)
+    return min(found["seconds"], took) / max(found["samples"], 1)
+
+
+def cost_table(plan: Plan) -> str:
+    """Samples and minutes of each label's finished trainings, as Markdown."""
+    rows = []
+    for label in plan.trainings:
+        own = {step.name for step in plan.runs(label) if step.result.exists()}
+        if own:
+            both = own.union(*(_needs(plan, name) for name in own))
+            samples, total = _total(plan, own, "samples"), _total(plan, both, "samples")
+            minutes = _total(plan, own, "seconds") / 60
+            rows.append([plan.title(label), str(len(own)), f"{samples:,}", f"{total:,}", f"{minutes:.1f}"])
+    return markdown_table(["", "runs", "samples seen", "with those it starts from", "training, min"], rows)
+
+
+def _total(plan: Plan, names: Iterable[str], what: str) -> Any:
+    """The sum of ``samples`` or ``seconds`` over finished trainings."""
+    return sum((Run(plan.steps[name].folder).training or {})[what] for name in names)
+
+
+def _needs(plan: Plan, name: str) -> set[str]:
+    """The finished trainings that a training starts or learns from, and those they do."""
+    own = {
+        need for need in plan.steps[name].after if plan.steps[need].verb == "fit" and plan.steps[need].result.exists()
+    }
+    return own.union(*(_needs(plan, need) for need in own))

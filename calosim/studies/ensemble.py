@@ -1,114 +1,108 @@
-"""Compares the runs of a plan: metrics with their uncertainties, ranks, costs, speed, and the ensemble of the best.
-
-Cells are means over generation runs with the standard deviation over them (over training seeds where there are several).
-Whether two models differ is told by a paired bootstrap over unique inputs: the same inputs are drawn for all models.
-
-References:
-    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), section 4,
-      https://arxiv.org/abs/2608.12795
-"""
+"""The ensemble of the best: for each particle the model that ranks first on validation rows."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from calosim.evaluation.answers import TITLES
-from calosim.files import atomic_write
+from calosim.evaluation.stored import Evaluation
+from calosim.files import read_json, write_json
 from calosim.particles import particle_code
+from calosim.runs import Run
 from calosim.simulation.ensemble import save_ensemble
-from calosim.studies.cells import ENSEMBLE, mean_ranks, stored_metrics
-from calosim.studies.plan import Plan, Step
+from calosim.simulation.simulator import NoiseRemoval
+from calosim.studies.layout import ENSEMBLE, Table
+from calosim.studies.plan import Plan, Step, command_words
 from calosim.studies.runner import run_steps
+from calosim.studies.winners import mean_ranks
 
-__all__ = ["ensemble_labels", "make_ensemble"]
-
-
-def ensemble_labels(table: Mapping[str, Any]) -> list[str]:
-    settings = table["ensemble"]
-    if not settings:
-        return []
-    if not isinstance(settings, dict) or not {"default", "members"} <= set(settings) <= {
-        "default",
-        "members",
-        "photons",
-    }:
-        raise ValueError(f"expected table.ensemble with default, members and perhaps photons, got {settings!r}")
-    return [settings["default"], *settings["members"]]
+__all__ = ["make_ensemble"]
 
 
-def make_ensemble(study: Plan, table: Mapping[str, Any], jobs: int, quiet: bool) -> tuple[Path, dict[str, str]] | str:
-    """Joins the best model of each particle by mean rank on validation rows, and judges it; or why not."""
-    settings = table["ensemble"]
-    base = study.runs(settings["default"])[0]
-    folder, judged = study.out / ENSEMBLE, study.out / ENSEMBLE / "evaluation"
-    particles = [p for p in table["particles"] if p != "all"]
-    chosen: dict[str, str] = {}
-    members: dict[str, str] = {}
-    removals: dict[str, int] = {}
-    for particle in particles:
-        runs: dict[str, Step] = {}
-        means: list[dict[str, float]] = []
-        for label in [settings["default"], *settings["members"]]:
-            for step in study.runs(label):
-                own = step.options.get("data.particle")
-                if own is not None and particle_code(own) != particle_code(particle):
-                    continue
-                record = step.folder / "validation" / "evaluation.json"
-                if not record.exists() or label in runs:
-                    continue
-                mean = stored_metrics(record.parent)[TITLES["shape"]]["mean"]
-                if any(f"{metric}_{particle}" in mean for metric in table["metrics"]):
-                    runs[label] = step
-                    means.append(mean)
-        if not runs:
-            continue
-        ranks = mean_ranks(
-            np.array([[m.get(f"{metric}_{particle}", np.nan) for m in means] for metric in table["metrics"]])
-        )
-        best = list(runs)[
-            int(np.argmin(np.nan_to_num(ranks, nan=np.inf)))
-        ]  # the earlier of equals: the default comes first
-        chosen[particle] = best
-        if best != settings["default"]:
-            members[particle] = str(runs[best].folder)
-        removals[particle] = _removal(runs[best], particle)
-    if not chosen:
+class _Choice(NamedTuple):
+    """The model of one particle: its label, its training, and the noise removal that suits it best."""
+
+    label: str
+    step: Step
+    noise_removal: int | None
+
+
+def make_ensemble(plan: Plan, table: Table, jobs: int, quiet: bool) -> tuple[Evaluation, dict[str, str]] | str:
+    """Joins the best model of each particle by mean rank on validation rows, and judges it; or why not.
+
+    Args:
+        plan: The plan, whose trainings and validations have run.
+        table: Particles, metrics, and the labels to choose from.
+        jobs: Runs at once.
+        quiet: Show no progress.
+
+    Returns:
+        The ensemble's evaluation and the chosen labels by particle, or why there is none.
+    """
+    assert table.ensemble is not None
+    base = plan.runs(table.ensemble["default"])[0]
+    choices = {p: found for p in table.particles if p != "all" and (found := _best(plan, table, p))}
+    if not choices:
         return "no model was judged on validation rows; the plan needs `validate`"
-    record = folder / "choice.json"
-    choice = {"chosen": chosen, "members": members, "removals": removals}
-    if folder.exists() and not (record.exists() and json.loads(record.read_text()) == choice):
+    judged = plan.judged(base, Run.VALIDATION)
+    if judged is None:
+        return f"the default model, {base.name}, was not judged on validation rows"
+    chosen = {particle: choice.label for particle, choice in choices.items()}
+    members = {p: str(c.step.folder) for p, c in choices.items() if c.label != table.ensemble["default"]}
+    removals = {particle: choice.noise_removal for particle, choice in choices.items()}
+    folder = plan.out / ENSEMBLE
+    record, choice = folder / "choice.json", {"chosen": chosen, "members": members, "removals": removals}
+    if folder.exists() and not (record.exists() and read_json(record) == choice):
         return f"{folder} was made of other models; remove it"
     if not folder.exists():
-        photons = settings.get("photons")
+        photons = table.ensemble.get("photons")
         save_ensemble(
             str(folder),
             str(base.folder),
             members,
-            str(study.runs(photons)[0].folder) if photons else None,
-            _removal(base, "all"),
-            [f"{particle}={method}" for particle, method in removals.items()],
+            str(plan.runs(photons)[0].folder) if photons else None,
+            NoiseRemoval(judged.noise_removal("all"), [f"{p}={n}" for p, n in removals.items() if n is not None]),
         )
-        atomic_write(record, json.dumps(choice, indent=2) + "\n")
-    options = dict(study.steps[f"{base.name}-evaluation"].options)
-    options |= {"shape": str(folder), "data": str(base.folder), "out": str(judged), "noise_removal": None}
-    options |= {"references": False}
-    words = tuple(
-        w for k, v in options.items() if v is not None for w in (f"--{k}", v if isinstance(v, str) else json.dumps(v))
-    )
-    step = Step(ENSEMBLE, ENSEMBLE, {}, "evaluate", words, judged / "evaluation.json", (), options)
-    alone = Plan(study.out, {ENSEMBLE: step}, {}, {})
-    if failed := run_steps(alone, jobs, quiet):
+        write_json(record, choice)
+    step = _judging(plan, base)
+    if failed := run_steps(Plan(plan.path, plan.out, {ENSEMBLE: step}, {}, {}), jobs, quiet):
         return failed[ENSEMBLE]
-    return judged, chosen
+    return Evaluation(step.folder), chosen
 
 
-def _removal(step: Step, particle: str) -> int:
-    """The noise removal that an evaluation used, which chose it on validation rows."""
-    methods = json.loads((step.folder / "validation" / "evaluation.json").read_text())["noise_removal"]
-    code = 0 if particle == "all" else particle_code(particle)
-    return int(methods.get(str(code), methods["0"]))
+def _best(plan: Plan, table: Table, particle: str) -> _Choice | None:
+    """The model that ranks first for a particle; None if none was judged on its validation rows."""
+    found: dict[str, tuple[Step, Evaluation]] = {}
+    means: list[dict[str, float]] = []
+    for label in table.joined:
+        for step in plan.runs(label):
+            own = step.options.get("data.particle")
+            if own is not None and particle_code(own) != particle_code(particle):
+                continue
+            judged = plan.judged(step, Run.VALIDATION)
+            if judged is None or label in found:
+                continue
+            mean = judged.metrics[TITLES["shape"]]["mean"]
+            if any(f"{metric}_{particle}" in mean for metric in table.metrics):
+                found[label] = step, judged
+                means.append(mean)
+    if not found:
+        return None
+    ranks = mean_ranks(np.array([[m.get(f"{metric}_{particle}", np.nan) for m in means] for metric in table.metrics]))
+    # The earlier of equals: the default comes first.
+    label = list(found)[int(np.argmin(np.nan_to_num(ranks, nan=np.inf)))]
+    step, judged = found[label]
+    return _Choice(label, step, judged.noise_removal(particle))
+
+
+def _judging(plan: Plan, base: Step) -> Step:
+    """The ensemble's evaluation: that of its default model, on the same data."""
+    folder = plan.out / ENSEMBLE
+    options: dict[str, Any] = dict(plan.steps[f"{base.name}-{Run.EVALUATION}"].options)
+    options |= {"shape": str(folder), "data": str(base.folder), "out": str(folder / Run.EVALUATION)}
+    options |= {"noise_removal": None, "references": False}
+    words = command_words({key: value for key, value in options.items() if value is not None})
+    result = folder / Run.EVALUATION / Evaluation.RECORD
+    return Step(ENSEMBLE, ENSEMBLE, {}, "evaluate", words, result, options=options)

@@ -1,10 +1,12 @@
-"""Runs a plan of trainings and evaluations: skips what is finished, resumes what was killed, several at once.
+"""Plans of studies: which trainings and evaluations there are, and which needs which.
 
 A plan is a YAML file. What it names is made in order of need:
 
 .. code-block:: yaml
 
+    include: [common/zn.yaml]            # entries of other files, relative to this one; this file's own win
     out: runs/study                      # everything is made in here
+    shared: runs/shared                  # except for shared trainings; by default `shared` beside `out`
     simulate:                            # data files, made if they are missing
       data/study.root: {detector: zn, primaries: 5000, seed: 1}
     common: {data.files: [data/study.root]}          # options of every training
@@ -12,26 +14,40 @@ A plan is a YAML file. What it names is made in order of need:
       base:
         config: [conf/teacher.yaml]
         options: {trainer.max_epochs: 10}
+        shared: true                     # trained once for all plans that have it with the same settings and data
       gd:                                # one run for each particle: gd-gamma, gd-lambda
+        title: fine-tuned                # what the tables call it
         each: {particle: [gamma, lambda]}
         config: [conf/finetune/gd.yaml]
         options: {model.init_from: "{base}", data.particle: "{particle}"}    # {base} is that run's folder
+        evaluate: {responses: 5}         # its own options of `evaluate` and `validate`; false: it is not judged
     evaluate: {runs: 5, rows: 1000}      # options of `calosim evaluate`, for every training but those with `evaluate: false`
     validate: {runs: 1, rows: 1000}      # the same on the validation split, for choices between models
+    table: {reference: base}             # what is compared with what, see calosim.studies.layout.Table
+
+In a file that is included mappings are merged with the plan's, entry by entry; lists and values are replaced.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
+from calosim.evaluation.stored import Evaluation
+from calosim.files import find_config
+from calosim.runs import Run
+from calosim.studies.include import read_entries
+from calosim.studies.settings import fingerprint, resolved
 
 __all__ = ["Plan", "Step", "command_words", "load_plan"]
+
+ENTRIES = ("out", "shared", "simulate", "common", "trainings", "evaluate", "validate", "table")
+TRAINING_ENTRIES = ("each", "config", "options", "evaluate", "title", "shared")
 
 
 @dataclass(frozen=True)
@@ -46,7 +62,8 @@ class Step:
         words: The command line after the verb.
         result: The file that exists when it is finished.
         after: Names of the steps it needs.
-        options: Its resolved options.
+        options: Its options, names resolved.
+        shared: Whether other plans have it too: then several studies may want to make it at once.
     """
 
     name: str
@@ -55,57 +72,28 @@ class Step:
     verb: str
     words: tuple[str, ...]
     result: Path
-    after: tuple[str, ...]
+    after: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    shared: bool = False
 
     @property
     def folder(self) -> Path:
         """The run folder of a training, the folder of an evaluation."""
         return self.result.parent
 
-    def finished(self) -> bool:
-        """Whether its result is there.
+    @property
+    def configs(self) -> tuple[str, ...]:
+        """The configuration files of a training."""
+        return tuple(word for flag, word in itertools.pairwise(self.words) if flag == "-c")
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All settings of a training, as ``calosim fit`` understands its words.
 
         Raises:
-            ValueError: If it was made with other options than the plan's.
+            ValueError: If it does not.
         """
-        if not self.result.exists():
-            return False
-        if self.verb == "fit":
-            self.check_command("finished")
-        if self.verb == "evaluate":
-            arguments = json.loads(self.result.read_text())["arguments"]
-            made = {key: arguments[key] for key in self.options if key in arguments}
-            self._check("finished", made, {key: self.options[key] for key in made})
-        return True
-
-    def check_command(self, state: str) -> None:
-        """Checks that a training was started as the plan says.
-
-        Raises:
-            ValueError: If not.
-        """
-        record = self.folder / "run.json"
-        if not record.exists():
-            raise ValueError(
-                f"{self.folder}: expected the training of the plan or nothing, found a folder without run.json"
-            )
-        self._check(state, json.loads(record.read_text())["command"][1:], list(self.words))
-
-    def _check(self, state: str, made: Any, wanted: Any) -> None:
-        if made != wanted:
-            raise ValueError(
-                f"{self.folder}: {state} with other settings than the plan's (it has {_difference(made, wanted)}); "
-                "remove the folder to make it anew, or choose another `out`"
-            )
-
-
-def _difference(made: Any, wanted: Any) -> str:
-    """What of the settings differs, for an error message."""
-    if isinstance(made, dict):
-        return ", ".join(f"{k}={made[k]!r} instead of {wanted[k]!r}" for k in wanted if made[k] != wanted[k])
-    extra, missing = [w for w in made if w not in wanted], [w for w in wanted if w not in made]
-    return f"{' '.join(extra) or 'nothing'} instead of {' '.join(missing) or 'nothing'}"
+        return resolved(self.words)
 
 
 @dataclass(frozen=True)
@@ -113,20 +101,32 @@ class Plan:
     """A plan, read.
 
     Attributes:
-        out: The folder of everything it makes.
+        path: The file.
+        out: The folder of what it makes.
         steps: What is to be run, each after those it needs.
         trainings: Names of the training steps by label, in the plan's order.
-        settings: The rest of the file.
+        entries: The file's entries, together with those it includes.
     """
 
+    path: Path
     out: Path
     steps: dict[str, Step]
     trainings: dict[str, list[str]]
-    settings: Mapping[str, Any]
+    entries: Mapping[str, Any]
 
     def runs(self, label: str) -> list[Step]:
         """The training steps of a label."""
         return [self.steps[name] for name in self.trainings[label]]
+
+    def judged(self, run: Step, sub: str = Run.EVALUATION) -> Evaluation | None:
+        """The finished evaluation (``sub`` ``evaluation``) or validation of a training; None if there is none."""
+        step = self.steps.get(f"{run.name}-{sub}")
+        found = Evaluation(step.folder) if step else None
+        return found if found and found.exists else None
+
+    def title(self, label: str) -> str:
+        """What the tables call a training."""
+        return (self.entries["trainings"][label] or {}).get("title", label)
 
 
 def load_plan(path: str | Path, out: str | None = None, options: Mapping[str, Any] | None = None) -> Plan:
@@ -140,58 +140,20 @@ def load_plan(path: str | Path, out: str | None = None, options: Mapping[str, An
     Raises:
         ValueError: If the file is not a plan, or a name in it is unknown.
     """
-    try:
-        raw = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
-    if not isinstance(raw, dict) or not isinstance(raw.get("trainings"), dict):
+    path = find_config(path)
+    entries = read_entries(path)
+    if not isinstance(entries.get("trainings"), dict):
         raise ValueError(f"{path}: expected a plan with `trainings`")
-    known = {"out", "simulate", "common", "trainings", "evaluate", "validate", "table"}
-    if unknown := set(raw) - known:
-        raise ValueError(f"{path}: unknown entries {', '.join(sorted(unknown))}; expected {', '.join(sorted(known))}")
-    folder = Path(out or raw.get("out") or f"runs/{Path(path).stem}")
-    steps: dict[str, Step] = {}
-    for file, given in (raw.get("simulate") or {}).items():
-        words = command_words({**given, "out": file})
-        steps[file] = Step(file, file, {}, "simulate", words, Path(file), tuple(steps), given)
-    data_steps = tuple(steps)
-    trainings: dict[str, list[str]] = {}
-    instances: dict[str, list[Step]] = {}
-    for label, entry in raw["trainings"].items():
-        entry = entry or {}
-        if unknown := set(entry) - {"each", "config", "options", "evaluate", "title"}:
-            raise ValueError(
-                f"{path}: training {label} has unknown entries {', '.join(sorted(unknown))}; expected each, config, "
-                "options, evaluate, title"
-            )
-        for values in _combinations(entry.get("each") or {}):
-            name = "-".join([label, *map(str, values.values())])
-            given, needs = _resolve(
-                {**(raw.get("common") or {}), **(entry.get("options") or {})}, values, instances, path
-            )
-            given |= options or {}
-            run = folder / name
-            configs = itertools.chain.from_iterable(("-c", str(c)) for c in entry.get("config") or [])
-            words = (*configs, *command_words(given), "--run", str(run))
-            step = Step(name, label, values, "fit", words, run / "training.json", (*data_steps, *needs), given)
-            steps[name] = step
-            trainings.setdefault(label, []).append(name)
-            instances.setdefault(label, []).append(step)
-    for kind, split, sub in (("evaluate", "test", "evaluation"), ("validate", "val", "validation")):
-        for label, entry in raw["trainings"].items() if kind in raw else ():
-            own = (entry or {}).get("evaluate", {})
-            for step in instances[label] if own is not False else ():
-                given, needs = _resolve({**(raw[kind] or {}), **(own or {})}, step.values, instances, path)
-                given |= {"shape": str(step.folder), "split": split, "out": str(step.folder / sub)}
-                result, name = step.folder / sub / "evaluation.json", f"{step.name}-{sub}"
-                steps[name] = Step(
-                    name, label, step.values, "evaluate", command_words(given), result, (step.name, *needs), given
-                )
-    return Plan(folder, steps, trainings, raw)
-
-
-def _combinations(each: Mapping[str, Iterable[Any]]) -> Iterable[dict[str, Any]]:
-    return (dict(zip(each, values, strict=True)) for values in itertools.product(*each.values()))
+    _check_entries(f"{path}:", entries, ENTRIES)
+    for label, entry in entries["trainings"].items():
+        _check_entries(f"{path}: training {label} has", entry or {}, TRAINING_ENTRIES)
+    reading = _Reading(path, Path(out or entries.get("out") or f"runs/{path.stem}"), entries, options or {})
+    reading.add_data()
+    reading.add_trainings()
+    reading.add_evaluations("evaluate", "test", Run.EVALUATION)
+    reading.add_evaluations("validate", "val", Run.VALIDATION)
+    trainings = {label: [step.name for step in steps] for label, steps in reading.runs.items()}
+    return Plan(path, reading.out, reading.steps, trainings, entries)
 
 
 def command_words(options: Mapping[str, Any]) -> tuple[str, ...]:
@@ -203,29 +165,101 @@ def command_words(options: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _resolve(
-    options: Mapping[str, Any], values: Mapping[str, Any], instances: Mapping[str, list[Step]], path: str | Path
-) -> tuple[dict[str, Any], list[str]]:
-    """Puts values and run folders in the place of ``{names}``; also the names of the runs that are needed."""
-    needs: list[str] = []
+def _check_entries(where: str, entries: Mapping[str, Any], known: Iterable[str]) -> None:
+    if unknown := set(entries) - set(known):
+        raise ValueError(f"{where} unknown entries {', '.join(sorted(unknown))}; expected {', '.join(sorted(known))}")
 
-    def replace(value: Any) -> Any:
-        if isinstance(value, list):
-            return [replace(v) for v in value]
-        if not isinstance(value, str) or "{" not in value:
-            return value
-        if value[1:-1] in values and value == f"{{{value[1:-1]}}}":
-            return values[value[1:-1]]  # keeps a number a number
-        names: dict[str, Any] = dict(values)
-        for label, steps in instances.items():
-            fitting = [s for s in steps if all(values.get(k, v) == v for k, v in s.values.items())]
-            if len(fitting) == 1:
-                names[label] = fitting[0].folder
-                if f"{{{label}}}" in value:
-                    needs.append(fitting[0].name)
-        try:
-            return value.format_map(names)
-        except (KeyError, ValueError, IndexError):
-            raise ValueError(f"{path}: cannot resolve {value!r}; known here are {', '.join(map(str, names))}") from None
 
-    return {key: replace(value) for key, value in options.items()}, needs
+@dataclass
+class _Reading:
+    """A plan while it is being read: its steps so far."""
+
+    path: Path
+    out: Path
+    entries: Mapping[str, Any]
+    options: Mapping[str, Any]
+    steps: dict[str, Step] = field(default_factory=dict)
+    runs: dict[str, list[Step]] = field(default_factory=dict)
+
+    def add_data(self) -> None:
+        for file, given in (self.entries.get("simulate") or {}).items():
+            words = command_words({**given, "out": file})
+            self.steps[file] = Step(file, file, {}, "simulate", words, Path(file), tuple(self.steps), given)
+
+    def add_trainings(self) -> None:
+        data = tuple(self.steps)
+        for label, entry in self.entries["trainings"].items():
+            entry = entry or {}
+            for values in _combinations(entry.get("each") or {}):
+                name = "-".join([label, *map(str, values.values())])
+                own = {**(self.entries.get("common") or {}), **(entry.get("options") or {})}
+                given, needs = self.resolve(own, values)
+                given |= self.options
+                configs = itertools.chain.from_iterable(("-c", str(c)) for c in entry.get("config") or [])
+                words = (*configs, *command_words(given))
+                shared = bool(entry.get("shared"))
+                folder = self.shared_folder(label, words, needs) if shared else self.out / name
+                words = (*words, "--run", str(folder))
+                step = Step(name, label, values, "fit", words, folder / Run.TRAINING, (*data, *needs), given, shared)
+                self.steps[name] = step
+                self.runs.setdefault(label, []).append(step)
+
+    def add_evaluations(self, entry: str, split: str, sub: str) -> None:
+        """Adds the evaluations of all trainings on a split; those of a shared training stay in the plan's own folder."""
+        if entry not in self.entries:
+            return
+        for label, training in self.entries["trainings"].items():
+            own = (training or {}).get("evaluate", {})
+            for run in self.runs[label] if own is not False else ():
+                given, needs = self.resolve({**(self.entries[entry] or {}), **(own or {})}, run.values)
+                folder, name = (self.out / run.name if run.shared else run.folder) / sub, f"{run.name}-{sub}"
+                given |= {"shape": str(run.folder), "split": split, "out": str(folder)}
+                self.steps[name] = Step(
+                    name,
+                    label,
+                    run.values,
+                    "evaluate",
+                    command_words(given),
+                    folder / Evaluation.RECORD,
+                    (run.name, *needs),
+                    given,
+                )
+
+    def shared_folder(self, label: str, words: tuple[str, ...], needs: list[str]) -> Path:
+        """The folder of a shared training, named by what it is: its settings and how its data are made."""
+        if own := [need for need in needs if not self.steps[need].shared]:
+            raise ValueError(f"{self.path}: training {label} is shared, but needs {own[0]}, which is not")
+        settings = resolved(words)
+        model = settings["model"]["class_path"].rpartition(".")[2].lower()
+        name = f"{model}-{fingerprint(settings, self.entries.get('simulate') or {})}"
+        return Path(self.entries.get("shared") or self.out.parent / "shared") / name
+
+    def resolve(self, options: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """Puts values and run folders in the place of ``{names}``; also the names of the runs that are needed."""
+        needs: list[str] = []
+
+        def replace(value: Any) -> Any:
+            if isinstance(value, list):
+                return [replace(v) for v in value]
+            if not isinstance(value, str) or "{" not in value:
+                return value
+            if value[1:-1] in values and value == f"{{{value[1:-1]}}}":
+                return values[value[1:-1]]  # keeps a number a number
+            names: dict[str, Any] = dict(values)
+            for label, steps in self.runs.items():
+                fitting = [s for s in steps if all(values.get(k, v) == v for k, v in s.values.items())]
+                if len(fitting) == 1:
+                    names[label] = fitting[0].folder
+                    if f"{{{label}}}" in value:
+                        needs.append(fitting[0].name)
+            try:
+                return value.format_map(names)
+            except (KeyError, ValueError, IndexError):
+                known = ", ".join(map(str, names))
+                raise ValueError(f"{self.path}: cannot resolve {value!r}; known here are {known}") from None
+
+        return {key: replace(value) for key, value in options.items()}, needs
+
+
+def _combinations(each: Mapping[str, Iterable[Any]]) -> Iterator[dict[str, Any]]:
+    return (dict(zip(each, values, strict=True)) for values in itertools.product(*each.values()))

@@ -1,41 +1,25 @@
-"""Runs a plan of trainings and evaluations: skips what is finished, resumes what was killed, several at once.
-
-A plan is a YAML file. What it names is made in order of need:
-
-.. code-block:: yaml
-
-    out: runs/study                      # everything is made in here
-    simulate:                            # data files, made if they are missing
-      data/study.root: {detector: zn, primaries: 5000, seed: 1}
-    common: {data.files: [data/study.root]}          # options of every training
-    trainings:
-      base:
-        config: [conf/teacher.yaml]
-        options: {trainer.max_epochs: 10}
-      gd:                                # one run for each particle: gd-gamma, gd-lambda
-        each: {particle: [gamma, lambda]}
-        config: [conf/finetune/gd.yaml]
-        options: {model.init_from: "{base}", data.particle: "{particle}"}    # {base} is that run's folder
-    evaluate: {runs: 5, rows: 1000}      # options of `calosim evaluate`, for every training but those with `evaluate: false`
-    validate: {runs: 1, rows: 1000}      # the same on the validation split, for choices between models
-"""
+"""Runs the steps of a plan: skips what is finished, resumes what was killed, several at once."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from calosim.runs import Run
+from calosim.studies.finished import check_training, is_finished, unknown_origin
 from calosim.studies.plan import Plan, Step
 
 __all__ = ["run_steps"]
@@ -54,17 +38,21 @@ def run_steps(
 
     Returns:
         Why steps failed, by name; a step whose need failed is among them.
+
+    Raises:
+        ValueError: If a finished step was made with other settings than the plan's, or from other data.
     """
     if jobs < 1:
         raise ValueError(f"expected at least one job, got {jobs}")
     wanted = {name: step for name, step in plan.steps.items() if only(step)}
-    done = {name for name, step in wanted.items() if step.finished()} | (set(plan.steps) - set(wanted))
+    done = {name for name, step in wanted.items() if is_finished(step)} | (set(plan.steps) - set(wanted))
     failed: dict[str, str] = {}
     running: dict[Future[str], str] = {}
-    children: set[subprocess.Popen[bytes]] = set()
-    slots = list(range(jobs))
+    workers = _Workers(plan.out, jobs, quiet)
     progress = tqdm(total=len(wanted), initial=len(done & set(wanted)), unit="step", disable=True if quiet else None)
     with _terminable(), progress, ThreadPoolExecutor(jobs) as pool:
+        for line in filter(None, map(unknown_origin, wanted.values())):
+            workers.say(line)
         try:
             while True:
                 for name, step in wanted.items():
@@ -73,8 +61,8 @@ def run_steps(
                     if blocked := [need for need in step.after if need in failed]:
                         failed[name] = f"needs {blocked[0]}, which failed"
                         progress.update()
-                    elif slots and done.issuperset(step.after):
-                        running[pool.submit(_run, plan.out, step, jobs, slots.pop(0), slots, children)] = name
+                    elif workers.slots and done.issuperset(step.after):
+                        running[pool.submit(workers.run, step, workers.slots.pop(0))] = name
                 progress.set_postfix_str(", ".join(running.values()))
                 if not running:
                     return failed
@@ -86,15 +74,10 @@ def run_steps(
                         progress.write(f"{name}: failed: {reason}")
                     else:
                         done.add(name)
-                        if not quiet:
-                            progress.write(f"{name}: done")
+                        workers.say(f"{name}: done")
                     progress.update()
         finally:
-            for child in list(children):  # an interrupted study leaves nothing running; it resumes later
-                child.kill()
-
-
-_LOCK = threading.Lock()
+            workers.end()  # an interrupted study leaves nothing running; it resumes later
 
 
 @contextmanager
@@ -114,46 +97,140 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(out: Path, step: Step, jobs: int, slot: int, slots: list[int], children: set[subprocess.Popen[bytes]]) -> str:
-    """Runs one step to its end; an empty text, or why it failed."""
-    try:
-        words = list(step.words)
-        log = out / "logs" / f"{step.name.replace('/', '_')}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        marker = log.with_suffix(".pid")
-        if marker.exists() and _alive(int(marker.read_text() or 0)):
-            return f"is still running as process {marker.read_text()}; wait for it or end it"
-        if step.verb == "fit" and step.folder.exists() and any(step.folder.iterdir()):
-            try:
-                step.check_command("begun")
-            except ValueError as error:
-                return str(error)
-            if (step.folder / "checkpoints" / "last.ckpt").exists():
-                words += ["--ckpt_path", "last"]
-            else:
-                shutil.rmtree(step.folder)  # killed before its first checkpoint: nothing to resume
+@dataclass
+class _Workers:
+    """What the threads that run steps share.
+
+    Attributes:
+        out: The study's folder, for logs.
+        jobs: How many there are.
+        quiet: Whether they print nothing.
+        slots: Numbers of the free ones.
+        children: The commands that run.
+        stop: Set when the study ends.
+    """
+
+    out: Path
+    jobs: int
+    quiet: bool
+    slots: list[int] = field(init=False)
+    children: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    stop: threading.Event = field(default_factory=threading.Event)
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.slots = list(range(self.jobs))
+
+    def say(self, line: str) -> None:
+        if not self.quiet:
+            tqdm.write(line)
+
+    def end(self) -> None:
+        self.stop.set()
+        with self._guard:
+            for child in self.children:
+                child.kill()
+
+    def run(self, step: Step, slot: int) -> str:
+        """Runs one step to its end; an empty text, or why it failed."""
+        try:
+            with self._alone(step) as lock:
+                # Another study may have made it while this one waited for the lock.
+                return "" if step.shared and is_finished(step) else self._execute(step, slot, lock)
+        except ValueError as error:
+            return str(error)
+        finally:
+            with self._guard:
+                self.slots.append(slot)
+
+    def _execute(self, step: Step, slot: int, lock: TextIO) -> str:
+        words = [*step.words, *_resumption(step)]
         environment = os.environ | {"TQDM_DISABLE": "1"}
-        if jobs > 1:
-            environment |= _share(jobs, slot)
+        if self.jobs > 1:
+            environment |= _share(self.jobs, slot)
+        log = self._log(step, "log")
         with log.open("ab") as stream:
             command = [sys.executable, "-m", "calosim", step.verb, *words]
             stream.write(f"\n$ calosim {' '.join([step.verb, *words])}\n".encode())
             stream.flush()
-            with subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment) as child:
-                with _LOCK:
-                    children.add(child)
-                marker.write_text(str(child.pid))
+            with self._started(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, lock=lock) as child:
                 code = child.wait()
-                children.discard(child)
-        marker.unlink(missing_ok=True)
+                with self._guard:
+                    self.children.discard(child)
         if code == 0 and step.result.exists():
             return ""
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
         reason = f"exit {code}" if code else f"no {step.result} was made"
         return f"{reason}: {lines[-1][:300]} (see {log})"
-    finally:
-        with _LOCK:
-            slots.append(slot)
+
+    def _started(self, command: Sequence[str], lock: TextIO, **how: Any) -> subprocess.Popen[bytes]:
+        """Starts a command that holds the lock too: whatever becomes of the study, a step that runs is not begun again."""
+        with self._guard:
+            if self.stop.is_set():
+                raise ValueError("interrupted")
+            child = subprocess.Popen(command, pass_fds=(lock.fileno(),), **how)
+            self.children.add(child)
+        _sign(lock, child.pid)
+        return child
+
+    def _log(self, step: Step, suffix: str) -> Path:
+        path = self.out / "logs" / f"{step.name.replace('/', '_')}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @contextmanager
+    def _alone(self, step: Step) -> Iterator[TextIO]:
+        """Holds the step's lock, which names the process that does; a shared training is waited for.
+
+        Raises:
+            ValueError: If another study runs the step.
+        """
+        path = step.folder.with_name(f".{step.folder.name}.lock") if step.shared else self._log(step, "lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+") as stream:
+            told = False
+            while not _lock(stream):
+                stream.seek(0)
+                holder = stream.read().strip()
+                if not step.shared:
+                    raise ValueError(f"is still running as process {holder}; wait for it or end it")
+                if not told:
+                    self.say(f"{step.name}: waits for process {holder}, which makes {step.folder}")
+                    told = True
+                if self.stop.wait(1):
+                    raise ValueError("interrupted")
+            _sign(stream, os.getpid())
+            yield stream
+
+
+def _lock(stream: TextIO) -> bool:
+    """Takes a lock that the system releases when the last process that has the file open ends; False if it is taken."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _sign(lock: TextIO, pid: int) -> None:
+    lock.truncate(0)
+    lock.write(str(pid))
+    lock.flush()
+
+
+def _resumption(step: Step) -> list[str]:
+    """Further words that resume a begun training; a folder with nothing to resume is removed.
+
+    Raises:
+        ValueError: If another training than the step's was begun there.
+    """
+    if step.verb != "fit" or not step.folder.exists() or not any(step.folder.iterdir()):
+        return []
+    check_training(step, "begun")
+    if Run(step.folder).last.exists():
+        return ["--ckpt_path", "last"]
+    shutil.rmtree(step.folder)  # killed before its first checkpoint
+    return []
 
 
 def _share(jobs: int, slot: int) -> dict[str, str]:
@@ -164,11 +241,3 @@ def _share(jobs: int, slot: int) -> dict[str, str]:
     if (devices := torch.cuda.device_count()) > 1:
         environment["CUDA_VISIBLE_DEVICES"] = str(slot % devices)
     return environment
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, PermissionError, OverflowError):
-        return False
-    return pid > 0

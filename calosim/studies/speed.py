@@ -1,12 +1,4 @@
-"""Compares the runs of a plan: metrics with their uncertainties, ranks, costs, speed, and the ensemble of the best.
-
-Cells are means over generation runs with the standard deviation over them (over training seeds where there are several).
-Whether two models differ is told by a paired bootstrap over unique inputs: the same inputs are drawn for all models.
-
-References:
-    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), section 4,
-      https://arxiv.org/abs/2608.12795
-"""
+"""How large models are, and how long they take for a response."""
 
 from __future__ import annotations
 
@@ -19,12 +11,13 @@ import torch
 from tqdm import tqdm
 
 from calosim.evaluation.selection import trained_data
+from calosim.files import markdown_table
 from calosim.models.base import evaluating
 from calosim.models.shape import ShapeModule
+from calosim.models.teacher import Teacher
 from calosim.showers.record import Showers
 from calosim.studies.cells import Cells
 from calosim.studies.plan import Plan
-from calosim.studies.tables import title_of
 
 __all__ = ["generation_times", "measure_speeds", "speed_table"]
 
@@ -33,7 +26,7 @@ SPEED_TURNS = 3
 
 
 def generation_times(
-    model: ShapeModule, showers: Showers, batches: Sequence[int] = (1, 256), repeats: int = 5, sequential: bool = False
+    model: ShapeModule, showers: Showers, batches: Sequence[int] = (1, 256), repeats: int = 5
 ) -> dict[str, float]:
     """Seconds per response of a shape model, medians, photon sums given.
 
@@ -42,11 +35,10 @@ def generation_times(
         showers: Responses whose primaries and photon sums are taken.
         batches: Batch sizes.
         repeats: How often each is measured at least; what is over soon is measured for a second.
-        sequential: Also what a feature-by-feature inverse would take, as most libraries do it: the number of pixels times
-            one full pass, extrapolated from a few passes, at the last batch size.
 
     Returns:
-        ``batch 1`` and so on, and ``sequential``.
+        ``batch 1`` and so on; of a teacher also ``sequential``: what a feature-by-feature inverse would take, as most
+        libraries do it, at the last batch size: one full pass for each coordinate, extrapolated from single passes.
     """
     times = {}
     for batch in batches:
@@ -59,12 +51,13 @@ def generation_times(
             model.generate(particles, photon_sum, seed, rows)
 
         times[f"batch {batch}"] = _median(generate, model.device, repeats) / batch
-        if sequential and batch == batches[-1]:
+        if isinstance(model, Teacher) and batch == batches[-1]:
+            size = model.coordinates.size
             with evaluating(model):
                 transform = model.flow(model.context(particles, photon_sum)).transform
-                logits = torch.zeros(batch, model.detector.pixels, device=model.device)
-                one = _median(lambda seed, t=transform, x=logits: t(x), model.device, repeats)
-            times["sequential"] = one * model.detector.pixels / batch
+                x = torch.zeros(batch, size, device=model.device)
+                one = _median(lambda seed, t=transform, x=x: t(x), model.device, repeats)
+            times["sequential"] = one * size / batch
     return times
 
 
@@ -79,26 +72,20 @@ def _median(function: Any, device: torch.device, repeats: int) -> float:
     return float(np.median(times[1:]))  # the first warms up
 
 
-def measure_speeds(study: Plan, quiet: bool) -> dict[str, dict[str, float]]:
-    """Times on one thread, parameters and the size of each label's first run."""
-    from calosim.models.teacher import Teacher
-
-    labels = [
-        label for label, names in study.trainings.items() if (study.steps[names[0]].folder / "evaluation").exists()
-    ]
-    runs = {label: study.runs(label)[0].folder for label in labels}
+def measure_speeds(plan: Plan, quiet: bool) -> dict[str, dict[str, float]]:
+    """Times on one thread, and the number of parameters, of each label's first run that was judged."""
+    runs = {label: steps[0].folder for label in plan.trainings if plan.judged((steps := plan.runs(label))[0])}
     models = {label: ShapeModule.load(run) for label, run in runs.items()}
-    measured: dict[str, list[dict[str, float]]] = {label: [] for label in labels}
+    measured: dict[str, list[dict[str, float]]] = {label: [] for label in runs}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         # In turns: a machine's speed drifts by more than models differ.
-        turns = [label for _ in range(SPEED_TURNS) for label in labels]
+        turns = [label for _ in range(SPEED_TURNS) for label in runs]
         for label in tqdm(turns, desc="speed", disable=True if quiet else None):
             data, _ = trained_data(runs[label])
             showers = data.showers("test", np.arange(min(256, len(data.rows("test")))))
-            sequential = isinstance(models[label], Teacher)
-            measured[label].append(generation_times(models[label], showers, sequential=sequential))
+            measured[label].append(generation_times(models[label], showers))
     finally:
         torch.set_num_threads(threads)
     return {
@@ -108,21 +95,17 @@ def measure_speeds(study: Plan, quiet: bool) -> dict[str, dict[str, float]]:
     }
 
 
-def speed_table(study: Plan, speeds: Mapping[str, Mapping[str, float]], cells: Cells) -> str:
-    lines = [
-        "## Size and speed",
-        "",
-        "One thread; ms per response with given photon sums, medians. Sequential: one pass for each",
-    ]
-    lines += [
-        "pixel, extrapolated from single passes.",
-        "",
-        "| | parameters | WS all | batch 1 | batch 256 | sequential |",
-    ]
-    lines.append("|---" * 6 + "|")
+def speed_table(plan: Plan, speeds: Mapping[str, Mapping[str, float]], cells: Cells) -> str:
+    """Sizes and speeds beside the quality, as a Markdown section."""
+    lines = []
     for label, speed in speeds.items():
         ws = cells.get(("shape", "ws", "all", label))
-        texts = [f"{1e3 * speed[key]:.2f}" if key in speed else "" for key in ("batch 1", "batch 256", "sequential")]
         quality = f"{ws.mean:.2f} ± {ws.std:.2f}" if ws else ""
-        lines.append(f"| {title_of(study, label)} | {speed['parameters']:,} | {quality} | " + " | ".join(texts) + " |")
-    return "\n".join(lines) + "\n"
+        texts = [f"{1e3 * speed[key]:.2f}" if key in speed else "" for key in ("batch 1", "batch 256", "sequential")]
+        lines.append([plan.title(label), f"{speed['parameters']:,}", quality, *texts])
+    return (
+        "## Size and speed\n\nOne thread; ms per response with given photon sums, medians. Sequential: one pass for each\n"
+        "coordinate, extrapolated from single passes.\n\n"
+        + markdown_table(["", "parameters", "WS all", "batch 1", "batch 256", "sequential"], lines)
+        + "\n"
+    )

@@ -1,0 +1,135 @@
+"""What a study's tables show: which metrics, columns and rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from calosim.evaluation.answers import TITLES
+from calosim.evaluation.stored import Evaluation
+from calosim.evaluation.tables import METRICS
+from calosim.particles import STUDY_PARTICLES, particle_code, particle_name, particle_symbol
+from calosim.studies.plan import Plan
+
+__all__ = ["ENSEMBLE", "FORMATS", "HEADINGS", "REFERENCES", "Row", "Table", "judged_rows", "reference_rows"]
+
+HEADINGS = {key: heading for key, heading, _ in METRICS}
+FORMATS = {key: form for key, _, form in METRICS}
+#: Rows that are no model of the plan: the Monte Carlo itself and the trivial answer.
+REFERENCES = ("floor", "trivial")
+ENSEMBLE = "ensemble"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The entry ``table`` of a plan.
+
+    Attributes:
+        particles: Columns: ``all`` and particle types, by their short names.
+        metrics: Keys of :data:`HEADINGS`.
+        modes: ``shape`` (true photon sums), ``chain`` (generated ones).
+        reference: The label of the training that others are compared with.
+        ensemble: ``default`` and ``members``: labels whose best runs are joined; ``photons``: the label of the photon sum.
+        speed: Whether models' sizes and speeds are measured.
+    """
+
+    particles: Sequence[str] = ("all", *(particle_name(code) for code in STUDY_PARTICLES))
+    metrics: Sequence[str] = ("ws", "mae_cond", "delta", "jacc")
+    modes: Sequence[str] = ("shape", "chain")
+    reference: str | None = None
+    ensemble: Mapping[str, Any] | None = None
+    speed: bool = False
+
+    @classmethod
+    def of(cls, plan: Plan) -> Table:
+        """Reads and checks the entry of a plan.
+
+        Raises:
+            ValueError: If it names what does not exist.
+        """
+        given, known = plan.entries.get("table") or {}, [entry.name for entry in fields(cls)]
+        if unknown := set(given) - set(known):
+            raise ValueError(
+                f"{plan.path}: unknown entries {', '.join(sorted(unknown))} of table; expected {', '.join(known)}"
+            )
+        # One name of a particle in all tables, however the plan writes it.
+        names = [p if p == "all" else particle_name(particle_code(p)) for p in given.get("particles", cls.particles)]
+        table = cls(**{**given, "particles": names})
+        for metric in table.metrics:
+            if metric not in HEADINGS:
+                raise ValueError(f"{plan.path}: unknown metric {metric!r}; expected {', '.join(HEADINGS)}")
+        labels = [label for label in [table.reference, *table.joined] if label is not None]
+        if missing := {label for label in labels if label not in plan.trainings}:
+            names = sorted(missing)
+            raise ValueError(f"{plan.path}: the table names {', '.join(names)}, which is none of its trainings")
+        return table
+
+    @property
+    def joined(self) -> list[str]:
+        """Labels of the trainings that the ensemble is chosen from, the default first; empty without an ensemble.
+
+        Raises:
+            ValueError: If the entry ``ensemble`` is incomplete.
+        """
+        if not self.ensemble:
+            return []
+        needed, known = {"default", "members"}, {"default", "members", "photons"}
+        if not isinstance(self.ensemble, dict) or not needed <= set(self.ensemble) <= known:
+            raise ValueError(
+                f"expected table.ensemble with default, members and perhaps photons, got {self.ensemble!r}"
+            )
+        return [self.ensemble["default"], *self.ensemble["members"]]
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Headings of the columns by particle."""
+        symbols = {p: "" if p == "all" else f"{particle_symbol(particle_code(p))} " for p in self.particles}
+        return {p: f"{symbol}{p}" for p, symbol in symbols.items()}
+
+
+@dataclass
+class Row:
+    """One line of the tables: a label's runs, which differ in particle or seed.
+
+    Attributes:
+        label: The training's label in the plan, or ``floor``, ``trivial``, ``ensemble``.
+        title: What the tables call it.
+        evaluations: Evaluations with the particle each is of; None for all.
+    """
+
+    label: str
+    title: str
+    evaluations: list[tuple[Evaluation, str | None]] = field(default_factory=list)
+
+    def of(self, particle: str) -> list[Evaluation]:
+        """The evaluations that answer for a particle type, or for ``all``."""
+        return [evaluation for evaluation, own in self.evaluations if own is None or own == particle]
+
+    def candidate(self, mode: str) -> str:
+        """Which answers of its evaluations are the row's, a key of ``TITLES``."""
+        return self.label if self.label in REFERENCES else mode
+
+
+def judged_rows(plan: Plan) -> list[Row]:
+    """A row for each label with a finished evaluation."""
+    rows = []
+    for label in plan.trainings:
+        row = Row(label, plan.title(label))
+        for step in plan.runs(label):
+            if evaluation := plan.judged(step):
+                particle = step.options.get("data.particle")
+                own = None if particle is None else particle_name(particle_code(particle))
+                row.evaluations.append((evaluation, own))
+        if row.evaluations:
+            rows.append(row)
+    return rows
+
+
+def reference_rows(rows: Sequence[Row]) -> list[Row]:
+    """Floor and trivial model, from the first evaluation of all particles that has them."""
+    for row in rows:
+        for evaluation, particle in row.evaluations:
+            if particle is None and TITLES["trivial"] in evaluation.metrics:
+                return [Row(name, TITLES[name], [(evaluation, None)]) for name in REFERENCES]
+    return []

@@ -1,0 +1,110 @@
+"""The runner: finished steps are skipped, failures shown while the rest goes on, killed runs resumed, nothing made twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from calosim.runs import Run
+from calosim.showers.reading import read
+from calosim.showers.root import write
+from calosim.studies.plan import load_plan
+from calosim.studies.runner import _Workers, run_steps
+
+
+def test_failures_are_shown_and_the_rest_goes_on(tmp_path, make_plan):
+    few = {"primaries": 5, "responses_per_primary": 2, "quiet": True}
+    good, bad, later = (str(tmp_path / f"{name}.root") for name in ("good", "bad", "later"))
+    simulate = {good: few, bad: {**few, "detector": "nowhere"}, later: few}
+    plan = load_plan(make_plan(simulate=simulate))
+    failed = run_steps(plan, quiet=True)
+    assert len(read(good))
+    # `later` was to come after `bad`.
+    assert set(failed) == {bad, later}
+    assert "nowhere" in failed[bad]
+    assert "\n" not in failed[bad]
+    assert failed[later] == f"needs {bad}, which failed"
+    before = Path(good).stat().st_mtime_ns
+    assert set(run_steps(plan, quiet=True)) == {bad, later}
+    assert Path(good).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("made", ["something else", "other settings"])
+def test_a_folder_that_is_not_the_plans_is_left_alone(made, make_plan, pretend):
+    plan = load_plan(make_plan(trainings={"base": {"config": ["conf/photons.yaml"]}}))
+    step = plan.steps["base"]
+    if made == "other settings":
+        pretend(step, finished=False, seed_everything=9)
+    (step.folder / "20260101-run").mkdir(parents=True)
+    failed = run_steps(plan, quiet=True)
+    words = "begun with other settings" if made == "other settings" else "without run.json"
+    assert words in failed["base"]
+    assert (step.folder / "20260101-run").exists()
+
+
+def test_two_studies_do_not_make_the_same_at_once(tmp_path, make_plan, pretend):
+    """A step that another study runs is refused; a shared training is waited for, and then there."""
+    base = {"config": ["conf/photons.yaml"]}
+    plan = load_plan(make_plan(trainings={"own": base, "common": {**base, "shared": True}}))
+    one, other = _Workers(plan.out, 1, True), _Workers(plan.out, 1, True)
+    with one._alone(plan.steps["own"]):
+        assert f"is still running as process {os.getpid()}" in other.run(plan.steps["own"], 0)
+    step, answers = plan.steps["common"], []
+    with one._alone(step):
+        waiting = threading.Thread(target=lambda: answers.append(other.run(step, 0)))
+        waiting.start()
+        time.sleep(0.2)
+        assert not answers
+        pretend(step)
+    waiting.join(30)
+    assert answers == [""]
+
+
+def test_an_interrupted_study_waits_no_longer(make_plan):
+    plan = load_plan(make_plan(trainings={"x": {"config": ["conf/photons.yaml"], "shared": True}}))
+    one, other = _Workers(plan.out, 1, True), _Workers(plan.out, 1, True)
+    with one._alone(plan.steps["x"]):
+        other.end()
+        assert other.run(plan.steps["x"], 0) == "interrupted"
+
+
+@pytest.mark.slow
+def test_a_killed_study_resumes_to_the_same_weights(tmp_path, make_showers, make_plan):
+    import torch
+
+    write(tmp_path / "zn.root", make_showers(responses=20))
+    options = {
+        "data.files": [str(tmp_path / "zn.root")],
+        "trainer.max_epochs": 6,
+        "data.batch_size": 8,
+        "model.hidden": [8],
+    }
+    weights = []
+    for name in ("straight", "killed"):
+        out = tmp_path / name
+        path = make_plan(name, trainings={"photons": {"config": ["conf/photons.yaml"]}}, common=options, out=str(out))
+        run = Run(out / "photons")
+        if name == "killed":
+            code = (
+                "from calosim.studies.plan import load_plan; from calosim.studies.runner import run_steps; "
+                f"run_steps(load_plan({str(path)!r}), quiet=True)"
+            )
+            study = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"})
+            deadline = time.monotonic() + 200
+            while not run.last.exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            study.send_signal(signal.SIGTERM)
+            study.wait(60)
+            assert run.training is None, "it was over before it could be killed"
+        assert run_steps(load_plan(path), quiet=True) == {}
+        assert run.training["epochs"] == 6
+        weights.append(torch.load(run.last, weights_only=True)["state_dict"])
+    assert (run / "config.resumed-1.yaml").exists()
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
