@@ -62,11 +62,11 @@ class Model(pl.LightningModule):
         self.dropout = torch.nn.Dropout()
         self.calls = []
 
-    def generate(self, particles, photon_sum, seed, rows, noise_removal=3):
+    def generate(self, particles, photon_sum, seed, rows, rounding=None):
         assert not any(module.training for module in self.modules())
         assert not torch.is_grad_enabled()
         assert particles.dtype == photon_sum.dtype == torch.float32
-        self.calls.append((self.trainer.current_epoch, seed, rows.tolist(), noise_removal))
+        self.calls.append((self.trainer.current_epoch, seed, rows.tolist(), rounding))
         torch.manual_seed(0)  # a careless model must not disturb the training either
         np.random.seed(0)  # noqa: NPY002
         images = np.stack(
@@ -138,7 +138,7 @@ def test_logs_the_metric_of_exactly_the_chosen_rows(tmp_path):
     assert len(rows) == 20
     assert sorted(row for _, _, chosen, _ in model.calls for row in chosen) == sorted(3 * rows)
     assert {seed for _, seed, _, _ in model.calls} == {7, 8, 9}
-    assert {noise_removal for *_, noise_removal in model.calls} == {1}
+    assert {rounding for *_, rounding in model.calls} == {1}
 
     showers = data.val.select(rows)
     with torch.no_grad():

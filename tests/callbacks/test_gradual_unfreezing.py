@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from callbacks import GradualUnfreezing
-from calosim.flows import units
+from calosim.flows import FlowConfig, units
 from calosim.models.photons import PhotonSum
 from calosim.models.teacher import Teacher
 from calosim.showers.datamodule import RootDataModule
@@ -76,8 +76,8 @@ class Kill(Callback):
 
 def teacher(optimizer: str = "adam", **settings: Any) -> Teacher:
     torch.manual_seed(0)
-    init: dict[str, Any] = {"transforms": TRANSFORMS, "hidden": (15, 15), "bins": 2, "dropout": 0.3, **settings}
-    return Teacher("focal_h", optimizer=OPTIMIZERS[optimizer], **init)
+    flow = FlowConfig(**{"transforms": TRANSFORMS, "hidden": (15, 15), "bins": 2, "dropout": 0.3, **settings})
+    return Teacher("focal_h", flow, optimizer=OPTIMIZERS[optimizer])
 
 
 @pytest.fixture(scope="module")
@@ -368,9 +368,9 @@ def test_bad_settings(settings, said):
         GradualUnfreezing(**settings)
 
 
-def test_a_module_without_a_flow():
+def test_a_module_without_stages():
     trainer = Trainer(accelerator="cpu", logger=False, max_epochs=1, enable_checkpointing=False)
-    with pytest.raises(ValueError, match="PhotonSum has no flow"):
+    with pytest.raises(ValueError, match="PhotonSum has no stages"):
         GradualUnfreezing().setup(trainer, PhotonSum("zn", hidden=(8,)), "fit")
 
 
@@ -380,8 +380,9 @@ def test_a_module_without_a_flow():
 SCRIPT = """
 import sys, torch
 from lightning import Callback, Trainer
-from calosim.showers.datamodule import RootDataModule
+from calosim.flows import FlowConfig
 from calosim.models.teacher import Teacher
+from calosim.showers.datamodule import RootDataModule
 from callbacks import GradualUnfreezing
 
 file, out, processes = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -397,7 +398,8 @@ class Compare(Callback):
 weights = []
 torch.manual_seed(0)
 optimizer = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.1)
-module = Teacher("focal_h", transforms=3, hidden=(15, 15), bins=2, dropout=0.0, optimizer=optimizer)
+flow = FlowConfig(transforms=3, hidden=(15, 15), bins=2, dropout=0.0)
+module = Teacher("focal_h", flow, optimizer=optimizer)
 trainer = Trainer(
     accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", max_epochs=3, logger=False,
     enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=0.5,

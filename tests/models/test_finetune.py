@@ -53,15 +53,16 @@ def test_learns_and_keeps_the_standardizations(finetuned, run_folders):
 
 def test_leaves_an_ordinary_teacher(finetuned, run_folders):
     checkpoint = torch.load(finetuned / "checkpoints" / "best.ckpt", weights_only=True)
-    assert checkpoint["calosim"]["class"] == "calosim.models.teacher.Teacher"
-    assert checkpoint["calosim"]["init"] == {**Teacher.load(run_folders["teacher"]).init, "dropout": 0.5}
+    assert checkpoint["calosim"]["class"] == "Teacher"
+    baseline = Teacher.load(run_folders["teacher"]).init
+    assert checkpoint["calosim"]["init"] == {**baseline, "flow": {**baseline["flow"], "dropout": 0.5}}
     assert type(load_module(finetuned)) is Teacher
     assert str(run_folders["teacher"]) not in str(checkpoint["calosim"])
 
 
 def test_can_be_fine_tuned_again(finetuned, root_file, tmp_path, fit):
     again = FineTune(finetuned)
-    assert again.init["dropout"] == 0.5
+    assert again.init["flow"]["dropout"] == 0.5
     fit(again, root_file, tmp_path, particle="lambda")
     assert type(load_module(tmp_path)) is Teacher
 

@@ -391,3 +391,16 @@ def test_the_test_loss_is_the_posterior_predictive(trained, showers):
         ]
     expected = -torch.stack(densities).exp().mean(0).log()
     torch.testing.assert_close(got, expected)
+
+
+def test_prediction_runs_through_the_trainer(run_folders, root_file, tmp_path):
+    from lightning import Trainer
+
+    module = PhotonSum.load(run_folders["photons"])
+    data = RootDataModule(str(root_file), batch_size=32)
+    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    batches = trainer.predict(module, data)
+    rows = torch.cat([b["rows"] for b in batches])
+    assert rows.tolist() == data.rows("test").tolist()
+    particles = torch.from_numpy(data.showers("test").particles).float()
+    assert torch.equal(torch.cat([b["photon_sum"] for b in batches]), module.sample(particles, 0, rows))

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import get_args
@@ -14,17 +15,19 @@ import pytest
 import torch
 
 from calosim import draws
-from calosim.flows.build import Permutation, trace, units
+from calosim.flows import FlowChanges, FlowConfig, Permutation, trace, units
 from calosim.models.base import step_keys
-from calosim.models.distillation import LossWeights
+from calosim.models.distillation import ChannelLoss, LossWeights, StudentLosses
 from calosim.models.losses import distillation
 from calosim.models.shape import ShapeModule
 from calosim.models.student import Student
 from calosim.models.teacher import Teacher
+from calosim.shapes import PixelConfig
 from calosim.showers.datamodule import RootDataModule
 from calosim.simulation.simulator import FastSimulator
 
 OUTPUTS = LossWeights(outputs=1.0, intermediate=0.0, parameters=0.0)
+OUTPUTS_ALONE = StudentLosses(x=OUTPUTS, z=OUTPUTS)
 #: Squared distances of what is equal up to rounding, in float64; and of gradients of such.
 ZERO, ZERO_GRADIENT = 1e-20, 1e-8
 #: One process against two: float32 sums in another order, through an epoch of Adam.
@@ -53,10 +56,12 @@ def teacher_file(datamodule, tmp_path_factory):
     @lru_cache
     def make(analytic=True, **arguments):
         torch.manual_seed(1)
-        teacher = Teacher("zn", **{"transforms": 2, "hidden": (8, 8), "bins": 3, "dropout": 0.5, **arguments})
+        teacher = Teacher(
+            "zn", FlowConfig(**{"transforms": 2, "hidden": (8, 8), "bins": 3, "dropout": 0.5, **arguments})
+        )
         showers = datamodule.showers("train")
         teacher.features.fit(torch.from_numpy(showers.particles), torch.from_numpy(showers.photon_sum))
-        teacher.logits.fit(torch.from_numpy(showers.images[:50]), torch.arange(50))
+        teacher.coordinates.fit(torch.from_numpy(showers.images[:50]), torch.arange(50))
         with torch.no_grad():
             for _, spline in units(teacher.flow):
                 made = spline.conditioner
@@ -84,9 +89,9 @@ def teacher_file(datamodule, tmp_path_factory):
 def test_a_student_that_is_the_teacher_has_neither_loss_nor_gradient(transforms, permutation, teacher_file, batch):
     path = teacher_file(transforms=transforms, permutation=permutation)
     batch = {name: values[:2] for name, values in batch.items()}
-    student = Student(init_from=path, start="teacher", channel_weight=1.0).double()
-    parts = student.losses(batch, step=3)
-    assert set(parts) == {*student.weights(), "kl"} - (
+    student = Student(init_from=path, start="teacher", losses=StudentLosses(channel=ChannelLoss(1.0))).double()
+    parts = student.parts(batch, step=3)
+    assert set(parts) == {*student.losses.weights(), "kl"} - (
         {"x_intermediate", "z_intermediate"} if transforms == 1 else set()
     )
     assert all(bool((p < (1e-12 if n in ("kl", "channel") else ZERO)).all()) for n, p in parts.items()), parts
@@ -96,7 +101,7 @@ def test_a_student_that_is_the_teacher_has_neither_loss_nor_gradient(transforms,
 
 def test_pairing_tells_transformations_apart(teacher_file, batch):
     student = Student(init_from=teacher_file(transforms=3), start="teacher").double()
-    x, context = student.inputs(batch)
+    x, _, context = student.inputs(batch)
     taught = trace(student.teacher.flow, x, context)
     made = trace(student.flow, taught.states[-1], context)
     assert distillation(taught.parameters, made.parameters).max() < ZERO
@@ -106,9 +111,13 @@ def test_pairing_tells_transformations_apart(teacher_file, batch):
 
 def test_losses_are_their_equations(teacher_file, batch):
     """Every part once more from the flows' own transforms, without traces."""
-    student = Student(init_from=teacher_file(analytic=False), channel_weight=1.0, center_weight=1.0).double().eval()
-    parts = student.losses(batch, step=5)
-    x, context = student.inputs(batch, step=5)
+    student = (
+        Student(init_from=teacher_file(analytic=False), losses=StudentLosses(channel=ChannelLoss(1.0), center=1.0))
+        .double()
+        .eval()
+    )
+    parts = student.parts(batch, step=5)
+    x, _, context = student.inputs(batch, step=5)
     ours, theirs = student.flow(context).transform, student.teacher.flow(context).transform
     made = ours.inv(theirs(x))
     torch.testing.assert_close(parts["x_outputs"], (made - x).square().mean(1))
@@ -120,12 +129,12 @@ def test_losses_are_their_equations(teacher_file, batch):
     ) / student.detector.pixels
     torch.testing.assert_close(parts["kl"], kl)
     photon_sum = batch["images"].flatten(1).sum(1)
-    images = student.logits.shapes(made) * (photon_sum + student.logits.expected_noise)[:, None]
-    noisy = student.logits.shapes(x) * (photon_sum + student.logits.expected_noise)[:, None]
+    images = student.coordinates.shapes(made) * (photon_sum + student.coordinates.expected_noise)[:, None]
+    noisy = student.coordinates.shapes(x) * (photon_sum + student.coordinates.expected_noise)[:, None]
     difference = student.detector.channels((images - noisy).view(-1, *student.detector.shape))
     torch.testing.assert_close(parts["channel"], difference.square().mean(1) / photon_sum)
     # Without the expected noise, the data's own images have the Monte Carlo's light in every channel, but for noise.
-    light = student.detector.channels(noisy.view(-1, *student.detector.shape) - student.logits.noise / 2)
+    light = student.detector.channels(noisy.view(-1, *student.detector.shape) - student.coordinates.noise / 2)
     error = light - student.detector.channels(batch["images"])
     assert error.abs().max() < 0.02 * light.max()
     assert error.mean().abs() < 2
@@ -134,8 +143,8 @@ def test_losses_are_their_equations(teacher_file, batch):
 def test_noise_is_fixed_in_validation_and_new_in_every_step(teacher_file, batch):
     student = Student(init_from=teacher_file())
     with torch.no_grad():
-        fixed, again, first, second = (student.losses(batch, step)["z_outputs"] for step in (-1, -1, 0, 1))
-        half = student.losses({k: v[3:] for k, v in batch.items()})["z_outputs"]
+        fixed, again, first, second = (student.parts(batch, step)["z_outputs"] for step in (-1, -1, 0, 1))
+        half = student.parts({k: v[3:] for k, v in batch.items()})["z_outputs"]
     assert torch.equal(fixed, again)
     assert not torch.allclose(first, second)
     assert not torch.allclose(first, fixed)
@@ -147,13 +156,13 @@ def test_training_on_an_analytic_teacher_approaches_it(teacher_file, batch):
     student = Student(init_from=teacher_file(transforms=1))
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-3)
     with torch.no_grad():
-        before = student.losses(batch)
+        before = student.parts(batch)
     for step in range(50):
         optimizer.zero_grad()
-        student.objective(student.losses(batch, step)).mean().backward()
+        student.objective(student.parts(batch, step)).mean().backward()
         optimizer.step()
     with torch.no_grad():
-        after = student.losses(batch)
+        after = student.parts(batch)
     for name in ("x_outputs", "z_outputs", "kl"):
         assert after[name].mean() < 0.75 * before[name].mean(), name
 
@@ -162,9 +171,9 @@ def test_training_on_an_analytic_teacher_approaches_it(teacher_file, batch):
 
 
 def test_rows_are_weighted_in_the_losses_meant(teacher_file, batch):
-    student = Student(init_from=teacher_file(), loss_x=OUTPUTS, loss_z=OUTPUTS, channel_weight=0.5)
+    student = Student(init_from=teacher_file(), losses=replace(OUTPUTS_ALONE, channel=ChannelLoss(0.5)))
     with torch.no_grad():
-        parts = student.losses(batch)
+        parts = student.parts(batch)
     plain = student.objective(parts)
     distilled = parts["x_outputs"] + parts["z_outputs"]
     torch.testing.assert_close(plain, distilled + 0.5 * parts["channel"])
@@ -177,31 +186,33 @@ def test_rows_are_weighted_in_the_losses_meant(teacher_file, batch):
 
 
 def test_the_channel_loss_is_ramped_up_in_training_only(teacher_file):
-    student = Student(init_from=teacher_file(), channel_weight=2.0, channel_warmup_steps=3)
-    assert [student.weights(step)["channel"] for step in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
-    assert student.weights()["channel"] == 2.0
+    student = Student(init_from=teacher_file(), losses=StudentLosses(channel=ChannelLoss(2.0, warmup_steps=3)))
+    assert [student.losses.weights(step)["channel"] for step in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert student.losses.weights()["channel"] == 2.0
 
 
 def test_what_is_switched_off_is_not_computed(teacher_file, batch):
     off = LossWeights(0.0, 0.0, 0.0)
-    assert set(Student(init_from=teacher_file(), loss_z=off).losses(batch)) == {
+    assert set(Student(init_from=teacher_file(), losses=StudentLosses(z=off)).parts(batch)) == {
         "x_outputs",
         "x_intermediate",
         "x_parameters",
     }
-    assert set(Student(init_from=teacher_file(), loss_x=off, loss_z=OUTPUTS).losses(batch)) == {"z_outputs", "kl"}
+    assert set(Student(init_from=teacher_file(), losses=StudentLosses(x=off, z=OUTPUTS)).parts(batch)) == {
+        "z_outputs",
+        "kl",
+    }
     with pytest.raises(ValueError, match="at least one loss"):
-        Student(init_from=teacher_file(), loss_x=off, loss_z=off)
+        Student(init_from=teacher_file(), losses=StudentLosses(x=off, z=off))
     with pytest.raises(ValueError, match="at least 0 for outputs"):
-        Student(init_from=teacher_file(), loss_x=LossWeights(-1.0, 0.0, 0.0))
+        LossWeights(-1.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("bins", [0, 2])
 def test_students_of_another_size_learn_from_outputs(bins, teacher_file, batch):
-    student = Student(
-        init_from=teacher_file(analytic=False), transforms=1, hidden=(8,), bins=bins, loss_x=OUTPUTS, loss_z=OUTPUTS
-    )
-    student.objective(student.losses(batch)).mean().backward()
+    size = FlowChanges(transforms=1, hidden=(8,), bins=bins)
+    student = Student(init_from=teacher_file(analytic=False), flow=size, losses=OUTPUTS_ALONE)
+    student.objective(student.parts(batch)).mean().backward()
     assert all(p.grad is not None for p in student.parameters())
     assert all(p.grad is None and not p.requires_grad for p in student.teacher.parameters())
 
@@ -210,7 +221,7 @@ def test_students_of_another_size_learn_from_outputs(bins, teacher_file, batch):
 def test_a_student_starts_from_another_pruned_if_that_is_wider(hidden, run_folders, datamodule, tmp_path):
     torch.manual_seed(0)
     source = Student(init_from=str(run_folders["teacher"]))
-    assert source.init["hidden"] == [8, 8]
+    assert source.init["flow"]["hidden"] == [8, 8]
     with torch.no_grad():
         for p in source.parameters():
             p.mul_(2)
@@ -218,15 +229,19 @@ def test_a_student_starts_from_another_pruned_if_that_is_wider(hidden, run_folde
     source.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, tmp_path / "wide.ckpt")
     torch.manual_seed(1)
-    outputs = {"loss_x": OUTPUTS, "loss_z": OUTPUTS}
-    narrow = Student(init_from=str(run_folders["teacher"]), start=str(tmp_path / "wide.ckpt"), hidden=hidden, **outputs)
+    narrow = Student(
+        init_from=str(run_folders["teacher"]),
+        flow=FlowChanges(hidden=hidden),
+        start=str(tmp_path / "wide.ckpt"),
+        losses=OUTPUTS_ALONE,
+    )
     showers = datamodule.showers("val")
     keys = [torch.from_numpy(a) for a in (showers.particles, showers.photon_sum)]
     rows = torch.arange(len(showers))
-    wanted, before = (m.generate_logits(*keys, 0, rows) for m in (source, narrow))
+    wanted, before = (m.generate_points(*keys, 0, rows) for m in (source, narrow))
     narrow.trainer = SimpleNamespace(datamodule=datamodule)
     narrow.setup("fit")
-    error, far = ((x - wanted).square().mean().sqrt() for x in (narrow.generate_logits(*keys, 0, rows), before))
+    error, far = ((x - wanted).square().mean().sqrt() for x in (narrow.generate_points(*keys, 0, rows), before))
     assert error < 1e-6 if hidden == (8, 8) else error < far / 2
 
 
@@ -236,16 +251,19 @@ def test_a_student_starts_from_another_pruned_if_that_is_wider(hidden, run_folde
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"transforms": 3}, "3 transforms for the teacher's 2; set --model.loss_x.intermediate 0"),
-        ({"transforms": 3, "loss_x": OUTPUTS}, "--model.loss_z.intermediate 0"),
-        ({"bins": 4}, "4 bins in 8 chunks for the teacher's 3 in 8; set --model.loss_x.parameters 0"),
-        ({"permutation": "random"}, "other pixel orders"),
-        ({"hidden": (8,), "start": "teacher"}, "--model.start random"),
-        ({"transforms": 1, "start": "teacher", "loss_x": OUTPUTS, "loss_z": OUTPUTS}, "--model.start random"),
+        ({"flow": FlowChanges(transforms=3)}, "3 transforms for the teacher's 2; set --model.losses.x.intermediate 0"),
+        ({"flow": FlowChanges(transforms=3), "losses": StudentLosses(x=OUTPUTS)}, "--model.losses.z.intermediate 0"),
+        (
+            {"flow": FlowChanges(bins=4)},
+            "4 bins in 8 chunks for the teacher's 3 in 8; set --model.losses.x.parameters 0",
+        ),
+        ({"flow": FlowChanges(permutation="random")}, "other pixel orders"),
+        ({"flow": FlowChanges(hidden=(8,)), "start": "teacher"}, "--model.start random"),
+        ({"flow": FlowChanges(transforms=1), "start": "teacher", "losses": OUTPUTS_ALONE}, "--model.start random"),
         ({"start": "techer"}, "unknown start 'techer'; expected random, teacher, or a student's run folder"),
-        ({"noise": 0.4}, "noise 0.5, got 0.4"),
+        ({"coordinates": PixelConfig(noise=0.4)}, "preprocessing, coordinates .*'noise': 0.5.*, got .*'noise': 0.4"),
+        ({"physics": False}, "preprocessing, physics True, got False"),
         ({"detector": "zp"}, "expected a teacher of ZP, got one of ZN"),
-        ({"channel_scale": "none"}, "unknown channel scale"),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(arguments, said, teacher_file):
@@ -256,7 +274,7 @@ def test_a_teacher_that_does_not_fit_is_refused(arguments, said, teacher_file):
 
 def test_a_student_needs_a_teacher_to_train(root_file, tmp_path, fit):
     with pytest.raises(ValueError, match=r"--model\.init_from"):
-        fit(Student("zn", transforms=1, hidden=(8,), bins=2), root_file, tmp_path)
+        fit(Student("zn", flow=FlowChanges(transforms=1, hidden=(8,), bins=2)), root_file, tmp_path)
 
 
 # -- checkpoints ----------------------------------------------------------------------------------------------------------
@@ -268,7 +286,7 @@ def trained(run_folders, root_file, tmp_path_factory, fit):
     folder = tmp_path_factory.mktemp("students")
     shutil.copytree(run_folders["teacher"], folder / "teacher")
     torch.manual_seed(0)
-    student = Student(init_from=str(folder / "teacher"), dropout=0.1)
+    student = Student(init_from=str(folder / "teacher"), flow=FlowChanges(dropout=0.1))
     before = {k: v.clone() for k, v in student.teacher.state_dict().items()}
     trainer = fit(student, root_file, folder / "student")
     shutil.rmtree(folder / "teacher")
@@ -284,7 +302,7 @@ def test_the_teacher_stays_frozen_and_out_of_the_checkpoint(trained):
     held = sum(p.numel() for p in student.flow.parameters())
     assert sum(p.numel() for p in student.parameters()) == held
     assert sum(p.numel() for g in trainer.optimizers[0].param_groups for p in g["params"]) == held
-    assert {k.partition(".")[0] for k in checkpoint["state_dict"]} == {"features", "logits", "flow"}
+    assert {k.partition(".")[0] for k in checkpoint["state_dict"]} == {"features", "coordinates", "flow"}
     assert "init_from" not in checkpoint["calosim"]["init"]
 
 
@@ -292,7 +310,7 @@ def test_a_student_loads_and_simulates_without_its_teacher(trained, showers, roo
     _, folder, before, _ = trained
     student = ShapeModule.load(folder)
     assert isinstance(student, Student)
-    for name in ("features", "logits"):
+    for name in ("features", "coordinates"):
         assert all(torch.equal(v, before[f"{name}.{k}"]) for k, v in getattr(student, name).state_dict().items())
     simulator = FastSimulator.load(folder)
     some = showers.select(slice(0, 9))
@@ -311,18 +329,15 @@ def test_a_student_loads_and_simulates_without_its_teacher(trained, showers, roo
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("flow", "said"),
     [
-        ({"bins": 5, "loss_x": OUTPUTS, "loss_z": OUTPUTS}, "to start from with bins 5, got 4"),
-        (
-            {"hidden": (9, 9), "loss_x": OUTPUTS, "loss_z": OUTPUTS},
-            r"hidden layers not narrower than \[9, 9\], got \[8, 8\]",
-        ),
+        (FlowChanges(bins=5), "to start from with bins 5, got 4"),
+        (FlowChanges(hidden=(9, 9)), r"hidden layers not narrower than \[9, 9\], got \[8, 8\]"),
     ],
 )
-def test_a_student_that_is_no_start_is_refused(arguments, said, trained, run_folders):
+def test_a_student_that_is_no_start_is_refused(flow, said, trained, run_folders):
     with pytest.raises(ValueError, match=said):
-        Student(init_from=str(run_folders["teacher"]), start=str(trained[1]), **arguments)
+        Student(init_from=str(run_folders["teacher"]), flow=flow, start=str(trained[1]), losses=OUTPUTS_ALONE)
 
 
 def test_a_student_is_no_teacher(trained):
@@ -344,12 +359,14 @@ import json, sys
 import torch
 from lightning import Trainer, seed_everything
 from callbacks import PhysicsLossScaler
-from calosim.showers.datamodule import RootDataModule
+from calosim.models.distillation import ChannelLoss, StudentLosses
 from calosim.models.student import Student
+from calosim.showers.datamodule import RootDataModule
 
 teacher, root, folder, devices, batch_size = *sys.argv[1:4], *map(int, sys.argv[4:])
 seed_everything(1)
-student = Student(init_from=teacher, channel_weight=0.01, optimizer=lambda p: torch.optim.Adam(p, lr=1e-3))
+losses = StudentLosses(channel=ChannelLoss(0.01))
+student = Student(init_from=teacher, losses=losses, optimizer=lambda p: torch.optim.Adam(p, lr=1e-3))
 scaler = PhysicsLossScaler(scope="all")
 trainer = Trainer(
     accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=1, logger=False,

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from calosim import draws
-from calosim.detectors import DETECTORS
-from calosim.shapes.features import FeatureScaler
-from calosim.shapes.pixels import NOISE_REMOVALS, ShapeLogits, remove_noise
+from calosim.detectors import DETECTORS, Detector
+from calosim.shapes.pixels import NOISE_REMOVALS, PixelConfig, PixelLogits, remove_noise
 
 ZN = DETECTORS["zn"]
 METHODS = tuple(NOISE_REMOVALS)
@@ -43,10 +42,19 @@ def exact_shapes(images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return noisy / noisy.sum(1, keepdim=True)
 
 
+def small(*shape: int) -> Detector:
+    """The ZN with few pixels."""
+    return ZN.replace(shape=shape)
+
+
+def encoded(logits: PixelLogits, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    return logits.encode(images, keys)[0]
+
+
 @pytest.fixture
-def logits() -> ShapeLogits:
+def logits() -> PixelLogits:
     """Fitted, so that the standardization takes part in the laws."""
-    module = ShapeLogits(ZN.shape)
+    module = PixelLogits(ZN)
     module.fit(make_images(), keys(40, 9))
     return module
 
@@ -166,11 +174,11 @@ def test_round_trip_is_exact_with_the_noise_that_was_added(logits, method):
 
 @every_method
 def test_round_trip_is_exact_with_the_expected_noise(logits, method):
-    # With every pixel's noise at its expectation, `photons` scales by exactly the sum that was divided out.
+    # With every pixel's noise at its expectation, `decode` scales by exactly the sum that was divided out.
     images = make_images().clamp(max=2000)
     total = images.flatten(1).sum(1)
     shapes = exact_shapes(images, torch.full((ZN.pixels,), logits.noise / 2).double()).float()
-    assert torch.equal(logits.photons(logits.logit(shapes), total, method), images)
+    assert torch.equal(logits.decode(logits.logit(shapes), total, method), images)
 
 
 @pytest.mark.parametrize("method", [2, 4])
@@ -184,11 +192,11 @@ def test_subtracting_removals_survive_single_precision_with_random_noise(logits,
 
 
 @every_method
-def test_photons_keeps_small_errors_small(logits, method):
+def test_decode_keeps_small_errors_small(logits, method):
     # The sum of the noise is not known after sampling, only its expectation: 484 +- 6.4 photons for ZN.
     images = make_images(200, seed=1)[10:]
     total = images.flatten(1).sum(1)
-    counts = logits.photons(logits(images, keys(200)[10:]), total, method)
+    counts = logits.decode(encoded(logits, images, keys(200)[10:]), total, method)
     spread = 6.0 * logits.noise * math.sqrt(ZN.pixels / 12)
     assert ((counts - images).flatten(1).abs().sum(1) <= 2 * spread * total / logits.expected_noise + 2 * spread).all()
     if method >= 3:
@@ -200,10 +208,10 @@ def test_an_image_without_photons_survives_every_path(logits, method):
     empty = torch.zeros(2, *ZN.shape, dtype=torch.int16)
     shapes = logits.dequantize(empty, keys(2))
     torch.testing.assert_close(shapes.sum(1), torch.ones(2), rtol=SUMS, atol=0)
-    encoded = logits(empty, keys(2))
-    assert torch.isfinite(encoded).all()
-    assert logits.photons(encoded, torch.zeros(2), method).sum() == 0
-    assert logits.photons(encoded, torch.tensor([0, 1]), method).min() >= 0
+    x = encoded(logits, empty, keys(2))
+    assert torch.isfinite(x).all()
+    assert logits.decode(x, torch.zeros(2), method).sum() == 0
+    assert logits.decode(x, torch.tensor([0, 1]), method).min() >= 0
 
 
 @every_method
@@ -212,24 +220,24 @@ def test_wild_logits_give_whole_images(logits, method, size):
     wild = size * torch.randn(6, ZN.pixels, generator=torch.manual_seed(1))
     shapes = logits.shapes(wild)
     assert torch.isfinite(shapes).all()
-    counts = logits.photons(wild, torch.full((6,), 100), method)
+    counts = logits.decode(wild, torch.full((6,), 100), method)
     assert counts.min() >= 0
     assert counts.flatten(1).sum(1).max() <= 100 + 2 * logits.expected_noise + 0.5 * ZN.pixels
 
 
-def test_a_method_for_each_row_of_photons(logits):
+def test_a_method_for_each_row_of_decode(logits):
     images = make_images()
-    encoded, total = logits(images, keys(40)), images.flatten(1).sum(1)
+    x, total = encoded(logits, images, keys(40)), images.flatten(1).sum(1)
     method = torch.arange(40) % 4 + 1
-    mixed = logits.photons(encoded, total, method)
+    mixed = logits.decode(x, total, method)
     assert mixed.dtype == torch.int64
     for m in METHODS:
-        assert torch.equal(mixed[method == m], logits.photons(encoded[method == m], total[method == m], m))
+        assert torch.equal(mixed[method == m], logits.decode(x[method == m], total[method == m], m))
 
 
 @pytest.mark.parametrize("size", [1.0, 30.0, 300.0])
 def test_gradients_through_shapes_are_finite_and_those_of_the_formula(size):
-    module = ShapeLogits((3, 4)).double()
+    module = PixelLogits(small(3, 4)).double()
     x = (size * torch.randn(5, 12, generator=torch.manual_seed(2))).double().requires_grad_()
     (module.shapes(x).square().sum() * 1e3).backward()
     assert torch.isfinite(x.grad).all()
@@ -241,29 +249,30 @@ def test_gradients_through_shapes_are_finite_and_those_of_the_formula(size):
 def test_dequantization_is_keyed_by_the_row_alone(logits):
     images = make_images()
     order = torch.randperm(40, generator=torch.manual_seed(0))
-    whole = logits(images, keys(40, 2))
-    assert torch.equal(logits(images[order], keys(40, 2)[order]), whole[order])
-    assert torch.equal(torch.cat([logits(images[i : i + 1], keys(40, 2)[i : i + 1]) for i in range(40)]), whole)
-    assert not torch.isclose(logits(images, keys(40, 3)), whole).float().mean() > 1e-2
+    whole = encoded(logits, images, keys(40, 2))
+    assert torch.equal(encoded(logits, images[order], keys(40, 2)[order]), whole[order])
+    assert torch.equal(
+        torch.cat([encoded(logits, images[i : i + 1], keys(40, 2)[i : i + 1]) for i in range(40)]), whole
+    )
+    assert not torch.isclose(encoded(logits, images, keys(40, 3)), whole).float().mean() > 1e-2
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
 def test_integer_types_give_equal_logits(logits, dtype):
     images = make_images()[6:].clamp(max=200)
-    assert torch.equal(logits(images.to(dtype), keys(34)), logits(images.float(), keys(34)))
+    assert torch.equal(encoded(logits, images.to(dtype), keys(34)), encoded(logits, images.float(), keys(34)))
 
 
 def test_fitted_logits_are_standard(logits):
-    encoded = logits(make_images(), keys(40, 9))
-    torch.testing.assert_close(encoded.mean(0), torch.zeros(ZN.pixels), rtol=0, atol=1e-3)
-    torch.testing.assert_close(encoded.std(0, correction=0), torch.ones(ZN.pixels), rtol=1e-3, atol=0)
-    assert bool(logits.fitted)
+    x = encoded(logits, make_images(), keys(40, 9))
+    torch.testing.assert_close(x.mean(0), torch.zeros(ZN.pixels), rtol=0, atol=1e-3)
+    torch.testing.assert_close(x.std(0, correction=0), torch.ones(ZN.pixels), rtol=1e-3, atol=0)
 
 
 def test_one_artefact_does_not_decide_the_scale_of_the_logits():
     images = make_images(400)
     images[5] = images[6]
-    clean, dirty = ShapeLogits(ZN.shape), ShapeLogits(ZN.shape)
+    clean, dirty = PixelLogits(ZN), PixelLogits(ZN)
     clean.fit(images, keys(400))
     images[5, 1, 2] = 177_940
     dirty.fit(images, keys(400))
@@ -273,9 +282,8 @@ def test_one_artefact_does_not_decide_the_scale_of_the_logits():
 
 
 def test_unstandardized_logits_have_no_scale():
-    module = ShapeLogits(ZN.shape, standardize=False)
+    module = PixelLogits(ZN, PixelConfig(standardize=False))
     module.fit(make_images(), keys(40))
-    assert bool(module.fitted)
     assert module.log_volume() == 0
     shapes = module.dequantize(make_images(), keys(40))
     squeezed = module.alpha + (1 - 2 * module.alpha) * shapes
@@ -283,7 +291,7 @@ def test_unstandardized_logits_have_no_scale():
 
 
 def test_log_volume_is_the_jacobian_of_the_standardization():
-    module = ShapeLogits((3, 3))
+    module = PixelLogits(small(3, 3))
     module.fit(make_images(30, shape=(3, 3)), keys(30))
     module.double()
     plain = torch.randn(9, generator=torch.manual_seed(0)).double()
@@ -302,129 +310,11 @@ def test_log_volume_is_the_jacobian_of_the_standardization():
 )
 def test_impossible_noise_and_alpha_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        ShapeLogits(ZN.shape, **arguments)
+        PixelLogits(ZN, PixelConfig(**arguments))
 
 
-# -- features ---------------------------------------------------------------------------------------------------------
-
-
-def features(showers) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(showers.particles), torch.from_numpy(showers.photon_sum)
-
-
-@pytest.mark.parametrize("photon_sum", [False, True])
-@pytest.mark.parametrize("physics", [False, True])
-def test_fitted_features_are_standard(showers, photon_sum, physics):
-    particles, total = features(showers)
-    scaler = FeatureScaler(ZN, photon_sum, physics)
-    assert not scaler.fitted
-    scaler.fit(particles, total)
-    assert scaler.fitted
-    columns = scaler(particles, total)
-    assert columns.shape == (len(particles), scaler.width)
-    assert scaler.width == 9 + 4 * physics + photon_sum
-    assert columns.dtype == torch.float32
-    torch.testing.assert_close(columns.mean(0), torch.zeros(scaler.width), rtol=0, atol=1e-3)
-    torch.testing.assert_close(columns.std(0, correction=0), torch.ones(scaler.width), rtol=1e-3, atol=0)
-
-
-def test_a_constant_feature_stays_zero_and_finite(showers):
-    particles, _ = features(showers)
-    one_type = particles[particles[:, 7] > 1000].clone()
-    one_type[:, 7:] = torch.tensor([1115.683, 0.0], dtype=torch.float64)
-    scaler = FeatureScaler(ZN)
-    scaler.fit(one_type)
-    columns = scaler(one_type)
-    assert torch.isfinite(columns).all()
-    torch.testing.assert_close(columns[:, 7:9], torch.zeros(len(one_type), 2), rtol=0, atol=1e-3)
-    # Another particle's mass is not blown up to a million standard deviations.
-    one_type[:, 7] = 0.0
-    assert scaler(one_type)[:, 7].abs().max() <= 1115.684
-
-
-def test_small_features_keep_their_digits(showers):
-    # Vertices spread over 4e-6 cm: a variance below float32's epsilon must not count as constant.
-    particles, _ = features(showers)
-    scaler = FeatureScaler(ZN)
-    scaler.fit(particles)
-    torch.testing.assert_close(scaler.scale[1].double(), particles[:, 1].std(correction=0), rtol=1e-3, atol=0)
-
-
-def test_the_sign_of_pz_does_not_matter(showers):
-    particles, total = features(showers)
-    scaler = FeatureScaler(ZN, photon_sum=True)
-    scaler.fit(particles, total)
-    mirrored = particles.clone()
-    mirrored[:, 6] *= -1
-    assert torch.equal(scaler(particles, total), scaler(mirrored, total))
-    other = FeatureScaler(ZN, photon_sum=True)
-    other.fit(mirrored, total)
-    assert torch.equal(other.mean, scaler.mean)
-    assert torch.equal(other.scale, scaler.scale)
-
-
-@pytest.mark.parametrize("name", ["zn", "zp"])
-def test_physics_columns_by_hand(name):
-    detector = DETECTORS[name]
-    # 1 TeV, vertex (1, -2) cm, px/pz = 1e-4, py/pz = -2e-4.
-    row = torch.tensor([[1000.0, 1.0, -2.0, 0.0, 0.1, -0.2, -1000.0, 939.6, 0.0]])
-    columns = FeatureScaler(detector, photon_sum=True)(row, torch.tensor([99]))[0]  # not fitted: unscaled
-    x = 1.0 + 1e-4 * detector.front_z[0] - detector.center_x
-    y = -2.0 - 2e-4 * detector.front_z[0]
-    half = [n * detector.pitch / 2 for n in detector.shape]
-    inside = min(half[0] - abs(x), half[1] - abs(y)) / 0.31  # the hadronic profile's half width, cm
-    expected = [math.log(1000.0), math.asinh(x), math.asinh(y), math.asinh(inside), math.log(100.0)]
-    torch.testing.assert_close(columns[9:], torch.tensor(expected), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(columns[:9], torch.where(torch.arange(9) == 6, row.abs(), row)[0])
-
-
-@pytest.mark.parametrize("pz", [0.0, 1e-30, 7000.0])
-@pytest.mark.parametrize("energy", [0.0, 1e-6, 7000.0])
-def test_degenerate_primaries_stay_finite(pz, energy):
-    row = torch.tensor([[energy, 0.0, 0.0, 0.0, 0.3, -0.3, pz, 0.0, 0.0]])
-    assert torch.isfinite(FeatureScaler(ZN, photon_sum=True)(row, torch.tensor([0]))).all()
-
-
-def test_one_artefact_does_not_decide_the_scale_of_the_photon_sum(showers):
-    particles, total = features(showers)
-    clean, dirty = FeatureScaler(ZN, photon_sum=True), FeatureScaler(ZN, photon_sum=True)
-    clean.fit(particles, total)
-    dirty.fit(particles, torch.where(torch.arange(len(total)) == 7, 177_940, total))
-    torch.testing.assert_close(dirty.scale[-1], clean.scale[-1], rtol=0.2, atol=0)
-    torch.testing.assert_close(dirty.mean[-1], clean.mean[-1], rtol=0.02, atol=0)
-
-
-def test_a_missing_photon_sum_is_named(showers):
-    particles, _ = features(showers)
-    with pytest.raises(ValueError, match="needs the photon sum"):
-        FeatureScaler(ZN, photon_sum=True)(particles)
-
-
-def test_features_of_a_row_do_not_depend_on_the_batch(showers):
-    particles, total = features(showers)
-    scaler = FeatureScaler(ZN, photon_sum=True)
-    scaler.fit(particles, total)
-    whole = scaler(particles, total)
-    for size in (1, 7, 64):
-        parts = [scaler(p, n) for p, n in zip(particles.split(size), total.split(size), strict=True)]
-        assert torch.equal(torch.cat(parts), whole)
-
-
-@pytest.mark.parametrize("kind", ["features", "logits"])
-def test_state_dict_restores_everything(showers, kind):
-    particles, total = features(showers)
-    images = torch.from_numpy(showers.images)
-    rows = keys(len(showers), 1)
-
-    def make():
-        return FeatureScaler(ZN, photon_sum=True) if kind == "features" else ShapeLogits(ZN.shape)
-
-    def call(module):
-        return module(particles, total) if kind == "features" else module(images, rows)
-
-    fitted, fresh = make(), make()
-    fitted.fit(particles, total) if kind == "features" else fitted.fit(images, rows)
-    assert not torch.equal(call(fresh), call(fitted))
-    fresh.load_state_dict(fitted.state_dict())
-    assert fresh.fitted
-    assert torch.equal(call(fresh), call(fitted))
+def test_state_dict_restores_everything(logits):
+    fresh = PixelLogits(ZN)
+    assert not torch.equal(encoded(fresh, make_images(), keys(40)), encoded(logits, make_images(), keys(40)))
+    fresh.load_state_dict(logits.state_dict())
+    assert torch.equal(encoded(fresh, make_images(), keys(40)), encoded(logits, make_images(), keys(40)))

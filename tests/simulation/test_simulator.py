@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from calosim.flows import FlowConfig
 from calosim.models.photons import PhotonSum
 from calosim.models.teacher import Teacher
+from calosim.runs import FORMAT
 from calosim.showers.reading import read
 from calosim.simulation.ensemble import save_ensemble
-from calosim.simulation.simulator import FastSimulator, generate, noise_removals, pick_device
+from calosim.simulation.simulator import FastSimulator, NoiseRemoval, generate, pick_device
 
 ROWS = 6
 
@@ -81,7 +83,7 @@ def test_stream_is_the_sample_in_pieces(simulator, showers):
 
 def test_models_of_two_detectors_are_refused():
     with pytest.raises(ValueError, match="ZN and a photon-sum model of ZP"):
-        FastSimulator(Teacher("zn", transforms=1, hidden=(8,), bins=4), PhotonSum("zp", hidden=(8,)))
+        FastSimulator(Teacher("zn", FlowConfig(transforms=1, hidden=(8,), bins=4)), PhotonSum("zp", hidden=(8,)))
 
 
 def test_photon_sums_must_come_from_somewhere(run_folders, showers):
@@ -96,9 +98,10 @@ def test_a_photon_model_is_no_shape_model(run_folders):
 
 
 def test_noise_removals_are_read():
-    assert noise_removals(3, ["neutron=1", "k0s=2"]) == {0: 3, 2112: 1, 310: 2}
+    assert NoiseRemoval().by_code() == {}
+    assert NoiseRemoval(3, ["neutron=1", "k0s=2"]).by_code() == {0: 3, 2112: 1, 310: 2}
     with pytest.raises(ValueError, match="particle=1"):
-        noise_removals(3, ["neutron"])
+        NoiseRemoval(3, ["neutron"]).by_code()
 
 
 def test_unknown_noise_removal(run_folders):
@@ -134,9 +137,8 @@ def other_teacher(run_folders, tmp_path_factory) -> Path:
 def ensemble(run_folders, other_teacher, tmp_path) -> Path:
     folder = tmp_path / "ensemble"
     members = {"neutron": other_teacher}
-    save_ensemble(
-        folder, run_folders["teacher"], members, run_folders["photons"], noise_removal=1, noise_removal_of=["lambda=2"]
-    )
+    removal = NoiseRemoval(1, ["lambda=2"])
+    save_ensemble(folder, run_folders["teacher"], members, run_folders["photons"], removal)
     return folder
 
 
@@ -207,7 +209,7 @@ def test_an_ensemble_of_one_split_can_be_evaluated(seeds, run_folders, tmp_path)
         runs.append(tmp_path / str(k))
         shutil.copytree(run_folders["teacher"], runs[k])
         data = {"data_hash": "x", "split_by": "primary", "seed": seed}
-        (runs[k] / "run.json").write_text(json.dumps({"data": data}))
+        (runs[k] / "run.json").write_text(json.dumps({"format": FORMAT, "data": data}))
         (runs[k] / "config.yaml").write_text(f"data: {{fractions: [0.7, 0.1, 0.2], seed: {seed}}}\n")
     save_ensemble(tmp_path / "e", runs[0], {"lambda": runs[1]})
     for name in ("config.yaml", "run.json"):
@@ -226,7 +228,7 @@ def test_ensembles_that_cannot_be(ensemble, run_folders, tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             save_ensemble(tmp_path / "new", teacher, members)
-    default, member = Teacher.load(teacher), Teacher("zp", transforms=1, hidden=(8,), bins=4)
+    default, member = Teacher.load(teacher), Teacher("zp", FlowConfig(transforms=1, hidden=(8,), bins=4))
     with pytest.raises(ValueError, match="a shape model of ZN and a member lambda of ZP"):
         FastSimulator(default, members={3122: member})
     assert not list(tmp_path.glob("*new*"))
@@ -234,5 +236,5 @@ def test_ensembles_that_cannot_be(ensemble, run_folders, tmp_path):
     with pytest.raises(ValueError, match=r"simulator.json: expected the record of an ensemble, it lacks default"):
         FastSimulator.load(ensemble)
     (ensemble / "simulator.json").write_text("{")
-    with pytest.raises(ValueError, match=r"simulator.json: expected the JSON record"):
+    with pytest.raises(ValueError, match=r"simulator.json: expected JSON"):
         FastSimulator.load(ensemble)

@@ -1,0 +1,42 @@
+"""What tests of the command share."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from calosim.runs import Run
+
+
+@pytest.fixture
+def error_of(command, capfd) -> Callable[..., str]:
+    """The one line that a failing command prints."""
+
+    def run(*words: object) -> str:
+        capfd.readouterr()
+        assert command(*words) == 2
+        lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("calosim: error:")]
+        assert len(lines) == 1
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture
+def photons(run_folders, tmp_path) -> Run:
+    """A finished run of the photon-sum model that a test may go on with, as if it had been trained in this folder."""
+    run = Run(shutil.copytree(run_folders["photons"], tmp_path / "photons"))
+    config: Path = run / Run.CONFIG
+    config.write_text(config.read_text().replace(str(run_folders["photons"]), str(run.folder)))
+    return run
+
+
+@pytest.fixture
+def again(photons, root_file) -> list[object]:
+    """The words that train, judge or resume that run: its files, sizes and folder."""
+    sizes = ["--model.hidden", "[8]", "--model.components", 2, "--model.posterior_samples", 3]
+    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.limit_train_batches", 1]
+    return ["-c", "conf/photons.yaml", "--data.files", root_file, *sizes, *quiet, "--run", photons.folder]

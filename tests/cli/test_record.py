@@ -1,0 +1,93 @@
+"""What a training leaves in its run folder: settings, record, time, checkpoints, metrics, predictions."""
+
+from __future__ import annotations
+
+import csv
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from calosim.runs import FORMAT, Run
+
+
+def logged(path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_a_run_folder_explains_itself(run_folders, root_file):
+    run = Run(run_folders["teacher"])
+    names = {"config.yaml", "run.json", "training.json", "metrics.csv", "checkpoints", "pictures"}
+    assert set(os.listdir(run.folder)) == names
+    record = run.record
+    assert record["format"] == FORMAT
+    assert record["seed"] == 1
+    assert record["model"] == "Teacher"
+    assert record["command"][:3] == ["fit", "-c", "conf/teacher.yaml"]
+    assert record["data"]["files"] == [str(root_file)]
+    assert len(record["data"]["data_hash"]) == 32
+    assert run.config["model"]["init_args"]["flow"]["hidden"] == [8, 8]
+    assert run.config["model"]["init_args"]["coordinates"]["noise"] == 0.5
+    assert run.config["data"]["batch_size"] == 64
+    metrics = logged(run / Run.METRICS)
+    assert any(row["val/loss"] for row in metrics)
+    assert any(row["val/ws"] for row in metrics)
+    assert (run / Run.PICTURES / "epoch=000.png").stat().st_size > 1000
+    training = run.training
+    assert (training["epochs"], training["steps"] > 0, training["seconds"] > 0) == (1, True, True)
+
+
+@pytest.mark.parametrize("model", ["teacher", "photons"])
+def test_checkpoints_load_without_pickles(model, run_folders):
+    run = Run(run_folders[model])
+    best, last = (torch.load(path, weights_only=True) for path in (run.best, run.last))
+    assert best["calosim"] == last["calosim"]
+    assert best["calosim"]["format"] == FORMAT
+    # After one epoch both are the same.
+    assert all(torch.equal(value, last["state_dict"][key]) for key, value in best["state_dict"].items())
+
+
+def test_both_checkpoints_are_options(photons, again, command, tmp_path):
+    words = ["--best.monitor", "train/loss", "--best.filename", "lowest", "--last.every_n_epochs", 2]
+    assert command("fit", *again, "--trainer.max_epochs", 1, *words, "--run", tmp_path / "new") == 0
+    assert os.listdir(tmp_path / "new" / Run.CHECKPOINTS) == ["lowest.ckpt"]
+    off = ["--trainer.enable_checkpointing", "false", "--run", tmp_path / "none"]
+    assert command("fit", *again, "--trainer.max_epochs", 1, *off) == 0
+    assert not (tmp_path / "none" / Run.CHECKPOINTS).exists()
+
+
+def test_a_resumed_run_keeps_what_was_there(photons, again, command, error_of):
+    before = [(photons / name).read_text() for name in (Run.CONFIG, Run.RECORD, Run.METRICS)]
+    assert "holds a run already" in error_of("fit", *again, "--trainer.max_epochs", 2)
+    seconds = photons.training["seconds"]
+    assert command("fit", *again, "--trainer.max_epochs", 2, "--ckpt_path", "last") == 0
+    assert [(photons / name).read_text() for name in (Run.CONFIG, Run.RECORD, Run.METRICS)] == before
+    assert "val/loss" in (photons / "fit-1" / Run.METRICS).read_text()
+    assert (photons / "config.resumed-1.yaml").exists()
+    assert torch.load(photons.last, weights_only=True)["epoch"] == 1
+    assert photons.training["epochs"] == 2
+    assert photons.training["seconds"] > seconds
+
+
+def test_a_run_resumes_from_its_own_configuration(photons, command):
+    words = ["-c", photons / Run.CONFIG, "--trainer.max_epochs", 2, "--trainer.limit_train_batches", 1]
+    assert command("fit", *words, "--ckpt_path", "last") == 0
+    assert torch.load(photons.last, weights_only=True)["epoch"] == 1
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_other_verbs_write_beside_the_training(verb, photons, again, command):
+    # The run is that of the checkpoint.
+    assert command(verb, *again[:-2], "--ckpt_path", photons.best) == 0
+    if verb == "predict":
+        with np.load(photons / Run.PREDICTIONS) as made:
+            assert made["photon_sum"].shape == made["rows"].shape
+            assert (made["photon_sum"] > 0).all()
+        return
+    (row,) = logged(photons / f"{verb}-1" / Run.METRICS)
+    assert f"{verb[:3]}" in "".join(row)
+    if verb == "validate":
+        # The checkpoint's weights, not random ones: the loss it had in training.
+        before = [r["val/loss"] for r in logged(photons / Run.METRICS) if r["val/loss"]][-1]
+        assert float(row["val/loss"]) == pytest.approx(float(before), rel=1e-5)
