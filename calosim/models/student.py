@@ -81,7 +81,7 @@ class Student(ShapeModule):
                 FlowConfig.from_plain(known.get("flow", FlowConfig())).changed(FlowChanges(dropout=0.0)).changed(flow)
             )
         given = {"coordinates": coordinates, "physics": physics}
-        preprocessing = {name: known[name] if value is None else value for name, value in given.items()}
+        preprocessing: dict[str, Any] = {n: known[n] if value is None else value for n, value in given.items()}
         super().__init__(detector, size, **preprocessing, optimizer=optimizer, scheduler=scheduler)
         self.flow = iaf(self.coordinates.size, self.features.width, size)
         self.losses = losses
