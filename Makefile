@@ -10,6 +10,9 @@ DATA := data/zn.root
 SEED ?= 1
 STRATEGY ?= gd
 PLAN ?= conf/study/compare.yaml
+# Tests are many small jobs: two processes of one thread each halve the time, and finished ones take over from the other.
+JOBS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 need = $(or $($(1)),$(error name a run folder: make $@ $(1)=runs/...))
 # Strategies that start from scratch are overlays on the teacher's configuration, the others start from the baseline.
 SCRATCH := individual baseline_long
@@ -73,12 +76,12 @@ demo: | $(STAMP)  ## simulate, train, generate, evaluate, explain and report in 
 	$(CALOSIM) explain -c conf/demo/explain.yaml
 	$(CALOSIM) report --runs "[demo]" --title "calosim demo" --out demo/report.html
 
-test: | $(STAMP)  ## lint, types and tests (about ten minutes on two cores)
+test: | $(STAMP)  ## lint, types and tests (about six minutes on two cores); JOBS=4
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: | $(STAMP)  ## all tests, the slow ones too
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 lint: | $(STAMP)  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

@@ -38,7 +38,7 @@ def run(argv: list[str]) -> None:
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     parser = ArgumentParser(prog=f"calosim {argv[0]}", description=(function.__doc__ or "").split("\n\n")[0])
     parser.add_argument("-c", "--config", action="config", help="Read options from a YAML file.")
-    groups = {n: kind for n, kind in get_type_hints(function).items() if is_dataclass(kind)}
+    groups: dict[str, Any] = {n: kind for n, kind in get_type_hints(function).items() if is_dataclass(kind)}
     parser.add_function_arguments(function, as_group=False, skip=set(groups))
     for kind in groups.values():
         parser.add_class_arguments(kind, as_group=False)
@@ -92,6 +92,11 @@ def simulate(
         source = distinct_primaries(*read_primaries(primaries))
     showers = respond(source, responses_per_primary, detector, seed, workers=workers, progress=not quiet)
     write(out, showers)
-    settings = {"detector": detector, "primaries": primaries, "responses_per_primary": responses_per_primary, "seed": seed}
+    settings = {
+        "detector": detector,
+        "primaries": primaries,
+        "responses_per_primary": responses_per_primary,
+        "seed": seed,
+    }
     write_recipe(out, settings)
     print(f"{out}: {len(showers)} responses of {showers.geometry.title} to {showers.inputs.max() + 1} primaries")

@@ -68,7 +68,8 @@ class CalosimModule(LightningModule):
     """A LightningModule whose checkpoint holds all that inference needs.
 
     A checkpoint names its class and the plain arguments of its constructor, so that
-    :func:`~calosim.models.checkpoints.load_module` rebuilds it under ``weights_only=True``; standardizations are buffers of the module.
+    :func:`~calosim.models.checkpoints.load_module` rebuilds it under ``weights_only=True``; standardizations are buffers of
+    the module.
 
     Args:
         detector: The detector's name.

@@ -76,7 +76,7 @@ class Student(ShapeModule):
         teacher = None if init_from is None else ShapeModule.load(init_from)
         known: dict[str, Any] = {"coordinates": SplitConfig(), "physics": True} if teacher is None else teacher.init
         given = {"coordinates": coordinates, "physics": physics}
-        preprocessing = {name: known[name] if value is None else value for name, value in given.items()}
+        preprocessing: dict[str, Any] = {n: known[n] if value is None else value for n, value in given.items()}
         settings = preprocessing["coordinates"] = from_plain(preprocessing["coordinates"])
         size = _size(settings, known.get("flow"), flow)
         super().__init__(detector, size, **preprocessing, optimizer=optimizer, scheduler=scheduler)
