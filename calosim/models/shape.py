@@ -146,4 +146,5 @@ class ShapeModule(CalosimModule):
             raise ValueError("counts come out exactly: there is nothing to round")
         with evaluating(self):
             keys = draws.row_keys(rows, draws.BASE_STREAM, seed)
-            return self.coordinates.points(self.flow, self.context(particles, photon_sum), keys)
+            points = self.coordinates.points  # type: ignore[union-attr]
+            return points(self.flow, self.context(particles, photon_sum), keys)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from calosim import draws
-from calosim.flows import FlowChanges, FlowConfig, InverseSplits, iaf, prune
+from calosim.flows import FlowChanges, FlowConfig, prune
 from calosim.models.base import fit_sample, step_keys
 from calosim.models.distillation import CHANNEL_POWERS, StudentLosses
 from calosim.models.losses import channel_loss, distillation, shower_center
@@ -80,11 +80,7 @@ class Student(ShapeModule):
         settings = preprocessing["coordinates"] = from_plain(preprocessing["coordinates"])
         size = _size(settings, known.get("flow"), flow)
         super().__init__(detector, size, **preprocessing, optimizer=optimizer, scheduler=scheduler)
-        if size is not None:
-            self.flow = iaf(self.coordinates.size, self.features.width, size)
-        else:
-            sizes = settings.hidden, settings.components
-            self.flow = InverseSplits(*self.coordinates.nodes, self.features.width, *sizes)
+        self.flow = self.coordinates.flow(self.features.width, size, inverse=True)
         self.losses = losses
         # In a tuple, or it would be a submodule, with all that this means for checkpoint, optimizer and processes.
         self._teacher: tuple[ShapeModule, ...] = ()
@@ -303,11 +299,12 @@ def _size(settings: CoordinatesConfig, known: Any, changes: Any) -> FlowConfig |
     Raises:
         ValueError: If something is asked for that has no meaning there.
     """
-    if not settings.points:
-        if changes not in (None, AS_TEACHER):
-            raise ValueError("expected no settings of a flow with these coordinates: a student has its teacher's size")
-        return None
     if isinstance(changes, dict):
-        return FlowConfig.from_plain(changes)
-    # Without dropout unless given: the targets are exact and never repeat.
-    return FlowConfig.from_plain(known or FlowConfig()).changed(FlowChanges(dropout=0.0)).changed(changes)
+        return settings.flow_settings(changes)
+    size = settings.flow_settings(known)
+    if size is not None:
+        # Without dropout unless given: the targets are exact and never repeat.
+        return size.changed(FlowChanges(dropout=0.0)).changed(changes)
+    if changes not in (None, AS_TEACHER):
+        raise ValueError("expected no settings of a flow with split coordinates: a student has its teacher's size")
+    return None

@@ -7,7 +7,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from calosim.flows import FlowConfig, MaskedSplits, maf
+from calosim.flows import FlowConfig
 from calosim.models.shape import ShapeModule
 from calosim.shapes import CoordinatesConfig, SplitConfig, from_plain
 
@@ -44,16 +44,9 @@ class Teacher(ShapeModule):
         scheduler: LRSchedulerCallable | None = None,
     ):
         settings = from_plain(coordinates)
-        if settings.points:
-            flow = FlowConfig.from_plain(flow or FlowConfig())
-        elif flow is not None:
-            raise ValueError("expected no settings of a flow with these coordinates, whose own settings say all")
+        flow = settings.flow_settings(flow)
         super().__init__(detector, flow, settings, physics, optimizer, scheduler)
-        size, width = self.coordinates.size, self.features.width
-        if flow is not None:
-            self.flow = maf(size, width, flow)
-        else:
-            self.flow = MaskedSplits(*self.coordinates.nodes, width, settings.hidden, settings.components)
+        self.flow = self.coordinates.flow(self.features.width, flow)
         self.val_nll = MeanMetric()
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:

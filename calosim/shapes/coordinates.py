@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from calosim.detectors import Detector
-from calosim.flows import Stage
+from calosim.flows import FlowConfig, Stage
 
 __all__ = ["Coordinates"]
 
@@ -128,6 +128,16 @@ class Coordinates(nn.Module, ABC):
 
         Returns:
             Photon counts with shape (B, nx, ny), int64.
+        """
+
+    @abstractmethod
+    def flow(self, context: int, settings: FlowConfig | None, inverse: bool = False) -> nn.Module:
+        """Makes the flow that models these coordinates.
+
+        Args:
+            context: The number of context features.
+            settings: Of a flow of points; None where the coordinates' own settings say all.
+            inverse: Whether sampling takes one pass (a student's) instead of the likelihood (a teacher's).
         """
 
     def stages(self) -> list[Stage]:

@@ -17,13 +17,14 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from calosim import draws
 from calosim.detectors import Detector
+from calosim.flows import FlowConfig, iaf, maf
 from calosim.shapes.coordinates import Coordinates
 
 __all__ = ["NOISE_REMOVALS", "PixelConfig", "PixelLogits", "remove_noise"]
@@ -75,12 +76,13 @@ class PixelConfig:
         standardize: Whether logits are standardized per pixel.
     """
 
-    #: A flow of points models them.
-    points: ClassVar[bool] = True
-
     noise: float = 0.5
     alpha: float = 1e-6
     standardize: bool = True
+
+    def flow_settings(self, given: FlowConfig | dict[str, Any] | None) -> FlowConfig:
+        """Settings of the flow: those that are given, else the published ones."""
+        return FlowConfig() if given is None else FlowConfig.from_plain(given)
 
     def build(self, detector: Detector, context: int = 0) -> PixelLogits:
         """The coordinates of a detector's images."""
@@ -175,6 +177,10 @@ class PixelLogits(Coordinates):
         """The log-density of the logits, not standardized, in nats per pixel, see :meth:`Coordinates.log_likelihood`."""
         x, log_volume = self.encode(images, keys)
         return (flow(context).log_prob(x) + log_volume) / self.per
+
+    def flow(self, context: int, settings: FlowConfig | None, inverse: bool = False) -> nn.Module:
+        """A masked autoregressive flow, or an inverse one, see :meth:`Coordinates.flow`."""
+        return (iaf if inverse else maf)(self.size, context, settings or FlowConfig())
 
     def points(self, flow: Any, context: Tensor, keys: Tensor) -> Tensor:
         """Draws logits (B, nx * ny) before they become counts, see :meth:`generate`."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from calosim import draws
 from calosim.detectors import Detector
-from calosim.flows import Stage, mixture
+from calosim.flows import FlowConfig, InverseSplits, MaskedSplits, Stage, mixture
 from calosim.shapes.coordinates import Coordinates
 from calosim.shapes.local import EventNetwork, LevelSplits
 from calosim.shapes.tree import Level, SplitTree
@@ -57,9 +57,6 @@ class SplitConfig:
         local_share: Share of the rows of a training batch whose local part is evaluated, for all.
     """
 
-    #: A masked network of counts models them.
-    points: ClassVar[bool] = False
-
     coarse_levels: int = 6
     coarse_steps: int = 4
     hidden: int = 256
@@ -82,6 +79,15 @@ class SplitConfig:
             raise ValueError(f"expected local_share in (0, 1], got {self.local_share}")
         if self.phases not in (1, 2):
             raise ValueError(f"expected phases of 1 or 2, got {self.phases}")
+
+    def flow_settings(self, given: FlowConfig | dict[str, Any] | None) -> None:
+        """There is no flow of points.
+
+        Raises:
+            ValueError: If settings of one are given.
+        """
+        if given is not None:
+            raise ValueError("expected no settings of a flow with split coordinates, whose own settings say all")
 
     def build(self, detector: Detector, context: int) -> SplitCoordinates:
         """The coordinates of a detector's images, given so many context features."""
@@ -108,6 +114,7 @@ class SplitCoordinates(Coordinates):
 
     order: Tensor
     rank: Tensor
+    nodes: tuple[Tensor, Tensor, Tensor]
     per = 1
 
     def __init__(self, detector: Detector, context: int, config: SplitConfig | None = None):
@@ -157,6 +164,11 @@ class SplitCoordinates(Coordinates):
         lever = abs(self.detector.front_z[0]) / pz.abs().clamp(min=1e-3)
         end = torch.stack((vx + px * lever - self.detector.center_x, vy + py * lever), 1)
         return end.clamp(-_FARTHEST, _FARTHEST)
+
+    def flow(self, context: int, settings: FlowConfig | None = None, inverse: bool = False) -> nn.Module:
+        """A masked network that reads counts, or one that reads noise, see :meth:`Coordinates.flow`."""
+        kind = InverseSplits if inverse else MaskedSplits
+        return kind(*self.nodes, context, self.config.hidden, self.config.components)
 
     def fit(self, images: Tensor, keys: Tensor) -> None:
         """Nothing is standardized."""
