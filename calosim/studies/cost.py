@@ -117,8 +117,8 @@ class _Estimates:
         if key not in self.rows:
             self.rows[key] = len(RootDataModule(**data).rows("train"))
         limit, each = trainer["limit_train_batches"], self.rows[key]
-        if isinstance(limit, int):
-            each = min(each, limit * data["batch_size"])
+        if limit is not None and (isinstance(limit, int) or limit > 1):  # as Lightning reads it: 150.0 are batches
+            each = min(each, int(limit) * data["batch_size"])
         elif limit is not None:
             each = int(each * limit)
         return each * trainer["max_epochs"]

@@ -92,6 +92,7 @@ def judged(tmp_path, answered, make_plan, pretend, photon_settings):
     common = {"data.files": [str(tmp_path / "zn.root")]}
     path = make_plan(trainings=trainings, common=common, evaluate={"runs": 2}, table=table)
     facts = {"inputs": 65, "responses": 1, "runs": 2, "data": {"data_hash": "x", "detector": "zn"}}
+    facts["noise_removal"] = {"0": 3, "2112": 1}
     for step in load_plan(path).steps.values():
         if step.verb == "fit":
             vars(step)["settings"] = photon_settings  # spares the time; where and on what it is trained is no setting
