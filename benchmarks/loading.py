@@ -22,6 +22,7 @@ from calosim.files import markdown_table
 from calosim.flows import FlowConfig
 from calosim.models.base import fit_sample
 from calosim.models.teacher import Teacher
+from calosim.shapes import PixelConfig
 from calosim.montecarlo import simulate
 from calosim.showers import write
 from calosim.showers.datamodule import RootDataModule
@@ -65,7 +66,7 @@ def forever(loader: DataLoader) -> Iterator:
 
 def training_step(data: RootDataModule, flow: FlowConfig, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
     """One optimizer step of a teacher on a batch."""
-    teacher = Teacher("zn", flow)
+    teacher = Teacher("zn", flow, PixelConfig())
     rows, particles, images = fit_sample(data)
     teacher.features.fit(particles, images.flatten(1).sum(1))
     teacher.coordinates.fit(images, draws.row_keys(rows, draws.FIT_STREAM))

@@ -18,6 +18,7 @@ from callbacks import GradualUnfreezing
 from calosim.flows import FlowConfig, units
 from calosim.models.photons import PhotonSum
 from calosim.models.teacher import Teacher
+from calosim.shapes import PixelConfig
 from calosim.showers.datamodule import RootDataModule
 from calosim.showers.root import write
 
@@ -77,7 +78,7 @@ class Kill(Callback):
 def teacher(optimizer: str = "adam", **settings: Any) -> Teacher:
     torch.manual_seed(0)
     flow = FlowConfig(**{"transforms": TRANSFORMS, "hidden": (15, 15), "bins": 2, "dropout": 0.3, **settings})
-    return Teacher("focal_h", flow, optimizer=OPTIMIZERS[optimizer])
+    return Teacher("focal_h", flow, PixelConfig(), optimizer=OPTIMIZERS[optimizer])
 
 
 @pytest.fixture(scope="module")
@@ -399,7 +400,7 @@ weights = []
 torch.manual_seed(0)
 optimizer = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.1)
 flow = FlowConfig(transforms=3, hidden=(15, 15), bins=2, dropout=0.0)
-module = Teacher("focal_h", flow, optimizer=optimizer)
+module = Teacher("focal_h", flow, PixelConfig(), optimizer=optimizer)
 trainer = Trainer(
     accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", max_epochs=3, logger=False,
     enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=0.5,

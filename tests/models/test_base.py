@@ -15,6 +15,7 @@ from calosim.models.base import evaluating, fit_sample
 from calosim.models.checkpoints import load_module
 from calosim.models.photons import PhotonSum
 from calosim.models.teacher import Teacher
+from calosim.shapes import PixelConfig
 from calosim.showers.datamodule import RootDataModule
 
 #: Logits of one row in batches of different size: float32 matrix products sum in another order.
@@ -23,7 +24,7 @@ REORDERED = 1e-3
 TINY = FlowConfig(transforms=1, hidden=(8, 8), bins=4, dropout=0.2)
 halving = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
 MODULES = {
-    "teacher": lambda: Teacher(flow=TINY, scheduler=halving),
+    "teacher": lambda: Teacher(flow=TINY, coordinates=PixelConfig(), scheduler=halving),
     "photons": lambda: PhotonSum(hidden=(8, 8), components=3, posterior_samples=2, scheduler=halving),
 }
 every = pytest.mark.parametrize("name", MODULES)

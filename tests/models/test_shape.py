@@ -9,6 +9,7 @@ from calosim.flows import FlowConfig
 from calosim.models.base import fit_sample
 from calosim.models.checkpoints import load_module
 from calosim.models.teacher import Teacher
+from calosim.shapes import PixelConfig
 from calosim.shapes import PixelLogits
 from calosim.showers.datamodule import RootDataModule
 
@@ -38,7 +39,7 @@ def test_the_likelihood_does_not_depend_on_the_standardization(showers):
         "images": torch.from_numpy(showers.images[:40]),
         "rows": torch.arange(40),
     }
-    teacher = Teacher(flow=TINY).eval()
+    teacher = Teacher(flow=TINY, coordinates=PixelConfig()).eval()
     teacher.coordinates.fit(batch["images"], draws.row_keys(batch["rows"], draws.FIT_STREAM))
     teacher.features.fit(batch["particles"], batch["images"].flatten(1).sum(1))
     with torch.no_grad():
@@ -57,7 +58,7 @@ def test_training_noise_changes_with_the_epoch_and_validation_noise_does_not(sho
         "images": torch.from_numpy(showers.images[:5]),
         "rows": torch.arange(5),
     }
-    teacher = Teacher(flow=TINY)
+    teacher = Teacher(flow=TINY, coordinates=PixelConfig())
     epochs = [teacher.inputs(batch, epoch)[0] for epoch in (-1, 0, 1)]
     for k in range(3):
         assert torch.equal(teacher.inputs(batch, k - 1)[0], epochs[k])

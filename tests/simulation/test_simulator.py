@@ -13,6 +13,7 @@ import torch
 from calosim.flows import FlowConfig
 from calosim.models.photons import PhotonSum
 from calosim.models.teacher import Teacher
+from calosim.shapes import PixelConfig
 from calosim.runs import FORMAT
 from calosim.showers.reading import read
 from calosim.simulation.ensemble import save_ensemble
@@ -83,7 +84,7 @@ def test_stream_is_the_sample_in_pieces(simulator, showers):
 
 def test_models_of_two_detectors_are_refused():
     with pytest.raises(ValueError, match="ZN and a photon-sum model of ZP"):
-        FastSimulator(Teacher("zn", FlowConfig(transforms=1, hidden=(8,), bins=4)), PhotonSum("zp", hidden=(8,)))
+        FastSimulator(Teacher("zn", FlowConfig(transforms=1, hidden=(8,), bins=4), PixelConfig()), PhotonSum("zp", hidden=(8,)))
 
 
 def test_photon_sums_must_come_from_somewhere(run_folders, showers):
@@ -228,7 +229,7 @@ def test_ensembles_that_cannot_be(ensemble, run_folders, tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             save_ensemble(tmp_path / "new", teacher, members)
-    default, member = Teacher.load(teacher), Teacher("zp", FlowConfig(transforms=1, hidden=(8,), bins=4))
+    default, member = Teacher.load(teacher), Teacher("zp", FlowConfig(transforms=1, hidden=(8,), bins=4), PixelConfig())
     with pytest.raises(ValueError, match="a shape model of ZN and a member lambda of ZP"):
         FastSimulator(default, members={3122: member})
     assert not list(tmp_path.glob("*new*"))
