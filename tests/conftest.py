@@ -22,7 +22,8 @@ from calosim.showers.root import write
 SPECIES = {22: (0.0, 0.0, 30), 2112: (939.5654, 0.0, 20), 3122: (1115.683, 0.0, 10), 3222: (1189.37, 1.0, 5)}
 #: The sizes of the tiny models, and what keeps their training quiet.
 TEACHER = ["--model.flow.hidden", "[8,8]", "--model.flow.transforms", "1", "--model.flow.bins", "4"]
-TEACHER += ["--trainer.callbacks.rows", "8", "--trainer.callbacks.pictures", "2", "--data.batch_size", "64"]
+CALLBACK = ["--trainer.callbacks.rows", "8", "--trainer.callbacks.pictures", "2", "--data.batch_size", "64"]
+SPLITS = [f"--model.coordinates.{k}={v}" for k, v in {"hidden": 16, "event": 8, "local_hidden": 8}.items()]
 PHOTONS = ["--model.hidden", "[8]", "--model.components", "2", "--model.posterior_samples", "3"]
 QUICK = ["--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
 QUICK += ["--trainer.enable_model_summary", "false"]
@@ -167,15 +168,20 @@ def command() -> Callable[..., int]:
 def run_folders(root_file: Path, once, command) -> dict[str, Path]:
     """Run folders of a tiny teacher and a tiny photon-sum model, one epoch each by the real command; not to be changed.
 
-    Keys ``teacher`` and ``photons``.
+    Keys ``teacher`` (of pixels), ``splits`` (a teacher of split coordinates) and ``photons``.
     """
 
-    def train(name: str, words: list[str]) -> Path:
-        start = ["fit", "-c", f"conf/{name}.yaml", "--data.files", root_file, *QUICK, *words, "--run"]
+    def train(name: str, files: list[str], words: list[str]) -> Path:
+        configs = [word for file in files for word in ("-c", f"conf/{file}.yaml")]
+        start = ["fit", *configs, "--data.files", root_file, *QUICK, *words, "--run"]
 
         def make(folder: Path) -> None:
             assert command(*start, folder) == 0
 
         return once(name, make)
 
-    return {"teacher": train("teacher", TEACHER), "photons": train("photons", PHOTONS)}
+    return {
+        "teacher": train("teacher", ["teacher", "coordinates/pixels"], [*TEACHER, *CALLBACK]),
+        "splits": train("splits", ["teacher"], [*SPLITS, *CALLBACK]),
+        "photons": train("photons", ["photons"], PHOTONS),
+    }

@@ -277,7 +277,7 @@ class SplitCoordinates(Coordinates):
                 at = counter + 2 * nodes.cell
                 u, v = draws.uniform_at(keys.index_select(0, nodes.row), torch.stack((at, at + 1)))
                 k = mixture.draw(u, v.logit(), nodes.n, local(nodes, light, lean, event, end))
-                first.put_(nodes.place, k)
+                first.view(-1).index_copy_(0, nodes.place, k)
                 if phase + 1 < self.config.phases:
                     lean = local.lean(nodes, k, light)
             counter += 2 * local.level.cells
