@@ -46,7 +46,7 @@ def test_a_checkpoint_rebuilds_the_module(run_folders, output, name):
 @every
 def test_a_checkpoint_holds_the_trained_weights_and_standardizations(root_file, tmp_path, fit, name):
     module = MODULES[name]()
-    fit(module, root_file, tmp_path)
+    fit(module, root_file, tmp_path, trainer={"limit_train_batches": 2, "limit_val_batches": 1})
     loaded = load_module(tmp_path)
     for key, value in module.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
