@@ -10,9 +10,9 @@ DATA := data/zn.root
 SEED ?= 1
 STRATEGY ?= gd
 PLAN ?= conf/study/compare.yaml
-# Tests are many small jobs: two processes of one thread each halve the time, and finished ones take over from the other.
+# Tests are many small jobs: two processes halve the time, and the one that is done first takes over from the other.
 JOBS ?= 2
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 need = $(or $($(1)),$(error name a run folder: make $@ $(1)=runs/...))
 # Strategies that start from scratch are overlays on the teacher's configuration, the others start from the baseline.
 SCRATCH := individual baseline_long

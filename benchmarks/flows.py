@@ -31,7 +31,7 @@ import zuko
 from torch import Tensor, nn
 from zuko.lazy import Flow, UnconditionalDistribution
 
-from calosim.flows import cast, iaf, maf, units
+from calosim.flows import FlowConfig, cast, iaf, maf, units
 
 BOUND = 14.0
 
@@ -41,7 +41,7 @@ class Size:
     """A model's size, and the batches to measure."""
 
     features: int
-    hidden: tuple[int, int]
+    hidden: tuple[int, ...]
     transforms: int
     context: int = 10
     bins: int = 8
@@ -102,7 +102,8 @@ def zuko_model(size: Size) -> Flow:
 
 
 def engine_model(size: Size, builder: Callable[..., Flow] = maf, **kwargs: bool) -> Flow:
-    return builder(size.features, size.context, size.transforms, size.hidden, size.bins, BOUND, **kwargs)
+    config = FlowConfig(size.transforms, size.hidden, size.bins, BOUND)
+    return builder(size.features, size.context, config, **kwargs)
 
 
 def log_prob(model: nn.Module, x: Tensor, c: Tensor) -> Tensor:
@@ -301,8 +302,8 @@ def main() -> None:
         from calosim.models.shape import ShapeModule
 
         module = ShapeModule.load(args.run)
-        own = module.init
-        size = Size(module.detector.pixels, tuple(own["hidden"]), own["transforms"], module.features.width, own["bins"])
+        own = FlowConfig.from_plain(module.init["flow"])
+        size = Size(module.coordinates.size, own.hidden, own.transforms, module.features.width, own.bins)
     print(f"{args.run or args.size + ' size'}: {size}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| figure | batch | measured | ratio | aim | note |\n|---|---|---|---|---|---|")
     report = partial(show, aims=args.size == "reference" and not args.run)

@@ -22,8 +22,7 @@ from calosim import draws
 from calosim.detectors import Detector, get_detector
 from calosim.flows import maf
 from calosim.montecarlo.simulate import simulate
-from calosim.shapes.features import FeatureScaler
-from calosim.shapes.pixels import ShapeLogits
+from calosim.shapes import FeatureScaler, PixelConfig
 
 from .flows import Size, log_prob, nflows_model, zuko_model
 
@@ -41,12 +40,13 @@ class Data:
         validation = torch.as_tensor(primary.reshape(-1) % 5 == 0)
         sums = images.flatten(1).sum(1)
         keys = draws.row_keys(torch.arange(len(images)), 1)
-        scaler, logits = FeatureScaler(detector, photon_sum=True), ShapeLogits(detector.shape, standardize=standardize)
+        scaler = FeatureScaler(detector, photon_sum=True)
+        logits = PixelConfig(standardize=standardize).build(detector)
         scaler.fit(particles[~validation], sums[~validation])
         logits.fit(images[~validation], keys[~validation])
-        x, c = logits(images, keys), scaler(particles, sums).float()
+        (x, log_volume), c = logits.encode(images, keys), scaler(particles, sums).float()
         self.train, self.validation = (x[~validation], c[~validation]), (x[validation], c[validation])
-        self.volume = logits.log_volume().item()
+        self.volume = log_volume[0].item()
 
 
 @torch.no_grad()

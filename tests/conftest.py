@@ -18,6 +18,10 @@ from calosim.detectors import DETECTORS
 from calosim.showers.record import Showers
 from calosim.showers.root import write
 
+# Tests are small operations: threads would wait for each other, all the more beside a second worker. Also in subprocesses.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
 #: PDG code -> mass in MeV, charge in e, number of inputs: two frequent types, a rare one and a very rare one.
 SPECIES = {22: (0.0, 0.0, 30), 2112: (939.5654, 0.0, 20), 3122: (1115.683, 0.0, 10), 3222: (1189.37, 1.0, 5)}
 #: The sizes of the tiny models, and what keeps their training quiet.

@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from calosim.__main__ import main
+from calosim.flows import FlowConfig
 from calosim.models.teacher import Teacher
+from calosim.runs import Run
 from calosim.showers.root import write
 from calosim.studies.layout import Table
 from calosim.studies.plan import load_plan
@@ -19,10 +21,10 @@ FILES = sorted(p.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml"))
 LIMITS = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
 LIMITS += ["--trainer.enable_progress_bar", "false", "--data.batch_size", "16"]
 SMALL = {
-    "calosim.models.teacher.Teacher": ["--model.hidden", "[8,8]", "--model.transforms", "1"],
-    "calosim.models.photons.PhotonSum": ["--model.hidden", "[8]"],
-    "calosim.models.student.Student": ["--model.hidden", "[8,8]"],
-    "calosim.models.finetune.FineTune": [],
+    "Teacher": ["--model.flow.hidden", "[8,8]", "--model.flow.transforms", "1"],
+    "PhotonSum": ["--model.hidden", "[8]"],
+    "Student": ["--model.flow.hidden", "[8,8]"],
+    "FineTune": [],
 }
 #: Which file an overlay lies on; others stand alone.
 BASES = {
@@ -42,8 +44,24 @@ BASES = {
     "finetune/individual.yaml": "teacher.yaml",
     "finetune/baseline_long.yaml": "teacher.yaml",
 }
-#: Files of other verbs; the commands that take them are tried in test_cli.py with the options named here.
-TOOLS = {"demo/simulate.yaml": "simulate", "demo/evaluate.yaml": "evaluate", "demo/explain.yaml": "explain"}
+#: Files of other verbs, and what makes them quick.
+TOOLS = {
+    "demo/simulate.yaml": ["--primaries", "20", "--out", "x.root"],
+    "demo/evaluate.yaml": ["--rows", "4", "--runs", "1", "--responses", "1", "--out", "out"],
+    "demo/explain.yaml": [
+        "--rows",
+        "2",
+        "--background",
+        "3",
+        "--uncertainty_rows",
+        "10",
+        "--posterior",
+        "2",
+        "--out",
+        "out",
+    ],
+}
+TOOLS["demo/explain.yaml"] += ["--surrogate_rows", "100", "--surrogate_epochs", "1", "--compare_rows", "0"]
 #: Overlays after which the checkerboard callback is not the last one.
 NOT_LAST = {"short.yaml", "plain.yaml", "diversity.yaml"}
 #: Plans of `calosim compare`, and what they have in common.
@@ -51,46 +69,65 @@ PLANS = [name for name in FILES if "trainings" in yaml.safe_load((CONF / name).r
 COMMON = [name for name in FILES if name.startswith("study/common/")]
 
 
+@pytest.fixture(scope="session")
+def showers_of(make_showers, root_file, once):
+    """The ROOT file of a detector's showers."""
+
+    def get(detector):
+        if detector == "zn":
+            return root_file
+        make = lambda folder: write(folder / "showers.root", make_showers(detector, responses=3))  # noqa: E731
+        return once(detector, make) / "showers.root"
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def teacher_of(showers_of, run_folders, once, fit):
+    """The run folder of a detector's teacher."""
+
+    def get(detector):
+        if detector == "zn":
+            return run_folders["teacher"]
+        few = {"limit_train_batches": 1, "limit_val_batches": 1}
+        teacher = Teacher(detector, FlowConfig(transforms=1, hidden=(8, 8), bins=4))
+        make = lambda folder: fit(teacher, showers_of(detector), folder, detector=detector, trainer=few)  # noqa: E731
+        return once(f"{detector}-teacher", make)
+
+    return get
+
+
 @pytest.mark.parametrize("name", [f for f in FILES if f not in {*TOOLS, *PLANS, *COMMON}])
-def test_training_configuration(name, make_showers, tmp_path, monkeypatch, fit, run_folders):
+def test_training_configuration(name, tmp_path, monkeypatch, showers_of, teacher_of):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SILENT", "true")
     base = BASES.get(name, name)
     detector = yaml.safe_load((CONF / name).read_text()).get("data", {}).get("detector", "zn")
-    write(tmp_path / "showers.root", make_showers(detector, responses=3))
     model = yaml.safe_load((CONF / base).read_text())["model"]["class_path"]
     files = ["-c", str(CONF / base)] + (["-c", str(CONF / name)] if name != base else [])
-    # The checkerboard callback generates; its default of 512 rows is for real trainings.
-    words = [*LIMITS, *SMALL[model], "--data.files", str(tmp_path / "showers.root"), "--run", str(tmp_path / "run")]
-    if model.endswith("FineTune"):
-        words += ["--model.init_from", str(run_folders["teacher"])]
-    if model.endswith("Student"):
-        teacher = Teacher(detector, transforms=2, hidden=(8, 8), bins=4)
-        one = {"limit_train_batches": 1, "limit_val_batches": 1}
-        fit(teacher, tmp_path / "showers.root", tmp_path / "teacher", detector=detector, trainer=one)
-        words += ["--model.init_from", str(tmp_path / "teacher")]
-    # The option reaches the last callback of the list.
+    words = [*LIMITS, *SMALL[model], "--data.files", str(showers_of(detector)), "--run", str(tmp_path / "run")]
+    if model in ("FineTune", "Student"):
+        words += ["--model.init_from", str(teacher_of(detector))]
+    # The checkerboard callback generates; its default of 512 rows is for real trainings. The option reaches the last
+    # callback of the list.
     if "CheckerboardValidation" in (CONF / base).read_text() and name.split("/")[-1] not in NOT_LAST:
-        words += ["--trainer.callbacks.rows", "4"]
+        words += ["--trainer.callbacks.rows", "2", "--trainer.callbacks.pictures", "1"]
     assert main(["fit", *files, *words]) == 0
-    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").exists()
+    assert Run(tmp_path / "run").best.exists()
     if name == "logger/wandb.yaml":
         assert list(tmp_path.rglob("run-*.wandb")), "no offline W&B run was written"
 
 
 @pytest.mark.parametrize("name", sorted(TOOLS))
-def test_tool_configuration(name, tmp_path, monkeypatch, run_folders, root_file, capfd):
+def test_tool_configuration(name, tmp_path, monkeypatch, run_folders):
     monkeypatch.chdir(tmp_path)
-    if name == "demo/simulate.yaml":
-        words = ["--primaries", "20", "--out", "x.root", "--quiet", "true"]
-        assert main(["simulate", "-c", str(CONF / name), *words]) == 0
-        assert (tmp_path / "x.root").exists()
-    else:
-        # The fixture's folders were not made by the command, so the data cannot be known: the settings are read, then refused.
-        words = ["--photons", str(run_folders["photons"])] if TOOLS[name] == "explain" else []
-        words += ["--shape", str(run_folders["teacher"]), "--out", "e"]
-        assert main([TOOLS[name], "-c", str(CONF / name), *words]) == 2
-        assert "config.yaml" in capfd.readouterr().err
+    verb = Path(name).stem
+    words = [*TOOLS[name], "--quiet"]
+    if verb != "simulate":
+        words += ["--shape", str(run_folders["teacher"])]
+        words += ["--photons", f"[{run_folders['photons']}]" if verb == "evaluate" else str(run_folders["photons"])]
+    assert main([verb, "-c", str(CONF / name), *words]) == 0
+    assert list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", PLANS)

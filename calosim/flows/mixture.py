@@ -52,7 +52,7 @@ def initial_bias(nodes: int, components: int) -> Tensor:
 
 def unpack(parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, locations and bounded log-scales, each (*, K)."""
-    logits, location, raw = parameters.unflatten(-1, (3, -1)).unbind(-2)
+    logits, location, raw = parameters.unflatten(-1, _layout(parameters)).unbind(-2)
     return logits, location, raw / (1 + raw.abs() / LOG_SCALE)
 
 
@@ -72,29 +72,35 @@ class _LogMass(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, k: Tensor, n: Tensor, parameters: Tensor) -> Tensor:
-        logits, location, raw = parameters.unflatten(-1, (3, -1)).unbind(-2)
+        # (3, K, P): reductions over a few components are fast along the first axis, not along the last.
+        logits, location, raw = parameters.reshape(-1, *_layout(parameters)).permute(1, 2, 0).contiguous()
         damp = 1 + raw.abs() / LOG_SCALE
         inverse = torch.exp(-raw / damp)
-        low, high, width = (t.unsqueeze(-1) for t in _edges(k, n))
+        low, high, width = _edges(k.flatten(), n.flatten())
         a, b, d = (low - location) * inverse, (high - location) * inverse, width * inverse
-        each = F.logsigmoid(b) + F.logsigmoid(-a) + torch.log(-torch.expm1(-d))
-        weights = logits.log_softmax(-1)
-        joint = weights + each
-        total = torch.logsumexp(joint, -1)
+        weights = logits.log_softmax(0)
+        joint = F.logsigmoid(b).add_(F.logsigmoid(-a)).add_(torch.expm1(-d).neg_().log_()).add_(weights)
+        total = torch.logsumexp(joint, 0)
         ctx.save_for_backward(a, b, d, inverse, damp, weights, joint, total)
-        return total
+        ctx.shape = parameters.shape
+        return total.view(k.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:
         a, b, d, inverse, damp, weights, joint, total = ctx.saved_tensors
-        share = torch.exp(joint - total.unsqueeze(-1)) * grad.unsqueeze(-1)
+        grad = grad.flatten()
+        share = torch.exp(joint - total).mul_(grad)
         above, below = torch.sigmoid(-b), torch.sigmoid(a)
-        location = share * (below - above) * inverse
+        location = (below - above).mul_(inverse).mul_(share)
         # d log(sigma(b) - sigma(a)) along (a, b), the direction that a wider scale shrinks.
-        scale = share * (a * below - b * above - d / torch.expm1(d)) / damp.square()
-        logits = share - weights.exp() * grad.unsqueeze(-1)
-        return None, None, torch.stack((logits, location, scale), -2).flatten(-2)
+        scale = (a * below).sub_(above.mul_(b)).sub_(d / torch.expm1(d)).mul_(share).div_(damp.square())
+        logits = share - weights.exp().mul_(grad)
+        return None, None, torch.stack((logits, location, scale)).permute(2, 0, 1).reshape(ctx.shape)
+
+
+def _layout(parameters: Tensor) -> tuple[int, int]:
+    return 3, parameters.shape[-1] // 3
 
 
 def log_mass(k: Tensor, n: Tensor, parameters: Tensor) -> Tensor:
@@ -185,7 +191,7 @@ def draw(u: Tensor, y: Tensor, n: Tensor, parameters: Tensor) -> Tensor:
     Returns:
         k, int64, with shape (*,).
     """
-    logits, each = parameters.unflatten(-1, (3, -1)).split((1, 2), -2)
+    logits, each = parameters.unflatten(-1, _layout(parameters)).split((1, 2), -2)
     steps = logits.squeeze(-2).softmax(-1).cumsum(-1)[..., :-1]
     chosen = (steps < u.unsqueeze(-1)).sum(-1, keepdim=True)
     # Of the chosen component only is the rest computed.

@@ -188,14 +188,27 @@ class LevelSplits(nn.Module):
         """
         corner = self._corner(nodes.row, nodes.cell).unsqueeze(1)
         place = self.place.index_select(0, nodes.cell)
-        away = torch.asinh(place[:, :2] * _PLACE_SCALE - end.index_select(0, nodes.row))
-        parts = [light.take(corner + self.around), place, away]
+        away = _asinh(place[:, :2] * _PLACE_SCALE - end.index_select(0, nodes.row))
+        parts = [_around(light, corner, self.around), place, away]
         if self.phases > 1:
-            parts.append(lean.take(corner + self.beside))
+            parts.append(_around(lean, corner, self.beside))
         # What cells of a row have in common is not computed again for each. ReLU: most of the time goes by here, and
         # smoother functions cost a third more without being better.
         h = event.index_select(0, nodes.row).addmm_(torch.cat(parts, 1), self.first.weight.T).relu_()
-        return self.output(self.second(h).relu_())
+        h = self.second(h).relu_()
+        # As columns: products with a few rows are twice as fast as with a few columns, and this is how mixtures compute.
+        return torch.addmm(self.output.bias.unsqueeze(1), self.output.weight, h.T).T
+
+
+def _around(grid: Tensor, corner: Tensor, offsets: Tensor) -> Tensor:
+    """What is around corners (P, 1) in a flat grid, (P, offsets)."""
+    return grid.index_select(0, (corner + offsets).flatten()).view(len(corner), len(offsets))
+
+
+def _asinh(x: Tensor) -> Tensor:
+    """The inverse hyperbolic sine by functions that run several times faster on CPUs than torch's."""
+    size = x.abs()
+    return torch.log(size + torch.sqrt(size * size + 1)).copysign(x)
 
 
 def _sizes(level: Level) -> Tensor:

@@ -69,14 +69,13 @@ class SplitConfig:
     local_share: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "components", "event", "local_hidden", "local_components", "reach"):
+        for name in ("coarse_levels", "hidden", "components", "event", "local_hidden", "local_components", "reach"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
-        for name in ("coarse_levels", "coarse_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"expected {name} of at least 0, got {getattr(self, name)}")
+        if self.coarse_steps < 0:
+            raise ValueError(f"expected coarse_steps of at least 0, got {self.coarse_steps}")
         if not 0 < self.local_share <= 1:
-            raise ValueError(f"expected local_share in (0, 1], got {self.local_share}")
+            raise ValueError(f"expected local_share of more than 0 and at most 1, got {self.local_share}")
         if self.phases not in (1, 2):
             raise ValueError(f"expected phases of 1 or 2, got {self.phases}")
 
@@ -141,7 +140,7 @@ class SplitCoordinates(Coordinates):
         )
 
     def _steps(self) -> Tensor:
-        """The step of every coarse node; nodes of one step lie as far from each other as four steps allow."""
+        """The step of every coarse node; neighbors are of different steps where there are four."""
         steps, done = [torch.zeros(0, dtype=torch.int64)], 0
         for level in self.tree.levels[: self.coarse_levels]:
             number = torch.arange(len(level.nodes))
@@ -223,11 +222,13 @@ class SplitCoordinates(Coordinates):
             nodes, light = local.occupied(grid), local.light(grid, context.dtype)
             k = local.level.first_counts(children).take(nodes.place)
             parts.append((nodes.row, k, nodes.n, local(nodes, light, local.lean(nodes, k, light), event, end)))
-        row, k, n, parameters = (torch.cat(part) for part in zip(*parts, strict=True))
+        row, k, n, parameters = zip(*parts, strict=True)
+        # Columns first, as they come.
+        parameters = torch.cat([p.T for p in parameters], 1).T
+        row, k, n = (torch.cat(part) for part in (row, k, n))
         mass = mixture.log_mass(k, n, parameters)
         return mass.new_zeros(len(context)).index_add(0, row, mass)
 
-    @torch.no_grad()
     def generate(
         self,
         flow: Any,
@@ -242,29 +243,19 @@ class SplitCoordinates(Coordinates):
         Every split of every row has random numbers of its own, so that a row's image does not depend on its batch.
         """
         rows = len(photon_sum)
-        if 0 < rows < _ROWS:
-            again = torch.arange(_ROWS, device=keys.device) % rows
-            photon_sum, context, particles, keys = (t[again] for t in (photon_sum, context, particles, keys))
-        total = photon_sum.to(torch.int64)
-        counters = torch.arange(2 * self.size, device=keys.device)
-        uniforms = draws.uniform_at(keys.unsqueeze(1), counters).unflatten(1, (2, -1))
-        k = flow.sample(total, context, uniforms).index_select(1, self.rank)
-        grid = self.tree.compose(total.view(-1, 1, 1), k, self.coarse_levels)
-        return self.refine(grid, context, particles, keys)[:rows]
+        photon_sum, context, particles, keys = _enough(photon_sum, context, particles, keys)
+        # Faster than without gradients only; the clone is a tensor like any other.
+        with torch.inference_mode():
+            total = photon_sum.to(torch.int64)
+            counters = torch.arange(2 * self.size, device=keys.device)
+            uniforms = draws.uniform_at(keys.unsqueeze(1), counters).unflatten(1, (2, -1))
+            k = flow.sample(total, context, uniforms).index_select(1, self.rank)
+            grid = self.tree.compose(total.view(-1, 1, 1), k, self.coarse_levels)
+            images = self._refine(grid, context, particles, keys)[:rows]
+        return images.clone()
 
-    @torch.no_grad()
-    def refine(self, grid: Tensor, context: Tensor, particles: Tensor, keys: Tensor) -> Tensor:
-        """Draws the local splits below the coarse part.
-
-        Args:
-            grid: Counts of the coarse part's cells with shape (B, *), int64.
-            context: With shape (B, C).
-            particles: With shape (B, 9).
-            keys: Row keys with shape (B,).
-
-        Returns:
-            Photon counts with shape (B, nx, ny), int64.
-        """
+    def _refine(self, grid: Tensor, context: Tensor, particles: Tensor, keys: Tensor) -> Tensor:
+        """Draws the local splits below the coarse part's cells (B, *), int64; counts (B, nx, ny), int64."""
         if self.event is None:
             return grid
         end, events = self.flight_end(particles).to(context.dtype), self.event(grid, context)
@@ -360,3 +351,12 @@ def _coloring(level: Level, steps: int) -> Tensor:
         number += weight * ((i + j) % 2) + 2 * weight * (j % 2)
         i, j, weight = i // 2, j // 2, 4 * weight
     return (number % steps).unique(return_inverse=True)[1]
+
+
+def _enough(*tensors: Tensor) -> list[Tensor]:
+    """Repeats rows until products with them have the same last bits as in any larger batch."""
+    rows = len(tensors[0])
+    if not 0 < rows < _ROWS:
+        return list(tensors)
+    again = torch.arange(_ROWS, device=tensors[0].device) % rows
+    return [t.index_select(0, again) for t in tensors]

@@ -37,7 +37,9 @@ def test_photons_are_conserved_and_draws_follow_the_mixtures(splits):
     u = torch.rand(rows, 2, splits.nodes, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     k = splits.sample(total, c, u)
     assert (k >= 0).all()
-    _, n = splits.hand_down(total, torch.sigmoid(share_of_noise(u[:, 0], splits.parameters_of(torch.special.ndtri(u[:, 0]), c))))
+    _, n = splits.hand_down(
+        total, torch.sigmoid(share_of_noise(u[:, 0], splits.parameters_of(torch.special.ndtri(u[:, 0]), c)))
+    )
     assert (k <= n).all()
     assert (n[:, 0] == 40).all()
     # The first node sees no noise: its counts have one distribution, the mixture's.

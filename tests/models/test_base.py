@@ -27,6 +27,8 @@ MODULES = {
     "teacher": lambda: Teacher(flow=TINY, coordinates=PixelConfig(), scheduler=halving),
     "photons": lambda: PhotonSum(hidden=(8, 8), components=3, posterior_samples=2, scheduler=halving),
 }
+#: As many batches of an epoch as it takes to tell one from the next.
+FEW = {"limit_train_batches": 3, "limit_val_batches": 1}
 every = pytest.mark.parametrize("name", MODULES)
 
 
@@ -72,15 +74,15 @@ def test_inference_leaves_the_module_training_and_global_random_state_alone(run_
 def test_two_epochs_are_one_and_a_resumed_one(root_file, tmp_path, fit, name):
     torch.manual_seed(1)
     whole = MODULES[name]()
-    through = fit(whole, root_file, tmp_path / "whole", epochs=2)
+    through = fit(whole, root_file, tmp_path / "whole", epochs=2, trainer=FEW)
     torch.manual_seed(1)
     first = MODULES[name]()
-    fit(first, root_file, tmp_path / "parts", epochs=1)
+    fit(first, root_file, tmp_path / "parts", epochs=1, trainer=FEW)
     interrupted = {key: value.clone() for key, value in first.state_dict().items()}
     torch.manual_seed(4711)  # another process would start elsewhere, with other weights
     second = MODULES[name]()
     last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
-    resumed = fit(second, root_file, tmp_path / "parts", epochs=2, ckpt_path=last)
+    resumed = fit(second, root_file, tmp_path / "parts", epochs=2, ckpt_path=last, trainer=FEW)
     assert resumed.global_step == through.global_step
     changed = False
     for key, value in whole.state_dict().items():

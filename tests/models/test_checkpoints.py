@@ -13,8 +13,8 @@ from calosim.models.checkpoints import load_module
 from calosim.models.photons import PhotonSum
 from calosim.models.shape import ShapeModule
 from calosim.models.teacher import Teacher
-from calosim.shapes import PixelConfig
 from calosim.runs import FORMAT
+from calosim.shapes import PixelConfig
 
 #: Logits of one row in batches of different size: float32 matrix products sum in another order.
 REORDERED = 1e-3
@@ -47,7 +47,7 @@ def test_a_checkpoint_rebuilds_the_module(run_folders, output, name):
 @every
 def test_a_checkpoint_holds_the_trained_weights_and_standardizations(root_file, tmp_path, fit, name):
     module = MODULES[name]()
-    fit(module, root_file, tmp_path)
+    fit(module, root_file, tmp_path, trainer={"limit_train_batches": 2, "limit_val_batches": 1})
     loaded = load_module(tmp_path)
     for key, value in module.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key

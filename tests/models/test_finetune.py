@@ -16,6 +16,8 @@ from calosim.models.teacher import Teacher
 from calosim.showers.reading import read
 from calosim.simulation.simulator import FastSimulator
 
+#: As many batches of an epoch as it takes to tell one from the next.
+FEW = {"limit_train_batches": 2, "limit_val_batches": 1}
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
@@ -28,7 +30,7 @@ def baseline(run_folders, tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def finetuned(run_folders, root_file, tmp_path_factory, fit) -> Path:
     folder = tmp_path_factory.mktemp("finetuned")
-    fit(FineTune(run_folders["teacher"], dropout=0.5), root_file, folder, particle="neutron")
+    fit(FineTune(run_folders["teacher"], dropout=0.5), root_file, folder, particle="neutron", trainer=FEW)
     return folder
 
 
@@ -63,14 +65,14 @@ def test_leaves_an_ordinary_teacher(finetuned, run_folders):
 def test_can_be_fine_tuned_again(finetuned, root_file, tmp_path, fit):
     again = FineTune(finetuned)
     assert again.init["flow"]["dropout"] == 0.5
-    fit(again, root_file, tmp_path, particle="lambda")
+    fit(again, root_file, tmp_path, particle="lambda", trainer=FEW)
     assert type(load_module(tmp_path)) is Teacher
 
 
 def test_resuming_loads_its_own_state(baseline, root_file, tmp_path, fit):
     whole = FineTune(baseline)
-    fit(whole, root_file, tmp_path / "whole", epochs=2, particle="neutron")
-    fit(FineTune(baseline), root_file, tmp_path / "parts", epochs=1, particle="neutron")
+    fit(whole, root_file, tmp_path / "whole", epochs=2, particle="neutron", trainer=FEW)
+    fit(FineTune(baseline), root_file, tmp_path / "parts", epochs=1, particle="neutron", trainer=FEW)
     # Other weights in the baseline's place: what is resumed must not depend on them.
     checkpoint = torch.load(baseline / "checkpoints" / "best.ckpt", weights_only=True)
     checkpoint["state_dict"] = Teacher(**checkpoint["calosim"]["init"]).state_dict()
@@ -78,7 +80,7 @@ def test_resuming_loads_its_own_state(baseline, root_file, tmp_path, fit):
     resumed = FineTune(baseline)
     assert not torch.equal(next(resumed.parameters()), next(whole.parameters()))
     last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
-    fit(resumed, root_file, tmp_path / "parts", epochs=2, ckpt_path=last, particle="neutron")
+    fit(resumed, root_file, tmp_path / "parts", epochs=2, ckpt_path=last, particle="neutron", trainer=FEW)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name])
 
@@ -95,6 +97,7 @@ def test_bad_baselines(run_folders, tmp_path):
 def test_by_the_command_then_simulate_without_the_baseline(baseline, root_file, run_folders, showers, tmp_path, capfd):
     run = tmp_path / "run"
     words = ["--data.files", str(root_file), "--data.particle", "neutron", "--data.batch_size", "16"]
+    words += ["--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
     words += ["--trainer.max_epochs", "2", "--trainer.callbacks.rows", "4", "--trainer.enable_progress_bar", "false"]
     command = ["fit", "-c", str(CONF / "finetune/gd.yaml"), "--model.init_from", str(baseline), *words]
     assert main([*command, "--run", str(run)]) == 0

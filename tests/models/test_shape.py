@@ -9,8 +9,7 @@ from calosim.flows import FlowConfig
 from calosim.models.base import fit_sample
 from calosim.models.checkpoints import load_module
 from calosim.models.teacher import Teacher
-from calosim.shapes import PixelConfig
-from calosim.shapes import PixelLogits
+from calosim.shapes import PixelConfig, PixelLogits
 from calosim.showers.datamodule import RootDataModule
 
 #: Logits of one row in batches of different size: float32 matrix products sum in another order.

@@ -288,7 +288,7 @@ def trained(run_folders, root_file, tmp_path_factory, fit):
     torch.manual_seed(0)
     student = Student(init_from=str(folder / "teacher"), flow=FlowChanges(dropout=0.1))
     before = {k: v.clone() for k, v in student.teacher.state_dict().items()}
-    trainer = fit(student, root_file, folder / "student")
+    trainer = fit(student, root_file, folder / "student", trainer={"limit_train_batches": 2, "limit_val_batches": 1})
     shutil.rmtree(folder / "teacher")
     return student, folder / "student", before, trainer
 

@@ -13,10 +13,12 @@ import torch
 
 from calosim import draws
 from calosim.detectors import DETECTORS
-from calosim.shapes import Coordinates, PixelConfig, from_plain, to_plain
+from calosim.shapes import Coordinates, PixelConfig, SplitConfig, from_plain, to_plain
 
 KINDS = {
     "pixels": PixelConfig(),
+    # All levels are coarse: nothing is left to draw.
+    "splits": SplitConfig(coarse_levels=99, hidden=8),
     "pixels, other settings": PixelConfig(noise=0.25, alpha=1e-5, standardize=False),
 }
 ROWS = 30
@@ -44,7 +46,7 @@ def made(request) -> dict[str, Coordinates]:
     """Every kind of coordinates for a detector, fitted."""
     found = {}
     for name, config in KINDS.items():
-        found[name] = config.build(DETECTORS[request.param])
+        found[name] = config.build(DETECTORS[request.param], 3)
         found[name].fit(make_images(found[name].shape), keys(9))
     return found
 
@@ -96,22 +98,13 @@ def test_the_expected_image_has_the_photons_and_the_noise(kind, made):
     x = torch.randn(ROWS, coordinates.size, generator=torch.manual_seed(1)).requires_grad_()
     with_noise, without = (coordinates.expected(x, total, noise=noise) for noise in (True, False))
     assert with_noise.shape == (ROWS, *coordinates.shape)
-    torch.testing.assert_close(without.sum((1, 2)), total.float(), rtol=SUMS, atol=SUMS * coordinates.size)
+    torch.testing.assert_close(without.sum((1, 2)), total.to(without), rtol=SUMS, atol=SUMS * coordinates.size)
     noise = (with_noise - without).sum((1, 2))
     assert (noise >= 0).all()
     torch.testing.assert_close(noise, noise.mean().expand(ROWS), rtol=1e-3, atol=0)
     (gradient,) = torch.autograd.grad(with_noise.square().sum(), x)
     assert torch.isfinite(gradient).all()
     assert gradient[2:].any(1).all()
-
-
-@every
-def test_what_pixels_leave_out_is_nothing(kind, made):
-    coordinates = made[kind]
-    left = coordinates.rest(make_images(coordinates.shape), torch.zeros(ROWS, 3))
-    assert left.shape == (ROWS,)
-    if kind.startswith("pixels"):
-        assert not left.any()
 
 
 @every
@@ -139,5 +132,5 @@ def test_settings_lead_back(kind):
 @pytest.mark.parametrize("kind", ["voxels", None])
 def test_unknown_kinds_are_refused(kind):
     plain = {**to_plain(PixelConfig()), "kind": kind}
-    with pytest.raises(ValueError, match=rf"unknown coordinates '?{kind}'?; expected one of pixels"):
+    with pytest.raises(ValueError, match=rf"unknown coordinates '?{kind}'?; expected one of splits, pixels"):
         from_plain(plain)
