@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from calosim.__main__ import main
-from calosim.flows import FlowConfig
 from calosim.models.teacher import Teacher
 from calosim.runs import Run
+from calosim.shapes import SplitConfig
 from calosim.showers.root import write
 from calosim.studies.layout import Table
 from calosim.studies.plan import load_plan
@@ -21,10 +21,25 @@ FILES = sorted(p.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml"))
 LIMITS = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
 LIMITS += ["--trainer.enable_progress_bar", "false", "--data.batch_size", "16"]
 SMALL = {
-    "Teacher": ["--model.flow.hidden", "[8,8]", "--model.flow.transforms", "1"],
+    "Teacher": [
+        "--model.coordinates.hidden",
+        "16",
+        "--model.coordinates.event",
+        "8",
+        "--model.coordinates.local_hidden",
+        "8",
+    ],
     "PhotonSum": ["--model.hidden", "[8]"],
-    "Student": ["--model.flow.hidden", "[8,8]"],
+    "Student": [],
     "FineTune": [],
+}
+PIXELS = ["--model.flow.hidden", "[8,8]", "--model.flow.transforms", "1"]
+#: Further files that an overlay of pixel coordinates needs below it, and whose teacher its students need.
+BELOW = {
+    "demo/pixels.yaml": ["coordinates/pixels.yaml"],
+    "demo/pixels-student.yaml": ["coordinates/pixels-student.yaml"],
+    "student/compact.yaml": ["coordinates/pixels-student.yaml"],
+    "study/short.yaml": ["coordinates/pixels-student.yaml"],
 }
 #: Which file an overlay lies on; others stand alone.
 BASES = {
@@ -36,6 +51,10 @@ BASES = {
     "demo/photons.yaml": "photons.yaml",
     "demo/teacher.yaml": "teacher.yaml",
     "demo/student.yaml": "student.yaml",
+    "coordinates/pixels.yaml": "teacher.yaml",
+    "coordinates/pixels-student.yaml": "student.yaml",
+    "demo/pixels.yaml": "teacher.yaml",
+    "demo/pixels-student.yaml": "student.yaml",
     "student/compact.yaml": "student.yaml",
     "student/diversity.yaml": "student.yaml",
     "student-focal_h.yaml": "student.yaml",
@@ -86,11 +105,11 @@ def showers_of(make_showers, root_file, once):
 def teacher_of(showers_of, run_folders, once, fit):
     """The run folder of a detector's teacher."""
 
-    def get(detector):
+    def get(detector, pixels):
         if detector == "zn":
-            return run_folders["teacher"]
+            return run_folders["teacher" if pixels else "splits"]
         few = {"limit_train_batches": 1, "limit_val_batches": 1}
-        teacher = Teacher(detector, FlowConfig(transforms=1, hidden=(8, 8), bins=4))
+        teacher = Teacher(detector, coordinates=SplitConfig(hidden=16, event=8, local_hidden=8))
         make = lambda folder: fit(teacher, showers_of(detector), folder, detector=detector, trainer=few)  # noqa: E731
         return once(f"{detector}-teacher", make)
 
@@ -104,10 +123,13 @@ def test_training_configuration(name, tmp_path, monkeypatch, showers_of, teacher
     base = BASES.get(name, name)
     detector = yaml.safe_load((CONF / name).read_text()).get("data", {}).get("detector", "zn")
     model = yaml.safe_load((CONF / base).read_text())["model"]["class_path"]
-    files = ["-c", str(CONF / base)] + (["-c", str(CONF / name)] if name != base else [])
-    words = [*LIMITS, *SMALL[model], "--data.files", str(showers_of(detector)), "--run", str(tmp_path / "run")]
+    layers = [base, *BELOW.get(name, []), *([name] if name != base else [])]
+    pixels = any("pixels" in layer for layer in layers)
+    files = [word for layer in layers for word in ("-c", str(CONF / layer))]
+    small = PIXELS if pixels and model == "Teacher" else SMALL[model]
+    words = [*LIMITS, *small, "--data.files", str(showers_of(detector)), "--run", str(tmp_path / "run")]
     if model in ("FineTune", "Student"):
-        words += ["--model.init_from", str(teacher_of(detector))]
+        words += ["--model.init_from", str(teacher_of(detector, pixels))]
     # The checkerboard callback generates; its default of 512 rows is for real trainings. The option reaches the last
     # callback of the list.
     if "CheckerboardValidation" in (CONF / base).read_text() and name.split("/")[-1] not in NOT_LAST:

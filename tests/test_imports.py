@@ -24,9 +24,8 @@ SOURCES = {
 FLOORS = (
     ("detectors", "draws", "files", "loggers", "particles", "pictures"),
     ("runs",),
-    ("metrics", "showers"),
+    ("flows", "metrics", "showers"),
     ("montecarlo", "shapes"),
-    ("flows",),
     ("models",),
     ("simulation",),
     ("evaluation",),
