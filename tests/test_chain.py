@@ -16,7 +16,7 @@ from calosim.runs import Run
 KINDS = {
     "splits": (
         ["conf/teacher.yaml"],
-        {"coarse_levels": 4, "coarse_steps": 2, "hidden": 16, "event": 8, "local_hidden": 8},
+        {"coarse_steps": 2, "hidden": 16, "event": 8, "local_hidden": 8},
     ),
     "pixels": (
         ["conf/teacher.yaml", "conf/coordinates/pixels.yaml"],

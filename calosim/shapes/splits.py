@@ -45,7 +45,7 @@ class SplitConfig:
     """Settings of split coordinates.
 
     Attributes:
-        coarse_levels: Levels of the coarse part; six are 8 x 8 cells and 63 nodes.
+        coarse_levels: Levels of the coarse part; four are 4 x 4 cells and 15 nodes.
         coarse_steps: Steps of a coarse level at most; nodes of one step do not see each other. 0: each has its own.
         hidden: Hidden units of the coarse part's layers.
         components: Logistics of a coarse node's mixture.
@@ -57,7 +57,7 @@ class SplitConfig:
         local_share: Share of the rows of a training batch whose local part is evaluated, for all.
     """
 
-    coarse_levels: int = 6
+    coarse_levels: int = 4
     coarse_steps: int = 4
     hidden: int = 256
     components: int = 4
