@@ -18,7 +18,8 @@ from calosim.studies.settings import simulated
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FILES = sorted(p.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml"))
-LIMITS = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
+#: The command reads 1 as all of them.
+LIMITS = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "2"]
 LIMITS += ["--trainer.enable_progress_bar", "false", "--data.batch_size", "16"]
 SMALL = {
     "Teacher": [

@@ -13,9 +13,9 @@ import yaml
 
 from calosim.runs import Run
 
-#: One batch of everything, quietly.
+#: A few batches of everything (the command reads 1 as all of them), quietly.
 QUICK = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.max_epochs", 1]
-QUICK += ["--trainer.limit_train_batches", 1, "--trainer.limit_val_batches", 1, "--data.batch_size", 16]
+QUICK += ["--trainer.limit_train_batches", 2, "--trainer.limit_val_batches", 2, "--data.batch_size", 16]
 TINY = ["--model.flow.hidden", "[8,8]", "--model.flow.transforms", 1, "--model.flow.bins", 4]
 #: A small checkerboard validation instead of the configuration's.
 CALLBACKS = json.dumps([{"class_path": "callbacks.CheckerboardValidation", "init_args": {"rows": 8, "pictures": 2}}])
@@ -60,14 +60,15 @@ def test_every_setting_can_be_overridden_one_by_one(resolved):
     assert (settings["best"]["monitor"], settings["last"]["filename"]) == ("val/ws", "last")
 
 
-def test_shipped_settings_are_found_from_anywhere(resolved, tmp_path, monkeypatch, error_of):
+def test_shipped_settings_are_found_from_anywhere(resolved, tmp_path, monkeypatch, command, capsys):
     monkeypatch.chdir(tmp_path)
     assert resolved("-c", "conf/teacher.yaml")["trainer"]["gradient_clip_val"] == 5.0  # base.yaml's
     # A local file of that name comes first.
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "teacher.yaml").write_text("model: {class_path: Teacher}\ntrainer: {max_epochs: 7}\n")
     assert resolved("-c", "conf/teacher.yaml")["trainer"]["max_epochs"] == 7
-    assert "conf/nothing.yaml: no such file" in error_of("fit", "-c", "conf/nothing.yaml")
+    assert command("fit", "-c", "conf/nothing.yaml") == 2
+    assert "calosim: error: conf/nothing.yaml: no such file" in capsys.readouterr().err
 
 
 def test_overrides_reach_the_run(root_file, tmp_path, command):

@@ -97,7 +97,7 @@ def test_bad_baselines(run_folders, tmp_path):
 def test_by_the_command_then_simulate_without_the_baseline(baseline, root_file, run_folders, showers, tmp_path, capfd):
     run = tmp_path / "run"
     words = ["--data.files", str(root_file), "--data.particle", "neutron", "--data.batch_size", "16"]
-    words += ["--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
+    words += ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "2"]
     words += ["--trainer.max_epochs", "2", "--trainer.callbacks.rows", "4", "--trainer.enable_progress_bar", "false"]
     command = ["fit", "-c", str(CONF / "finetune/gd.yaml"), "--model.init_from", str(baseline), *words]
     assert main([*command, "--run", str(run)]) == 0
