@@ -127,10 +127,11 @@ def test_training_configuration(name, tmp_path, monkeypatch, showers_of, teacher
     layers = [base, *BELOW.get(name, []), *([name] if name != base else [])]
     pixels = any("pixels" in layer for layer in layers)
     files = [word for layer in layers for word in ("-c", str(CONF / layer))]
-    small = PIXELS if pixels and model == "Teacher" else SMALL[model]
+    small = (PIXELS if model == "Teacher" else PIXELS[:2]) if pixels else SMALL[model]
     words = [*LIMITS, *small, "--data.files", str(showers_of(detector)), "--run", str(tmp_path / "run")]
     if model in ("FineTune", "Student"):
-        words += ["--model.init_from", str(teacher_of(detector, pixels))]
+        # Of pixels, whose one transformation is one stage of an unfreezing; those of splits need more epochs.
+        words += ["--model.init_from", str(teacher_of(detector, pixels or model == "FineTune"))]
     # The checkerboard callback generates; its default of 512 rows is for real trainings. The option reaches the last
     # callback of the list.
     if "CheckerboardValidation" in (CONF / base).read_text() and name.split("/")[-1] not in NOT_LAST:

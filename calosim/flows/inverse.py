@@ -60,6 +60,11 @@ class InverseSplits(nn.Module):
         components: Components of a mixture K.
     """
 
+    _source: Tensor
+    _mask_first: Tensor
+    _mask_second: Tensor
+    _mask_output: Tensor
+
     def __init__(
         self, source: Tensor, child: Tensor, steps: Tensor, context: int, hidden: int = 256, components: int = 4
     ) -> None:

@@ -52,6 +52,12 @@ class MaskedSplits(nn.Module):
 
     source: Tensor
     child: Tensor
+    _steps: Tensor
+    _units: Tensor
+    _mask_first: Tensor
+    _mask_second: Tensor
+    _mask_output: Tensor
+    _mask_skip: Tensor
 
     def __init__(
         self, source: Tensor, child: Tensor, steps: Tensor, context: int, hidden: int = 256, components: int = 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -48,6 +49,6 @@ class WarmupCosine(LRScheduler):
         done = min(1.0, step / self.total_steps)
         return rise * (self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """The learning rates of the parameter groups."""
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]

@@ -146,5 +146,5 @@ class ShapeModule(CalosimModule):
             raise ValueError("counts come out exactly: there is nothing to round")
         with evaluating(self):
             keys = draws.row_keys(rows, draws.BASE_STREAM, seed)
-            points = self.coordinates.points  # type: ignore[union-attr]
+            points: Any = self.coordinates.points
             return points(self.flow, self.context(particles, photon_sum), keys)

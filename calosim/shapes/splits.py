@@ -16,7 +16,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +114,7 @@ class SplitCoordinates(Coordinates):
     order: Tensor
     rank: Tensor
     nodes: tuple[Tensor, Tensor, Tensor]
+    local: Sequence[LevelSplits]
     per = 1
 
     def __init__(self, detector: Detector, context: int, config: SplitConfig | None = None):
@@ -134,7 +135,7 @@ class SplitCoordinates(Coordinates):
         self.event = None
         if below:
             self.event = EventNetwork(below[0].cells + context, config.event, config.local_hidden, len(below))
-        self.local = nn.ModuleList(
+        self.local = nn.ModuleList(  # type: ignore[assignment]
             LevelSplits(level, detector, config.reach, config.phases, config.local_hidden, config.local_components)
             for level in below
         )
@@ -222,10 +223,9 @@ class SplitCoordinates(Coordinates):
             nodes, light = local.occupied(grid), local.light(grid, context.dtype)
             k = local.level.first_counts(children).take(nodes.place)
             parts.append((nodes.row, k, nodes.n, local(nodes, light, local.lean(nodes, k, light), event, end)))
-        row, k, n, parameters = zip(*parts, strict=True)
+        row, k, n = (torch.cat(part) for part in list(zip(*parts, strict=True))[:3])
         # Columns first, as they come.
-        parameters = torch.cat([p.T for p in parameters], 1).T
-        row, k, n = (torch.cat(part) for part in (row, k, n))
+        parameters = torch.cat([part[3].T for part in parts], 1).T
         mass = mixture.log_mass(k, n, parameters)
         return mass.new_zeros(len(context)).index_add(0, row, mass)
 

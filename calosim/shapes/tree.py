@@ -14,6 +14,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -141,6 +142,7 @@ class SplitTree(nn.Module):
 
     source: Tensor
     child: Tensor
+    levels: Sequence[Level]
 
     def __init__(self, shape: tuple[int, int]):
         super().__init__()
@@ -154,7 +156,7 @@ class SplitTree(nn.Module):
                 levels.append(Level(edges, axis))
                 edges = levels[-1].halves
             axis = 1 - axis
-        self.levels = nn.ModuleList(levels)
+        self.levels = nn.ModuleList(levels)  # type: ignore[assignment]
         self.starts = [0]
         owner, which = torch.full((1, 1, 1), -1), torch.zeros(1, 1, 1, dtype=torch.int64)
         sources, children = [owner[0, 0, :0]], [owner[0, 0, :0]]
