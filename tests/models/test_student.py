@@ -19,10 +19,11 @@ from calosim.flows import FlowChanges, FlowConfig, Permutation, trace, units
 from calosim.models.base import step_keys
 from calosim.models.distillation import ChannelLoss, LossWeights, StudentLosses
 from calosim.models.losses import distillation
+from calosim.models.pairing import CountPairing
 from calosim.models.shape import ShapeModule
 from calosim.models.student import Student
 from calosim.models.teacher import Teacher
-from calosim.shapes import PixelConfig
+from calosim.shapes import PixelConfig, SplitConfig
 from calosim.showers.datamodule import RootDataModule
 from calosim.simulation.simulator import FastSimulator
 
@@ -57,7 +58,9 @@ def teacher_file(datamodule, tmp_path_factory):
     def make(analytic=True, **arguments):
         torch.manual_seed(1)
         teacher = Teacher(
-            "zn", FlowConfig(**{"transforms": 2, "hidden": (8, 8), "bins": 3, "dropout": 0.5, **arguments})
+            "zn",
+            FlowConfig(**{"transforms": 2, "hidden": (8, 8), "bins": 3, "dropout": 0.5, **arguments}),
+            PixelConfig(),
         )
         showers = datamodule.showers("train")
         teacher.features.fit(torch.from_numpy(showers.particles), torch.from_numpy(showers.photon_sum))
@@ -101,7 +104,8 @@ def test_a_student_that_is_the_teacher_has_neither_loss_nor_gradient(transforms,
 
 def test_pairing_tells_transformations_apart(teacher_file, batch):
     student = Student(init_from=teacher_file(transforms=3), start="teacher").double()
-    x, _, context = student.inputs(batch)
+    images, context, keys = student.inputs(batch)
+    x, _ = student.coordinates.encode(images, keys)
     taught = trace(student.teacher.flow, x, context)
     made = trace(student.flow, taught.states[-1], context)
     assert distillation(taught.parameters, made.parameters).max() < ZERO
@@ -117,7 +121,8 @@ def test_losses_are_their_equations(teacher_file, batch):
         .eval()
     )
     parts = student.parts(batch, step=5)
-    x, _, context = student.inputs(batch, step=5)
+    images, context, keys = student.inputs(batch, step=5)
+    x, _ = student.coordinates.encode(images, keys)
     ours, theirs = student.flow(context).transform, student.teacher.flow(context).transform
     made = ours.inv(theirs(x))
     torch.testing.assert_close(parts["x_outputs"], (made - x).square().mean(1))
@@ -274,7 +279,57 @@ def test_a_teacher_that_does_not_fit_is_refused(arguments, said, teacher_file):
 
 def test_a_student_needs_a_teacher_to_train(root_file, tmp_path, fit):
     with pytest.raises(ValueError, match=r"--model\.init_from"):
-        fit(Student("zn", flow=FlowChanges(transforms=1, hidden=(8,), bins=2)), root_file, tmp_path)
+        fit(Student("zn"), root_file, tmp_path)
+
+
+# -- split coordinates -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counting(batch, tmp_path):
+    """A teacher of split coordinates whose network reads the context only, and its student with the same weights."""
+    torch.manual_seed(2)
+    teacher = Teacher(coordinates=SplitConfig(hidden=16, event=8, local_hidden=8))
+    teacher.features.fit(batch["particles"], batch["images"].flatten(1).sum(1))
+    with torch.no_grad():
+        for parameter in teacher.flow.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        teacher.flow.first.weight.zero_()
+        teacher.flow.skip.weight.zero_()
+    checkpoint = {"state_dict": teacher.state_dict()}
+    teacher.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "teacher.ckpt")
+    losses = StudentLosses(channel=ChannelLoss(1.0), center=1.0)
+    student = Student(init_from=str(tmp_path / "teacher.ckpt"), start="teacher", losses=losses)
+    with torch.no_grad():
+        student.flow.first.weight.zero_()
+        student.flow.first.bias.copy_(teacher.flow.first.bias)
+    return student.double()
+
+
+def test_a_student_of_splits_that_is_the_teacher_has_no_loss(counting, batch):
+    parts = counting.parts(batch, step=3)
+    assert set(parts) == {"x_outputs", "x_parameters", "z_outputs", "z_parameters", "kl", "channel", "center"}
+    for name in ("x_outputs", "x_parameters", "z_outputs", "z_parameters", "channel"):
+        assert float(parts[name].detach().max()) < 1e-12, name
+    assert float(parts["kl"].detach().abs().max()) < 1e-9
+
+
+def test_a_student_of_splits_learns_the_coarse_part_only(counting, batch):
+    counting.objective(counting.parts(batch, step=3)).mean().backward()
+    assert all(p.grad is None and not p.requires_grad for p in counting.coordinates.parameters())
+    assert all(torch.isfinite(p.grad).all() for p in counting.flow.parameters())
+    assert any(p.grad.abs().max() > 0 for p in counting.flow.parameters())
+
+
+def test_a_student_of_splits_answers_in_one_pass_what_its_noise_says(counting, batch):
+    """The image of the noise that the teacher makes of an image has its coarse counts, if the student is the teacher."""
+    images, context, keys = counting.inputs(batch)
+    found = CountPairing(counting.coordinates, counting.teacher.flow, counting.flow).from_data(images, context, keys)
+    torch.testing.assert_close(found.made, found.data, rtol=0, atol=1e-6)
+    sums = images.flatten(1).sum(1)
+    coarse = counting.coordinates.decode(found.made, sums)
+    assert torch.equal(coarse, counting.coordinates.tree.grids(images.long())[counting.coordinates.coarse_levels])
 
 
 # -- checkpoints ----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from calosim.flows import FlowConfig
 from calosim.models.photons import PhotonSum
 from calosim.models.teacher import Teacher
 from calosim.runs import FORMAT, Run
+from calosim.shapes import PixelConfig
 from calosim.showers.reading import read
 from calosim.simulation.ensemble import save_ensemble
 from calosim.simulation.simulator import FastSimulator, NoiseRemoval, generate
@@ -128,7 +129,7 @@ def test_ensembles_that_cannot_be(ensemble, run_folders, tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             save_ensemble(tmp_path / "new", teacher, members)
-    default, member = Teacher.load(teacher), Teacher("zp", FlowConfig(transforms=1, hidden=(8,), bins=4))
+    default, member = Teacher.load(teacher), Teacher("zp", FlowConfig(transforms=1, hidden=(8,), bins=4), PixelConfig())
     with pytest.raises(ValueError, match="a shape model of ZN and a member lambda of ZP"):
         FastSimulator(default, members={3122: member})
     assert not list(tmp_path.glob("*new*"))
