@@ -1,4 +1,4 @@
-"""Fine-tuning from one end of the flow: its transformations thaw one by one, and what is frozen does not move by a bit."""
+"""Fine-tuning from one end of the model: its parts thaw one by one, and what is frozen does not move by a bit."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ __all__ = ["GradualUnfreezing"]
 
 
 class GradualUnfreezing(pl.Callback):
-    r"""Trains one transformation of a flow first, then two, and so on.
+    r"""Trains one part of a shape model first, then two, and so on.
 
-    In stage :math:`s = 0, 1, \dots` the first :math:`s + 1` transformations train, counted from the side where ``order``
+    Parts are what the module's ``stages(side)`` says: the transformations of a pixel flow, or the coarse part of split
+    coordinates and the levels below it.
+
+    In stage :math:`s = 0, 1, \dots` the first :math:`s + 1` parts train, counted from the side where ``order``
     begins; none freezes again. Parameters outside of the flow always train.
 
     Frozen means that neither the values nor the optimizer's state change: all parameters belong to the optimizer, and to
@@ -33,13 +36,13 @@ class GradualUnfreezing(pl.Callback):
 
     Args:
         order: ``GD`` begins at the Gaussian side (the published ND), ``DG`` at the data side (DN).
-        stages: Epochs of each stage. ``equal`` gives each transformation a stage; where epochs do not divide, the first
+        stages: Epochs of each stage. ``equal`` gives each part a stage; where epochs do not divide, the first
             stages have one more. A list may be shorter than the flow: what it leaves out never thaws. The last stage
             lasts until the end of the training, whatever its number.
         lr_factors: The learning rate of a stage relative to what optimizer and scheduler say: a list with one factor for
             each stage, or one number that every further stage is multiplied by again.
-        context: When the layers that see the primary and the photon sum, the first of each transformation, train:
-            ``unit``: with their transformation; ``all``: all of them from the first stage; ``none``: never.
+        context: When the layers that see the primary and the photon sum, the first of each part, train:
+            ``unit``: with their part; ``all``: all of them from the first stage; ``none``: never.
 
     Raises:
         ValueError: If an argument is out of range, the epochs do not suffice for the stages, or the module has no flow.
@@ -102,20 +105,20 @@ class GradualUnfreezing(pl.Callback):
             self._thaws += [(p, s) for p in part.parameters if p.requires_grad]
             self._thaws += [(p, first) for p in part.context if p.requires_grad]
 
-    def _divide(self, transforms: int, epochs: int) -> list[int]:
+    def _divide(self, parts: int, epochs: int) -> list[int]:
         """The first epoch of each stage."""
         if isinstance(self.stages, str):
-            if epochs < transforms:
+            if epochs < parts:
                 got = "an unknown number of them" if epochs < 0 else f"max_epochs {epochs}"
                 raise ValueError(
-                    f"GradualUnfreezing: expected at least one epoch for each of {transforms} transformations, got {got}"
+                    f"GradualUnfreezing: expected at least one epoch for each of {parts} parts, got {got}"
                 )
-            lengths = [epochs // transforms + (s < epochs % transforms) for s in range(transforms)]
+            lengths = [epochs // parts + (s < epochs % parts) for s in range(parts)]
         else:
             lengths = self.stages
-        if len(lengths) > transforms:
+        if len(lengths) > parts:
             raise ValueError(
-                f"GradualUnfreezing: expected up to {transforms} stages, one a transformation, got {len(lengths)}"
+                f"GradualUnfreezing: expected up to {parts} stages, one a part, got {len(lengths)}"
             )
         starts = [0, *accumulate(lengths)][:-1]
         if 0 <= epochs <= starts[-1]:

@@ -339,7 +339,7 @@ def test_stages_of_the_epochs(epochs, stages, starts):
 @pytest.mark.parametrize(
     ("settings", "epochs", "said"),
     [
-        ({}, 2, "one epoch for each of 3 transformations, got max_epochs 2"),
+        ({}, 2, "one epoch for each of 3 parts, got max_epochs 2"),
         ({}, -1, "an unknown number"),
         ({"stages": [1, 1, 1, 1]}, 9, "up to 3 stages"),
         ({"stages": [2, 2, 2]}, 4, "begins after 4 epochs"),
