@@ -83,7 +83,7 @@ def teacher(optimizer: str = "adam", **settings: Any) -> Teacher:
 
 @pytest.fixture(scope="module")
 def root_file(make_showers, tmp_path_factory) -> Path:
-    """The smallest detector: three batches of an epoch."""
+    """The smallest detector."""
     path = tmp_path_factory.mktemp("data") / "focal_h.root"
     showers = make_showers("focal_h", responses=4)
     write(path, showers)
@@ -110,8 +110,9 @@ def fit(
         enable_model_summary=False,
         default_root_dir=folder,
         limit_train_batches=3,
+        limit_val_batches=1,
         **more,
-    ).fit(module, RootDataModule(str(file), "focal_h", batch_size=48), ckpt_path=resume)
+    ).fit(module, RootDataModule(str(file), "focal_h", batch_size=16), ckpt_path=resume)
 
 
 def names_of(module: Teacher, order: str) -> list[set[str]]:

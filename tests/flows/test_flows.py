@@ -94,10 +94,8 @@ def test_jacobian_is_triangular_and_its_determinant_is_reported(builder, shape, 
         torch.testing.assert_close(diagonal[0][unit.order], full.diagonal().log(), **EXACT)
 
     noise, ladj = flow(c).transform.call_and_ladj(x)
-    full = torch.stack(
-        [torch.autograd.functional.jacobian(flow(None if c is None else c[i]).transform, x[i]) for i in range(2)]
-    )
-    torch.testing.assert_close(torch.linalg.slogdet(full)[1], ladj[:2], rtol=0, atol=1e-7)
+    full = torch.autograd.functional.jacobian(flow(None if c is None else c[0]).transform, x[0])
+    torch.testing.assert_close(torch.linalg.slogdet(full)[1], ladj[0], rtol=0, atol=1e-7)
     expected = -0.5 * (noise**2).sum(-1) - 0.5 * shape[0] * math.log(2 * math.pi) + ladj
     torch.testing.assert_close(flow(c).log_prob(x), expected, **EXACT)
 
