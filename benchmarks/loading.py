@@ -22,8 +22,8 @@ from calosim.files import markdown_table
 from calosim.flows import FlowConfig
 from calosim.models.base import fit_sample
 from calosim.models.teacher import Teacher
-from calosim.shapes import PixelConfig
 from calosim.montecarlo import simulate
+from calosim.shapes import PixelConfig
 from calosim.showers import write
 from calosim.showers.datamodule import RootDataModule
 

@@ -110,16 +110,12 @@ class GradualUnfreezing(pl.Callback):
         if isinstance(self.stages, str):
             if epochs < parts:
                 got = "an unknown number of them" if epochs < 0 else f"max_epochs {epochs}"
-                raise ValueError(
-                    f"GradualUnfreezing: expected at least one epoch for each of {parts} parts, got {got}"
-                )
+                raise ValueError(f"GradualUnfreezing: expected at least one epoch for each of {parts} parts, got {got}")
             lengths = [epochs // parts + (s < epochs % parts) for s in range(parts)]
         else:
             lengths = self.stages
         if len(lengths) > parts:
-            raise ValueError(
-                f"GradualUnfreezing: expected up to {parts} stages, one a part, got {len(lengths)}"
-            )
+            raise ValueError(f"GradualUnfreezing: expected up to {parts} stages, one a part, got {len(lengths)}")
         starts = [0, *accumulate(lengths)][:-1]
         if 0 <= epochs <= starts[-1]:
             raise ValueError(
