@@ -43,7 +43,8 @@ def test_the_likelihood_does_not_depend_on_the_standardization(showers):
     teacher.features.fit(batch["particles"], batch["images"].flatten(1).sum(1))
     with torch.no_grad():
         got = teacher.log_likelihood(batch)
-        x, _, context = teacher.inputs(batch)
+        images, context, keys = teacher.inputs(batch)
+        x, _ = teacher.coordinates.encode(images, keys)
         mean, scale = teacher.coordinates.mean, teacher.coordinates.scale
         plain = x * scale + mean
         density = teacher.flow(context).log_prob((plain - mean) / scale)
@@ -58,9 +59,14 @@ def test_training_noise_changes_with_the_epoch_and_validation_noise_does_not(sho
         "rows": torch.arange(5),
     }
     teacher = Teacher(flow=TINY, coordinates=PixelConfig())
-    epochs = [teacher.inputs(batch, epoch)[0] for epoch in (-1, 0, 1)]
+
+    def encoded(step):
+        images, _, keys = teacher.inputs(batch, step)
+        return teacher.coordinates.encode(images, keys)[0]
+
+    epochs = [encoded(epoch) for epoch in (-1, 0, 1)]
     for k in range(3):
-        assert torch.equal(teacher.inputs(batch, k - 1)[0], epochs[k])
+        assert torch.equal(encoded(k - 1), epochs[k])
         assert not torch.allclose(epochs[k], epochs[k - 1])
 
 
