@@ -7,7 +7,7 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +16,9 @@ import torch
 
 from calosim import __version__
 from calosim.evaluation.answers import TITLES, Answers, Candidate, ask, measure, packed_answers
+from calosim.evaluation.classifier import judge_by_classifier
 from calosim.evaluation.photons import photon_report
-from calosim.evaluation.protocol import Protocol
+from calosim.evaluation.protocol import ClassifierOptions, Protocol
 from calosim.evaluation.references import Reference, find_references
 from calosim.evaluation.rounding import best_noise_removals
 from calosim.evaluation.selection import Selection, check_splits, select_rows, trained_data
@@ -28,6 +29,8 @@ from calosim.models.shape import ShapeModule
 from calosim.particles import STUDY_PARTICLES, particle_symbol
 from calosim.runs import git_hash
 from calosim.showers.datamodule import RootDataModule, describe
+from calosim.showers.reading import read
+from calosim.showers.record import Showers
 from calosim.simulation.simulator import FastSimulator, NoiseRemoval, pick_device
 
 __all__ = ["Models", "evaluate"]
@@ -78,6 +81,7 @@ def evaluate(
     floor: str | None = None,
     references: bool = True,
     protocol: Protocol = Protocol(),
+    classifier: ClassifierOptions = ClassifierOptions(),
     device: str = "auto",
     quiet: bool = False,
 ) -> None:
@@ -95,6 +99,7 @@ def evaluate(
             it, one half of each input's responses answers for the other, on whose rows alone the floor is judged then.
         references: Whether the floor and the trivial model are judged too.
         protocol: Which rows are judged, and how often they are answered.
+        classifier: Whether and how judges try to tell generated responses from the Monte Carlo's.
         device: auto, cpu, cuda or mps.
         quiet: Show no progress.
     """
@@ -102,12 +107,15 @@ def evaluate(
     judge = data or models.paths[0]
     check_writable(out)
     work = _prepare(models, judge, files, data is not None, protocol, device)
+    other = None
     if references:
-        work.references.update(find_references(work.data, protocol.split, work.rows, floor))
+        other = read(floor, work.data.detector.name) if floor else None
+        work.references.update(find_references(work.data, protocol.split, work.rows, other))
     results: dict[str, Any] = {"calosim": __version__, "git": git_hash()}
-    results |= {"arguments": {**given, **asdict(models), **asdict(protocol)}, **_description(work, floor)}
+    results |= {"arguments": {**given, **asdict(models), **asdict(protocol), **asdict(classifier)}}
+    results |= _description(work, floor)
     results["photon_sum"] = _judge_sums(work)
-    images, arrays = ({}, {}) if models.shape is None else _judge_images(work, quiet)
+    images, arrays = ({}, {}) if models.shape is None else _judge_images(work, classifier, other, quiet)
     _save(Path(out), results | images, arrays, work)
 
 
@@ -121,6 +129,7 @@ class _Work:
     exceptions: dict[int, int]
     photons: dict[str, PhotonSum]
     data: RootDataModule
+    particle: int | None
     rows: Selection
     references: dict[str, Reference]
 
@@ -142,7 +151,7 @@ def _prepare(
     rows = select_rows(data, protocol, particle)
     if not len(rows):
         raise ValueError(f"{', '.join(data.files)}: the {protocol.split} split has no row to evaluate")
-    return _Work(models, protocol, where, exceptions, photons, data, rows, {})
+    return _Work(models, protocol, where, exceptions, photons, data, particle, rows, {})
 
 
 def _description(work: _Work, floor: str | None) -> dict[str, Any]:
@@ -186,11 +195,13 @@ def _judge_sums(work: _Work) -> dict[str, dict[str, dict[str, float]]]:
     return report
 
 
-def _judge_images(work: _Work, quiet: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _judge_images(
+    work: _Work, classifier: ClassifierOptions, other: Showers | None, quiet: bool
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Images that simulation and references answer with, against the Monte Carlo's.
 
     Returns:
-        Results: ``noise_removal``, ``images`` by candidate, and the ``monte_carlo`` itself; and the arrays of
+        Results: ``noise_removal``, ``images`` by candidate, the ``monte_carlo`` itself, and ``classifier``; and the arrays of
         ``answers.npz``.
     """
     rows, protocol = work.rows, work.protocol
@@ -208,6 +219,8 @@ def _judge_images(work: _Work, quiet: bool) -> tuple[dict[str, Any], dict[str, n
     fair = {title: work.fair(name) for name, title in TITLES.items()}
     results["images"] = {title: measured(answer, fair[title]) for title, answer in answers.items()}
     results["monte_carlo"] = measured(itself, np.ones(len(rows), dtype=bool))["mean"]
+    if classifier.classifier:
+        results["classifier"] = _judge_by_classifier(work, simulator, classifier, other, quiet)
     # Answers to a part of the rows cannot be compared row by row.
     whole = {title: answer for title, answer in answers.items() if fair[title].all()}
     return results, {
@@ -216,6 +229,16 @@ def _judge_images(work: _Work, quiet: bool) -> tuple[dict[str, Any], dict[str, n
         **{"reference": reference, "reference_profile": itself.profile},
         **packed_answers(whole),
     }
+
+
+def _judge_by_classifier(
+    work: _Work, simulator: FastSimulator, options: ClassifierOptions, other: Showers | None, quiet: bool
+) -> dict[str, Any]:
+    """The classifier test of the simulation, on rows of its own: more than the metrics may have been asked for."""
+    wanted = replace(work.protocol, rows=options.classifier_rows, rows_of_each=None)
+    rows = select_rows(work.data, wanted, work.particle)
+    models = _candidates(replace(work, rows=rows, references={}), simulator)
+    return judge_by_classifier(models, rows, wanted.responses, other, options, wanted.seed, quiet)
 
 
 def _simulator(work: _Work, quiet: bool) -> tuple[FastSimulator, dict[str, Any]]:

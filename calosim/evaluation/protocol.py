@@ -1,11 +1,11 @@
-"""The settings of an evaluation that travel together: which rows, and how often they are answered."""
+"""The settings of an evaluation that travel together: which rows, how often they are answered, and who judges."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Protocol"]
+__all__ = ["ClassifierOptions", "Protocol"]
 
 
 @dataclass(frozen=True)
@@ -44,3 +44,27 @@ class Protocol:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"expected {name} of at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class ClassifierOptions:
+    """Whether and how judges try to tell generated responses from the Monte Carlo's.
+
+    Attributes:
+        classifier: Whether the shape model and the full chain take the classifier test, minutes for each; with a floor file
+            so does the Monte Carlo itself, as it is and damaged, to show how good the judges are.
+        classifier_rows: About that many rows at most take it, of the whole split, whatever else is judged.
+        classifier_seeds: Trainings of each judge, each tested on another fifth of the primaries; five test all of them.
+
+    Raises:
+        ValueError: If one of the numbers is below 1.
+    """
+
+    classifier: bool = True
+    classifier_rows: int = 9000
+    classifier_seeds: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("classifier_rows", "classifier_seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")

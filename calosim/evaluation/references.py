@@ -12,10 +12,9 @@ import torch
 from calosim import draws
 from calosim.evaluation.selection import Selection, rank_within
 from calosim.showers.datamodule import RootDataModule
-from calosim.showers.reading import read
 from calosim.showers.record import Showers
 
-__all__ = ["Pool", "Reference", "find_references"]
+__all__ = ["Pool", "Reference", "find_references", "floor_of_simulation"]
 
 
 class Pool:
@@ -149,7 +148,7 @@ def trivial_model(data: RootDataModule, rows: Selection) -> Reference:
 
 
 def find_references(
-    data: RootDataModule, split: Literal["test", "val"], rows: Selection, floor: str | None
+    data: RootDataModule, split: Literal["test", "val"], rows: Selection, other: Showers | None
 ) -> dict[str, Reference]:
     """Floor and trivial model by their short names.
 
@@ -157,9 +156,9 @@ def find_references(
         data: The data set.
         split: The split of the judged rows.
         rows: The judged rows.
-        floor: A file of the same primaries simulated with another seed, if there is one.
+        other: Showers of the same primaries simulated with another seed, if there are any.
     """
-    own = floor_of_simulation(read(floor, data.detector.name), rows) if floor else floor_of_halves(data, split, rows)
+    own = floor_of_halves(data, split, rows) if other is None else floor_of_simulation(other, rows)
     return {"floor": own, "trivial": trivial_model(data, rows)}
 
 

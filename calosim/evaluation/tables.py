@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from calosim.evaluation.classifier import classifier_rows, classifier_tables
 from calosim.evaluation.photons import INTERVALS, shown_particles
 from calosim.files import csv_text, markdown_table
 from calosim.particles import particle_code, particle_symbol
@@ -46,6 +47,7 @@ def as_markdown(results: dict[str, Any]) -> str:
         head += f" The floor's sample lacks the primaries of {lacking} rows; others of their type answer there."
     tables = [_metric_table(images, names, *metric) for metric in METRICS[:PRINTED]] if images else []
     tables += [_photon_table(sums, names)] if sums else []
+    tables += classifier_tables(results.get("classifier", {}))
     return "\n\n".join([head, *tables]) + "\n"
 
 
@@ -83,6 +85,8 @@ def _title(name: str) -> str:
 def as_csv(results: dict[str, Any]) -> str:
     """All numbers of the results as CSV: candidate, metric, particle type or channel, mean and standard deviation.
 
+    The classifier test's areas under the ROC curve have their standard errors in that column.
+
     Args:
         results: The content of ``evaluation.json``.
     """
@@ -91,6 +95,7 @@ def as_csv(results: dict[str, Any]) -> str:
         for key in result["mean"]:
             metric = max((m for m, _, _ in METRICS if key.startswith(f"{m}_")), key=len)
             rows.append([candidate, metric, key[len(metric) + 1 :], result["mean"][key], result["std"][key]])
+    rows += classifier_rows(results.get("classifier", {}))
     for model, report in results["photon_sum"].items():
         for particle, values in report.items():
             rows += [[model, f"photon_sum_{key}", particle, value, ""] for key, value in values.items()]

@@ -1,19 +1,27 @@
-"""How well generated responses agree with the Monte Carlo: channel metrics, diversity, paired bootstrap."""
+"""How well generated responses agree with the Monte Carlo: channel metrics, diversity, paired bootstrap, classifier test."""
 
 from calosim.metrics.bootstrap import Bootstrap, contrast, resample, resampled_mean, resampled_wasserstein
+from calosim.metrics.classifier import ClassifierResult, ClassifierSettings, classifier_test
 from calosim.metrics.conditional import ConditionalMAE, DispersionRatio, JaccardError, channel_metrics
+from calosim.metrics.controls import classifier_controls
+from calosim.metrics.features import shower_features
 from calosim.metrics.wasserstein import CheckerboardWasserstein
 
 # The functions `wasserstein` and `diversity` are imported from their modules, which have the same names.
 __all__ = [
     "Bootstrap",
     "CheckerboardWasserstein",
+    "ClassifierResult",
+    "ClassifierSettings",
     "ConditionalMAE",
     "DispersionRatio",
     "JaccardError",
     "channel_metrics",
+    "classifier_controls",
+    "classifier_test",
     "contrast",
     "resample",
     "resampled_mean",
     "resampled_wasserstein",
+    "shower_features",
 ]

@@ -1,0 +1,143 @@
+"""Whether judges can tell a simulation's responses from the Monte Carlo's, beside what they make of the Monte Carlo itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from calosim.evaluation.answers import Candidate
+from calosim.evaluation.protocol import ClassifierOptions
+from calosim.evaluation.references import floor_of_simulation
+from calosim.evaluation.selection import Selection
+from calosim.files import markdown_table
+from calosim.metrics.classifier import MIN_PRIMARIES, ClassifierSettings, classifier_test
+from calosim.metrics.controls import classifier_controls
+from calosim.showers.record import Showers
+
+__all__ = ["classifier_rows", "classifier_tables", "judge_by_classifier"]
+
+#: The share of photons moved by one pixel that shows the judges' power.
+DAMAGE = 0.1
+#: What tables call the controls, by the short names that files use.
+CONTROLS = {
+    "mc": "control: Monte Carlo, other seed",
+    f"damaged_{100 * DAMAGE:02.0f}": f"power: Monte Carlo, {100 * DAMAGE:.0f} % of photons moved by one pixel",
+}
+#: The judge that sees no response.
+PRIMARY = "control: the primary alone"
+#: How many groups of features the tables show.
+SHOWN = 5
+
+
+def judge_by_classifier(
+    candidates: dict[str, Candidate],
+    rows: Selection,
+    responses: int,
+    other: Showers | None,
+    options: ClassifierOptions,
+    seed: int,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Lets the judges of :mod:`calosim.metrics.classifier` tell one response to each row from the Monte Carlo's.
+
+    Args:
+        candidates: The models by title; row numbers count rows times ``responses``, as those of
+            :func:`calosim.evaluation.answers.ask`.
+        rows: The rows, all of which are answered.
+        responses: What the row numbers count; the first response to each row is judged.
+        other: Showers of the same primaries simulated with another seed, for the controls; none without it.
+        options: How often judges are trained.
+        seed: Seed of the draws of the controls' responses and of the judges.
+        quiet: Show no progress.
+
+    Returns:
+        ``rows`` and ``inputs`` that were judged, results of the ``candidates`` by title and of the ``controls`` by short
+        name, see :class:`calosim.metrics.ClassifierResult`; or the ``reason`` why there are none.
+    """
+    showers, inputs = rows.showers, len(np.unique(rows.inputs))
+    found: dict[str, Any] = {"rows": len(rows), "inputs": inputs}
+    if inputs < MIN_PRIMARIES:
+        return {**found, "reason": f"needs {MIN_PRIMARIES} primaries or more, the rows to judge have {inputs}"}
+    settings = ClassifierSettings(seeds=options.classifier_seeds, rows=len(rows), seed=seed)
+    known = (showers.particles, rows.inputs, showers.geometry)
+    found["candidates"] = {}
+    for title, candidate in candidates.items():
+        generated = _answered(title, candidate, rows, responses, quiet)
+        found["candidates"][title] = classifier_test(showers.images, generated, *known, settings, quiet).to_dict()
+    if other is None:
+        return found
+    floor = floor_of_simulation(other, rows)
+    # Rows whose primary the other simulation lacks would be answered by responses to other primaries.
+    own = np.flatnonzero(floor.pool.has(floor.keys))
+    inputs = len(np.unique(rows.inputs[own]))
+    if inputs < MIN_PRIMARIES:
+        return {**found, "controls_reason": f"needs {MIN_PRIMARIES} primaries or more, the floor's sample has {inputs}"}
+    second = floor.answers(own, seed, own * responses)
+    known = (showers.particles[own], rows.inputs[own], showers.geometry)
+    controls = classifier_controls(showers.images[own], second, *known, settings, (DAMAGE,), quiet)
+    return {**found, "controls": {name: result.to_dict() for name, result in controls.items()}}
+
+
+def _answered(title: str, candidate: Candidate, rows: Selection, responses: int, quiet: bool) -> np.ndarray:
+    """One response to each row, photon counts with shape (N, nx, ny)."""
+    numbers = np.arange(len(rows)) * responses
+    batches = np.split(numbers, range(1024, len(numbers), 1024))
+    progress = tqdm(batches, desc=f"classifier test, {title}", disable=True if quiet else None, leave=False)
+    return np.concatenate([candidate(0, batch) for batch in progress])
+
+
+def classifier_tables(results: dict[str, Any]) -> list[str]:
+    """The test as Markdown: what it is of, areas under the ROC curve, and what gives each candidate away.
+
+    Args:
+        results: From :func:`judge_by_classifier`; nothing of nothing.
+    """
+    if not results:
+        return []
+    if "reason" in results:
+        return [f"No classifier test: it {results['reason']}."]
+    head = (
+        f"Classifier test on {results['rows']} rows of {results['inputs']} primaries; area under the ROC curve ± its "
+        "standard error by bootstrap over primaries: 0.5 where a judge cannot tell generated from Monte Carlo, 1 where it "
+        "always can. The AUC of a single feature is above 0.5 where generated responses have more of it."
+    )
+    if "controls_reason" in results:
+        head += f" No controls: the test {results['controls_reason']}."
+    judges = ("images", "features")
+    controls = results.get("controls", {})
+    named = results["candidates"] | {CONTROLS[name]: result for name, result in controls.items()}
+    rows = [[title, *(_area(result["verdicts"][judge]) for judge in judges)] for title, result in named.items()]
+    if controls:
+        rows.append([PRIMARY, "–", _area(controls["mc"]["verdicts"]["primary"])])
+    areas = markdown_table(["classifier test", *(f"AUC {judge}" for judge in judges)], rows)
+    return [head, areas, *(_feature_table(title, result) for title, result in results["candidates"].items())]
+
+
+def _area(verdict: dict[str, float]) -> str:
+    return f"{verdict['auc']:.3f} ± {verdict['error']:.3f}"
+
+
+def _feature_table(title: str, result: dict[str, Any]) -> str:
+    """The groups of features that give a candidate away, the most important first."""
+    rows = [
+        [group["meaning"], f"{group['importance']:.3f}", group["best"], f"{group['single']:.3f}"]
+        for group in result["features"][:SHOWN]
+    ]
+    return markdown_table([f"what tells the {title}", "importance", "best single feature", "its AUC"], rows)
+
+
+def classifier_rows(results: dict[str, Any]) -> Iterator[list[Any]]:
+    """The test's rows of ``evaluation.csv``: areas with their standard errors, importances with their spread over seeds.
+
+    Args:
+        results: From :func:`judge_by_classifier`; nothing of nothing.
+    """
+    controls = {CONTROLS[name]: result for name, result in results.get("controls", {}).items()}
+    for title, result in (results.get("candidates", {}) | controls).items():
+        for judge, verdict in result["verdicts"].items():
+            yield [title, f"auc_{judge}", "all", verdict["auc"], verdict["error"]]
+        for group in result["features"]:
+            yield [title, "importance", group["group"], group["importance"], group["spread"]]

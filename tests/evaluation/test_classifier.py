@@ -1,0 +1,122 @@
+"""The classifier test in an evaluation: of the answers that are judged anyway, beside controls, or a line why there is none."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+from calosim.evaluation.answers import TITLES
+from calosim.evaluation.classifier import CONTROLS, PRIMARY, classifier_tables, judge_by_classifier
+from calosim.evaluation.evaluate import Models, evaluate
+from calosim.evaluation.protocol import ClassifierOptions, Protocol
+from calosim.evaluation.tables import as_csv, as_markdown
+from calosim.files import read_json, read_npz
+from calosim.showers.record import Showers
+
+FEW = Protocol(runs=1, responses=2, rows=40)
+ONE = ClassifierOptions(classifier_seeds=1)
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    monkeypatch.setattr("calosim.evaluation.evaluate._draw", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def again(showers):
+    """Makes other responses to the same primaries: ``again(seed)``."""
+    return lambda seed: np.random.default_rng(seed).poisson(showers.images).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def found(showers, all_of, again):
+    """The test of showers that are twice too bright, with another simulation that lacks one primary."""
+    kept = showers.inputs != 0
+    other = Showers(showers.particles[kept], showers.pdg[kept], again(1)[kept], showers.detector)
+    # The first of three responses to each row.
+    bright = {"twice": lambda run, n: 2 * again(2)[n // 3] * (n % 3 == 0)[:, None, None]}
+    return judge_by_classifier(bright, all_of(showers), 3, other, ONE, seed=1, quiet=True)
+
+
+def test_tables_show_what_is_told_by_what_beside_controls(found, showers):
+    twice, controls = found["candidates"]["twice"], found["controls"]
+    assert (found["rows"], found["inputs"]) == (len(showers), 65)
+    assert twice["verdicts"]["features"]["auc"] > 0.8
+    assert controls["mc"]["primaries"] == 64
+    assert set(controls) == set(CONTROLS) == {"mc", "damaged_10"}
+    head, areas, features = classifier_tables(found)
+    assert head.startswith(f"Classifier test on {len(showers)} rows of 65 primaries")
+    rows = [line.strip("| ").split(" | ") for line in areas.splitlines()]
+    assert rows[0] == ["classifier test", "AUC images", "AUC features"]
+    assert [row[0] for row in rows[2:]] == ["twice", *CONTROLS.values(), PRIMARY]
+    assert rows[-1][1:] == ["–", "0.500 ± 0.000"]
+    verdict = twice["verdicts"]["images"]
+    assert rows[2][1] == f"{verdict['auc']:.3f} ± {verdict['error']:.3f}"
+    assert len(features.splitlines()) == 2 + 5
+    assert features.splitlines()[2].split(" | ")[1] == f"{twice['features'][0]['importance']:.3f}"
+
+
+def test_they_come_after_the_others_and_into_the_csv(found):
+    other = {"rows": 1, "inputs": 1, "split": "test", "responses": 3, "runs": 1, "photon_sum": {}}
+    before, after = as_markdown(other), as_markdown({**other, "classifier": found})
+    assert after == before + "\n" + "\n\n".join(classifier_tables(found)) + "\n"
+    rows = list(csv.DictReader(io.StringIO(as_csv({**other, "classifier": found}))))
+    areas = {(r["candidate"], r["metric"]): float(r["mean"]) for r in rows if r["metric"].startswith("auc_")}
+    assert areas["twice", "auc_features"] == found["candidates"]["twice"]["verdicts"]["features"]["auc"]
+    assert areas[CONTROLS["mc"], "auc_primary"] == 0.5
+    assert len({(r["candidate"], r["metric"], r["particle_or_channel"]) for r in rows}) == len(rows)
+
+
+def test_controls_need_primaries_of_their_own(found, showers, all_of, again):
+    few = showers.select(np.flatnonzero(showers.inputs < 19))
+    second = {"again": lambda run, n: again(3)[n]}
+    alone = judge_by_classifier(second, all_of(showers), 1, few, ONE, seed=1, quiet=True)
+    assert "controls" not in alone
+    assert "No controls: the test needs 20 primaries or more, the floor's sample has 19." in classifier_tables(alone)[0]
+
+
+def test_few_primaries_are_no_failure_and_false_skips(run_folders, tmp_path, command):
+    words = ["--shape", run_folders["teacher"], "--runs", 1, "--responses", 1, "--rows", 20, "--references", "false"]
+    folders = tmp_path / "with", tmp_path / "without"
+    for folder, more in zip(folders, ([], ["--classifier", "false"]), strict=True):
+        assert command("evaluate", *words, "--quiet", "--out", folder, *more) == 0
+    records = [read_json(folder / "evaluation.json") for folder in folders]
+    assert records[0]["classifier"]["inputs"] < 20
+    assert "classifier" not in records[1]
+    assert [r["arguments"]["classifier"] for r in records] == [True, False]
+    tables, without = ((folder / "evaluation.md").read_text(encoding="utf-8") for folder in folders)
+    inputs = records[0]["classifier"]["inputs"]
+    line = f"No classifier test: it needs 20 primaries or more, the rows to judge have {inputs}."
+    assert tables == f"{without}\n{line}\n"
+    assert (folders[0] / "evaluation.csv").read_bytes() == (folders[1] / "evaluation.csv").read_bytes()
+
+
+def test_it_is_of_the_answers_that_are_judged_anyway(run_folders, data, root_file, tmp_path, monkeypatch):
+    asked = []
+
+    def judge(candidates, rows, responses, other, *_):
+        numbers = np.arange(len(rows)) * responses
+        channels = {title: data.detector.channels(answer(0, numbers)) for title, answer in candidates.items()}
+        asked.append((rows, channels, other))
+        return {"reason": "is not made here"}
+
+    monkeypatch.setattr("calosim.evaluation.evaluate.judge_by_classifier", judge)
+    models = Models(str(run_folders["teacher"]), [str(run_folders["photons"])])
+    evaluate(str(tmp_path), models, floor=str(root_file), protocol=FEW, quiet=True)
+    ((rows, channels, other),) = asked
+    answers = read_npz(tmp_path / "answers.npz")
+    assert set(channels) == {TITLES["shape"], TITLES["chain"]}
+    assert len(rows) == len(data.rows("test")) > len(answers["rows"])
+    assert len(other) == len(data.arrays["pdg"])
+    place = np.searchsorted(rows.positions, answers["rows"])
+    for name in ("shape", "chain"):
+        assert np.array_equal(channels[TITLES[name]][place], answers[f"{name}_channels"][0, :, 0])
+
+
+@pytest.mark.parametrize("name", ["classifier_rows", "classifier_seeds"])
+def test_options_are_checked(name):
+    with pytest.raises(ValueError, match=f"expected {name} of at least 1, got 0"):
+        ClassifierOptions(**{name: 0})
