@@ -16,6 +16,8 @@ from calosim.runs import Run
 #: A few batches of everything (the command reads 1 as all of them), quietly.
 QUICK = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.max_epochs", 1]
 QUICK += ["--trainer.limit_train_batches", 2, "--trainer.limit_val_batches", 2, "--data.batch_size", 16]
+PIXELS = ["-c", "conf/teacher.yaml", "-c", "conf/coordinates/pixels.yaml"]
+SPLITS = ["--model.coordinates.hidden", 16, "--model.coordinates.event", 8, "--model.coordinates.local_hidden", 8]
 TINY = ["--model.flow.hidden", "[8,8]", "--model.flow.transforms", 1, "--model.flow.bins", 4]
 #: A small checkerboard validation instead of the configuration's.
 CALLBACKS = json.dumps([{"class_path": "callbacks.CheckerboardValidation", "init_args": {"rows": 8, "pictures": 2}}])
@@ -39,17 +41,24 @@ def resolved(command, capsys):
 
 @pytest.mark.parametrize("name", ["Teacher", "calosim.models.Teacher"])
 def test_models_have_short_names(name, resolved, tmp_path):
-    (tmp_path / "own.yaml").write_text(f"model:\n  class_path: {name}\n  init_args: {{flow: {{bins: 3}}}}\n")
-    for words in (["--model", name, "--model.flow.bins", 3], ["-c", tmp_path / "own.yaml"]):
+    init = "{flow: {bins: 3}, coordinates: {class_path: PixelConfig}}"
+    (tmp_path / "own.yaml").write_text(f"model:\n  class_path: {name}\n  init_args: {init}\n")
+    pixels = ["--model", name, "--model.coordinates", "PixelConfig", "--model.flow.bins", 3]
+    for words in (pixels, ["-c", tmp_path / "own.yaml"]):
         model = resolved(*words)["model"]
         assert model["class_path"].endswith(".Teacher")
         assert model["init_args"]["flow"]["bins"] == 3
         assert model["init_args"]["flow"]["transforms"] == 4  # the default, once
-        assert model["init_args"]["coordinates"] == {"noise": 0.5, "alpha": 1e-6, "standardize": True}
+        assert _values(model["init_args"]["coordinates"]) == {"noise": 0.5, "alpha": 1e-6, "standardize": True}
+
+
+def _values(settings: dict) -> dict:
+    return settings.get("init_args", settings)
 
 
 def test_every_setting_can_be_overridden_one_by_one(resolved):
     words = ["-c", "conf/student.yaml", "--model.flow.hidden", "[9]", "--model.losses.channel.weight", 0.5]
+    words += ["--model.flow.dropout", 0]
     settings = resolved(*words, "--model.losses.x.parameters", 0, "--best.monitor", "val/ws", "--data.detector", "zp")
     model = settings["model"]["init_args"]
     assert model["flow"]["hidden"] == [9]
@@ -62,7 +71,7 @@ def test_every_setting_can_be_overridden_one_by_one(resolved):
 
 def test_shipped_settings_are_found_from_anywhere(resolved, tmp_path, monkeypatch, command, capsys):
     monkeypatch.chdir(tmp_path)
-    assert resolved("-c", "conf/teacher.yaml")["trainer"]["gradient_clip_val"] == 5.0  # base.yaml's
+    assert resolved("-c", "conf/photons.yaml")["trainer"]["gradient_clip_val"] == 5.0  # base.yaml's
     # A local file of that name comes first.
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "teacher.yaml").write_text("model: {class_path: Teacher}\ntrainer: {max_epochs: 7}\n")
@@ -74,7 +83,7 @@ def test_shipped_settings_are_found_from_anywhere(resolved, tmp_path, monkeypatc
 def test_overrides_reach_the_run(root_file, tmp_path, command):
     words = [*TINY, "--model.optimizer.lr", "3e-4", "--data.sampling", "balanced", "--data.files", root_file, *QUICK]
     words += ["--trainer.max_epochs", 2, "--trainer.callbacks", "null", "--run", tmp_path]
-    assert command("fit", "-c", "conf/teacher.yaml", *words) == 0
+    assert command("fit", *PIXELS, *words) == 0
     config = Run(tmp_path).config
     assert config["trainer"]["max_epochs"] == 2
     assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 3e-4
@@ -102,7 +111,7 @@ def test_a_checkpoint_must_be_named(photons, again, error_of):
 
 def test_what_a_model_says_of_its_arguments_is_one_clear_line(tmp_path, root_file, error_of):
     words = ["--data.files", root_file, *TINY, "--model.flow.bins", -1, "--run", tmp_path / "run"]
-    line = error_of("fit", "-c", "conf/teacher.yaml", *words)
+    line = error_of("fit", *PIXELS, *words)
     assert line == "calosim: error: expected a number of bins, or 0 for affine maps, got -1"
     assert not (tmp_path / "run").exists()
 
@@ -137,10 +146,19 @@ def test_a_log_without_a_terminal_gets_a_line_an_epoch(silence, root_file, tmp_p
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(root_file, tmp_path):
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        ["-c", "conf/coordinates/pixels.yaml", *TINY, "--model.flow.dropout", "0"],
+        # All rows count below the coarse part: which rows come first in a batch depends on the number of processes.
+        [*SPLITS, "--model.coordinates.local_share", "1"],
+    ],
+    ids=["pixels", "splits"],
+)
+def test_two_processes_train_as_one(sizes, root_file, tmp_path):
     """Half the batch size on two processes: the same global batches, the same loss, one run folder."""
-    command = [sys.executable, "-m", "calosim", "fit", "-c", "conf/teacher.yaml", "--data.files", root_file, *QUICK[:4]]
-    command += [*TINY, "--model.flow.dropout", "0", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1"]
+    command = [sys.executable, "-m", "calosim", "fit", "-c", "conf/teacher.yaml", *sizes, *QUICK[:4]]
+    command += ["--data.files", root_file, "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1"]
     command += ["--trainer.callbacks", CALLBACKS]
     losses = []
     for processes, batch in ((1, 64), (2, 32)):
