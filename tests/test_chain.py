@@ -78,7 +78,7 @@ def test_the_whole_chain(kind, fit_words, run_folders, root_file, command, tmp_p
     )
     run("generate", "--shape", tmp_path / "best", "--primaries", root_file, "--out", tmp_path / "fast.root", "--quiet")
     for shape in (teacher, student):
-        words = ["--rows", 30, "--runs", 1, "--responses", 2, "--quiet"]
+        words = ["--rows", 30, "--runs", 1, "--responses", 2, "--classifier", "false", "--quiet"]
         run(
             "evaluate",
             "--shape",
