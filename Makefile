@@ -65,7 +65,7 @@ report: | $(STAMP)  ## one HTML page about RUNS="runs/a,runs/b" (default runs), 
 train-photons: $(DATA)  ## train the photon-sum model; ARGS="--model.head gaussian"
 	$(CALOSIM) fit -c conf/photons.yaml $(ARGS)
 
-demo: | $(STAMP)  ## simulate, train, generate, evaluate, explain and report in about six minutes; results in demo/
+demo: | $(STAMP)  ## simulate, train, generate, evaluate, explain and report in about five minutes; results in demo/
 	@rm -rf demo && mkdir -p demo
 	$(CALOSIM) simulate -c conf/demo/simulate.yaml --out demo/zn.root
 	$(CALOSIM) simulate -c conf/demo/simulate.yaml --primaries demo/zn.root --seed 2 --out demo/zn-other-seed.root
