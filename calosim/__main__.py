@@ -71,6 +71,8 @@ def main(argv: list[str] | None = None) -> int:
         text = " ".join(str(error).split())
         # jsonargparse wraps what a model says of its arguments in all types that it tried.
         reason = re.search(r"Errors: - (.*?) - Expected a <class 'NoneType'>", text)
+        # Among what several kinds of settings say, a setting's own words come first.
+        reason = re.search(r"Union subtypes .*?Errors: - (expected .*?)(?: - |$)", text) or reason
         print(f"calosim: error: {reason[1] if reason else text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -113,6 +113,8 @@ def test_what_a_model_says_of_its_arguments_is_one_clear_line(tmp_path, root_fil
     words = ["--data.files", root_file, *TINY, "--model.flow.bins", -1, "--run", tmp_path / "run"]
     line = error_of("fit", *PIXELS, *words)
     assert line == "calosim: error: expected a number of bins, or 0 for affine maps, got -1"
+    words = ["--data.files", root_file, "--model.coordinates.phases", 5, "--run", tmp_path / "run"]
+    assert error_of("fit", "-c", "conf/teacher.yaml", *words) == "calosim: error: expected phases of 1 or 2, got 5"
     assert not (tmp_path / "run").exists()
 
 
