@@ -28,24 +28,26 @@ class GradualUnfreezing(pl.Callback):
     the gradient reduction of several processes, from the start, but frozen ones lose their gradient before each step,
     and before gradients are clipped, so that the clipped norm is that of the thawed ones. Optimizers skip parameters
     without a gradient: no weight decay, no momentum. A single process does not compute those gradients in the
-    first place. The stage follows from the epoch alone, so a resumed run is in the right one; resuming with other
+    first place. The stage follows from epoch and batch alone, so a resumed run is in the right one; resuming with other
     settings is refused.
 
     Logs ``finetune/stage``, ``finetune/lr`` (of the first parameter group, with the stage's factor) and
-    ``finetune/parameters`` (how many train).
+    ``finetune/parameters`` (how many train); of an epoch with several stages the last.
 
     Args:
         order: ``GD`` begins at the Gaussian side (the published ND), ``DG`` at the data side (DN).
         stages: Epochs of each stage. ``equal`` gives each part a stage; where epochs do not divide, the first
-            stages have one more. A list may be shorter than the flow: what it leaves out never thaws. The last stage
-            lasts until the end of the training, whatever its number.
+            stages have one more, and where there are fewer epochs than parts, stages begin inside of epochs. A list may
+            be shorter than the flow: what it leaves out never thaws. The last stage lasts until the end of the training,
+            whatever its number.
         lr_factors: The learning rate of a stage relative to what optimizer and scheduler say: a list with one factor for
             each stage, or one number that every further stage is multiplied by again.
         context: When the layers that see the primary and the photon sum, the first of each part, train:
             ``unit``: with their part; ``all``: all of them from the first stage; ``none``: never.
 
     Raises:
-        ValueError: If an argument is out of range, the epochs do not suffice for the stages, or the module has no flow.
+        ValueError: If an argument is out of range, the epochs do not suffice for a list of stages or are not known for
+            equal ones, or the module has no flow.
 
     References:
         | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026): unfreezing from the noise (ND)
@@ -71,16 +73,16 @@ class GradualUnfreezing(pl.Callback):
             raise ValueError(f"GradualUnfreezing: expected positive learning-rate factors, got {lr_factors!r}")
         self.side: Literal["data", "gauss"] = "gauss" if order in ("GD", "ND") else "data"
         self.stages, self.lr_factors, self.context = stages, lr_factors, context
-        #: First epoch and learning-rate factor of each stage; known once there is a flow.
-        self.starts: list[int] = []
+        #: When each stage begins, in epochs, and its learning-rate factor; known once there is a flow.
+        self.starts: list[float] = []
         self.factors: list[float] = []
         self._thaws: list[tuple[nn.Parameter, int]] = []
-        self._epoch: int | None = None
+        self._now: tuple[int, int] | None = None  # epoch and stage
         self._rates: list[tuple[dict[str, Any], Any]] = []
         self._hooks: list[RemovableHandle] = []
 
-    def stage(self, epoch: int) -> int:
-        """The stage of an epoch, from 0."""
+    def stage(self, epoch: float) -> int:
+        """The stage, from 0, after so many epochs."""
         return bisect_right(self.starts, epoch) - 1
 
     # -- which stage is when ------------------------------------------------------------------------------------------
@@ -105,12 +107,13 @@ class GradualUnfreezing(pl.Callback):
             self._thaws += [(p, s) for p in part.parameters if p.requires_grad]
             self._thaws += [(p, first) for p in part.context if p.requires_grad]
 
-    def _divide(self, parts: int, epochs: int) -> list[int]:
-        """The first epoch of each stage."""
+    def _divide(self, parts: int, epochs: int) -> list[float]:
+        """After how many epochs each stage begins."""
         if isinstance(self.stages, str):
+            if epochs < 0:
+                raise ValueError("GradualUnfreezing: expected max_epochs, to divide them equally; got an unknown number")
             if epochs < parts:
-                got = "an unknown number of them" if epochs < 0 else f"max_epochs {epochs}"
-                raise ValueError(f"GradualUnfreezing: expected at least one epoch for each of {parts} parts, got {got}")
+                return [s * epochs / parts for s in range(parts)]
             lengths = [epochs // parts + (s < epochs % parts) for s in range(parts)]
         else:
             lengths = self.stages
@@ -147,7 +150,7 @@ class GradualUnfreezing(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attaches the stage's learning-rate factor to the optimizers' steps."""
-        self._epoch = None
+        self._now = None
         for optimizer in trainer.optimizers:
             # Around the step alone: recursive schedulers multiply the rate they find by their own factor.
             self._hooks += [
@@ -158,11 +161,11 @@ class GradualUnfreezing(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begins an epoch: here, because a run resumed inside of an epoch is not told of its start."""
-        if self._epoch == trainer.current_epoch:
+        """Begins an epoch or a stage: here, because a run resumed inside of an epoch is not told of its start."""
+        stage = self.stage(trainer.current_epoch + batch_idx / trainer.num_training_batches)
+        if self._now == (trainer.current_epoch, stage):
             return
-        self._epoch = trainer.current_epoch
-        stage = self.stage(self._epoch)
+        self._now = trainer.current_epoch, stage
         if trainer.world_size == 1:
             # Saves the work. The gradient reduction of several processes needs all gradients that it began with.
             for parameter, when in self._thaws:
@@ -174,21 +177,22 @@ class GradualUnfreezing(pl.Callback):
             "parameters": sum(p.numel() for p in pl_module.parameters()) - frozen,
         }
         for name, value in values.items():
-            pl_module.log(f"finetune/{name}", float(value), on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+            how: dict[str, Any] = {"reduce_fx": "min" if name == "lr" else "max"}
+            pl_module.log(f"finetune/{name}", float(value), on_epoch=True, on_step=False, sync_dist=True, **how)
         pl_module.log("stage", float(stage), on_step=True, on_epoch=False, prog_bar=True, logger=False, batch_size=1)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Takes the gradients of what is frozen away, before gradients are clipped."""
-        stage = self.stage(trainer.current_epoch)
+        assert self._now is not None
         for parameter, when in self._thaws:
-            if when > stage:
+            if when > self._now[1]:
                 parameter.grad = None
 
     def _scale(self, optimizer: Optimizer, *_: Any) -> None:
-        assert self._epoch is not None
-        factor = self.factors[self.stage(self._epoch)]
+        assert self._now is not None
+        factor = self.factors[self._now[1]]
         for group in optimizer.param_groups:
             self._rates.append((group, group["lr"]))
             group["lr"] = group["lr"] * factor
@@ -207,7 +211,7 @@ class GradualUnfreezing(pl.Callback):
             hook.remove()
         for parameter, _ in self._thaws:
             parameter.requires_grad_(True)
-        self._hooks, self._thaws, self._epoch = [], [], None
+        self._hooks, self._thaws, self._now = [], [], None
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leaves nothing behind."""

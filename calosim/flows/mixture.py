@@ -37,6 +37,9 @@ _HALVINGS = 60
 #: Steps that are relatively smaller end the search for a quantile.
 _CLOSE = 1e-13
 
+#: Probabilities are not known better: what is smaller is no reason for another step.
+_ROUNDING = 1e-15
+
 
 def initial_bias(nodes: int, components: int) -> Tensor:
     """Parameters to start from: components of about the uniform distribution's width, told apart by chance.
@@ -168,7 +171,7 @@ def inverse(u: Tensor, parameters: Tensor) -> Tensor:
         new = y - off / slope
         # Also where the slope is 0, and the step no number.
         good = (new > low) & (new < high) & ((new - y).abs() < step.abs() / 2)
-        done = step.abs() <= _CLOSE * (1 + y.abs())
+        done = (step.abs() <= _CLOSE * (1 + y.abs())) | (off.abs() <= _ROUNDING)
         new = torch.where(good, new, (low + high) / 2)
         y, step = torch.where(done, y, new), torch.where(done, 0.0, new - y)
         if bool(done.all()):

@@ -235,6 +235,24 @@ def test_the_stage_is_right_inside_of_an_epoch(root_file, tmp_path):
         assert any(not torch.equal(diary.weights[0][n], diary.weights[1][n]) for n in group) == moves
 
 
+def test_stages_begin_inside_of_an_epoch_where_there_are_fewer_epochs(root_file, tmp_path):
+    class Thawed(Callback):
+        found: list[int]
+
+        def on_train_start(self, trainer, pl_module):
+            self.found, self.groups = [], names_of(pl_module, "GD")
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            trained = {name for name, p in pl_module.named_parameters() if p.requires_grad}
+            self.found.append(sum(group <= trained for group in self.groups) - 1)
+            self.batches = trainer.num_training_batches
+
+    thawed = Thawed()
+    fit(teacher(), root_file, tmp_path, GradualUnfreezing("GD"), thawed, epochs=1)
+    assert thawed.batches >= TRANSFORMS
+    assert thawed.found == [batch * TRANSFORMS // thawed.batches for batch in range(thawed.batches)]
+
+
 def test_resuming_with_other_settings_is_refused(root_file, tmp_path):
     last = tmp_path / "last.ckpt"
     with pytest.raises(RuntimeError, match="killed"):
@@ -321,6 +339,7 @@ def test_averages_are_those_of_the_weights(root_file, tmp_path):
 @pytest.mark.parametrize(
     ("epochs", "stages", "starts"),
     [
+        (1, "equal", [0, 1 / 3, 2 / 3]),
         (3, "equal", [0, 1, 2]),
         (8, "equal", [0, 3, 6]),
         (10, "equal", [0, 4, 7]),
@@ -340,7 +359,6 @@ def test_stages_of_the_epochs(epochs, stages, starts):
 @pytest.mark.parametrize(
     ("settings", "epochs", "said"),
     [
-        ({}, 2, "one epoch for each of 3 parts, got max_epochs 2"),
         ({}, -1, "an unknown number"),
         ({"stages": [1, 1, 1, 1]}, 9, "up to 3 stages"),
         ({"stages": [2, 2, 2]}, 4, "begins after 4 epochs"),
