@@ -111,7 +111,9 @@ class GradualUnfreezing(pl.Callback):
         """After how many epochs each stage begins."""
         if isinstance(self.stages, str):
             if epochs < 0:
-                raise ValueError("GradualUnfreezing: expected max_epochs, to divide them equally; got an unknown number")
+                raise ValueError(
+                    "GradualUnfreezing: expected max_epochs, to divide them equally; got an unknown number"
+                )
             if epochs < parts:
                 return [s * epochs / parts for s in range(parts)]
             lengths = [epochs // parts + (s < epochs % parts) for s in range(parts)]

@@ -84,7 +84,9 @@ class InverseSplits(nn.Module):
         depth = torch.zeros_like(source)
         for node in range(len(source)):
             depth[node] = 0 if source[node] < 0 else depth[source[node]] + 1
-        self._generations = [(depth == d).nonzero()[:, 0] for d in range(int(depth.max()) + 1)]
+        self.generations = int(depth.max()) + 1
+        for d in range(self.generations):
+            self.register_buffer(f"_generation{d}", (depth == d).nonzero()[:, 0], persistent=False)
         self.first, self.second = nn.Linear(self.nodes, hidden), nn.Linear(hidden, hidden)
         self.output = nn.Linear(hidden, self.nodes * 3 * components)
         self.context = nn.Sequential(nn.Linear(context, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
@@ -132,7 +134,7 @@ class InverseSplits(nn.Module):
         """
         counts = total.new_empty(len(total), 1 + 2 * self.nodes)
         counts[:, 0] = total
-        for nodes in self._generations:
+        for nodes in (getattr(self, f"_generation{d}") for d in range(self.generations)):
             n = counts.index_select(1, self._source[nodes])
             k = torch.minimum((v.index_select(1, nodes) * (n + 1)).long(), n)
             counts[:, 1 + 2 * nodes], counts[:, 2 + 2 * nodes] = k, n - k
