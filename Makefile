@@ -88,12 +88,14 @@ lint: | $(STAMP)  ## ruff (lint and format) and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: | $(STAMP)  ## speed, side by side with nflows and zuko; ARGS="--quick"
+bench: | $(STAMP)  ## speed of split coordinates, and of flows side by side with nflows and zuko; ARGS="--quick"
+	$(BIN)/python -m benchmarks.splits $(ARGS)
 	$(BIN)/python -m benchmarks.flows --size demo $(ARGS)
 	$(BIN)/python -m benchmarks.flows --size reference $(ARGS)
 	$(BIN)/python -m benchmarks.loading
 
-bench-gpu: | $(STAMP)  ## speed of the flow engine on a CUDA device
+bench-gpu: | $(STAMP)  ## speed of split coordinates and of pixel flows on a CUDA device
+	$(BIN)/python -m benchmarks.splits --device cuda --batches 1 256 4096
 	$(BIN)/python -m benchmarks.flows_gpu
 
 clean:  ## remove the virtual environment, the demo and caches; data/ and runs/ stay

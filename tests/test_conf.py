@@ -40,7 +40,6 @@ BELOW = {
     "demo/pixels.yaml": ["coordinates/pixels.yaml"],
     "demo/pixels-student.yaml": ["coordinates/pixels-student.yaml"],
     "student/compact.yaml": ["coordinates/pixels-student.yaml"],
-    "study/short.yaml": ["coordinates/pixels-student.yaml"],
 }
 #: Which file an overlay lies on; others stand alone.
 BASES = {
@@ -59,7 +58,6 @@ BASES = {
     "student/compact.yaml": "student.yaml",
     "student/diversity.yaml": "student.yaml",
     "student-focal_h.yaml": "student.yaml",
-    "study/short.yaml": "student.yaml",
     "study/plain.yaml": "teacher.yaml",
     "finetune/individual.yaml": "teacher.yaml",
     "finetune/baseline_long.yaml": "teacher.yaml",
@@ -83,7 +81,7 @@ TOOLS = {
 }
 TOOLS["demo/explain.yaml"] += ["--surrogate_rows", "100", "--surrogate_epochs", "1", "--compare_rows", "0"]
 #: Overlays after which the checkerboard callback is not the last one.
-NOT_LAST = {"short.yaml", "plain.yaml", "diversity.yaml"}
+NOT_LAST = {"plain.yaml", "diversity.yaml"}
 #: Plans of `calosim compare`, and what they have in common.
 PLANS = [name for name in FILES if "trainings" in yaml.safe_load((CONF / name).read_text())]
 COMMON = [name for name in FILES if name.startswith("study/common/")]
@@ -180,8 +178,14 @@ def test_what_plans_have_in_common_is_included(name):
     assert len(by) > 1, "one plan alone needs no file for what it has in common with others"
 
 
-def test_the_baseline_of_several_plans_is_one_training():
-    labels = {"ablation": "teacher", "compact": "teacher", "compare": "base", "imbalance": "natural"}
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"ablation": "teacher", "compact": "default", "compare": "base_long"},
+        {"compare": "base", "imbalance": "natural"},
+    ],
+)
+def test_the_baseline_of_several_plans_is_one_training(labels):
     folders = {load_plan(CONF / "study" / f"{name}.yaml").runs(label)[0].folder for name, label in labels.items()}
     assert len(folders) == 1
     assert folders.pop().parent == Path("runs/shared")

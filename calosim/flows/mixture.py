@@ -180,7 +180,7 @@ def inverse(u: Tensor, parameters: Tensor) -> Tensor:
 
 
 def _count(v: Tensor, n: Tensor) -> Tensor:
-    return torch.minimum((v * (n + 1)).to(torch.int64), n)
+    return torch.minimum((v * (n + 1)).to(n.dtype), n)
 
 
 def draw(u: Tensor, y: Tensor, n: Tensor, parameters: Tensor) -> Tensor:
@@ -189,16 +189,16 @@ def draw(u: Tensor, y: Tensor, n: Tensor, parameters: Tensor) -> Tensor:
     Args:
         u: Uniform numbers in (0, 1), with shape (*,).
         y: Standard logistic numbers, that is the logits of other uniform numbers, float64, with shape (*,).
-        n: Photons, int64, with shape (*,).
-        parameters: With shape (*, 3 K).
+        n: Photons, integers, with shape (*,).
+        parameters: With shape (*, 3 K); fast if the columns are contiguous.
 
     Returns:
-        k, int64, with shape (*,).
+        k, of the type of n, with shape (*,).
     """
-    logits, each = parameters.unflatten(-1, _layout(parameters)).split((1, 2), -2)
-    steps = logits.squeeze(-2).softmax(-1).cumsum(-1)[..., :-1]
-    chosen = (steps < u.unsqueeze(-1)).sum(-1, keepdim=True)
+    logits, each = parameters.movedim(-1, 0).unflatten(0, (3, -1)).split((1, 2))
+    # Reductions over a few components are fast along the first axis, not along the last.
+    steps = logits[0].softmax(0).cumsum(0)[:-1]
+    chosen = (steps < u.to(steps.dtype)).sum(0, keepdim=True)
     # Of the chosen component only is the rest computed.
-    index = chosen.unsqueeze(-2).expand(*chosen.shape[:-1], 2, 1)
-    location, raw = each.gather(-1, index).squeeze(-1).double().unbind(-1)
+    location, raw = each.gather(1, chosen.expand(2, 1, *u.shape))[:, 0].double()
     return _count(torch.sigmoid(torch.addcmul(location, torch.exp(raw / (1 + raw.abs() / LOG_SCALE)), y)), n)

@@ -259,7 +259,8 @@ class SplitCoordinates(Coordinates):
         if self.event is None:
             return grid
         end, events = self.flight_end(particles).to(context.dtype), self.event(grid, context)
-        counter = 2 * self.size
+        # Of half the size, these numbers are read twice as fast.
+        counter, grid = 2 * self.size, grid.to(torch.int32)
         for local, event in zip(self.local, events, strict=True):
             first, light = grid.clone(), local.light(grid, context.dtype)
             lean = torch.zeros_like(light)
@@ -273,7 +274,7 @@ class SplitCoordinates(Coordinates):
                     lean = local.lean(nodes, k, light)
             counter += 2 * local.level.cells
             grid = local.level.divide(grid, first)
-        return grid
+        return grid.to(torch.int64)
 
     def encode(self, images: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Coordinates of the coarse nodes.

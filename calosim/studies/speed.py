@@ -37,8 +37,8 @@ def generation_times(
         repeats: How often each is measured at least; what is over soon is measured for a second.
 
     Returns:
-        ``batch 1`` and so on; of a teacher also ``sequential``: what a feature-by-feature inverse would take, as most
-        libraries do it, at the last batch size: one full pass for each coordinate, extrapolated from single passes.
+        ``batch 1`` and so on; of a teacher of points also ``sequential``: what a feature-by-feature inverse would take,
+        as most libraries do it, at the last batch size: one full pass for each coordinate, extrapolated from single passes.
     """
     times = {}
     for batch in batches:
@@ -51,7 +51,7 @@ def generation_times(
             model.generate(particles, photon_sum, seed, rows)
 
         times[f"batch {batch}"] = _median(generate, model.device, repeats) / batch
-        if isinstance(model, Teacher) and batch == batches[-1]:
+        if isinstance(model, Teacher) and model.coordinates.nodes is None and batch == batches[-1]:
             size = model.coordinates.size
             with evaluating(model):
                 transform = model.flow(model.context(particles, photon_sum)).transform
@@ -98,14 +98,13 @@ def measure_speeds(plan: Plan, quiet: bool) -> dict[str, dict[str, float]]:
 def speed_table(plan: Plan, speeds: Mapping[str, Mapping[str, float]], cells: Cells) -> str:
     """Sizes and speeds beside the quality, as a Markdown section."""
     lines = []
+    columns = [key for key in ("batch 1", "batch 256", "sequential") if any(key in speed for speed in speeds.values())]
     for label, speed in speeds.items():
         ws = cells.get(("shape", "ws", "all", label))
         quality = f"{ws.mean:.2f} ± {ws.std:.2f}" if ws else ""
-        texts = [f"{1e3 * speed[key]:.2f}" if key in speed else "" for key in ("batch 1", "batch 256", "sequential")]
+        texts = [f"{1e3 * speed[key]:.2f}" if key in speed else "" for key in columns]
         lines.append([plan.title(label), f"{speed['parameters']:,}", quality, *texts])
-    return (
-        "## Size and speed\n\nOne thread; ms per response with given photon sums, medians. Sequential: one pass for each\n"
-        "coordinate, extrapolated from single passes.\n\n"
-        + markdown_table(["", "parameters", "WS all", "batch 1", "batch 256", "sequential"], lines)
-        + "\n"
-    )
+    text = "One thread; ms per response with given photon sums, medians."
+    if "sequential" in columns:
+        text += " Sequential: one pass for each\ncoordinate, extrapolated from single passes."
+    return f"## Size and speed\n\n{text}\n\n{markdown_table(['', 'parameters', 'WS all', *columns], lines)}\n"
