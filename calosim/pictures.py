@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from calosim.files import writing
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -373,9 +375,6 @@ def predictive_intervals(
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside and renamed, so that nobody ever reads half a picture.
-    partial = path.with_name(f".{os.getpid()}-{path.name}")
-    figure.savefig(partial, dpi=130)
-    partial.replace(path)
+    with writing(path) as part:
+        figure.savefig(part, dpi=130)
     return path
