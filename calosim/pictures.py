@@ -172,7 +172,8 @@ def spectra(
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     axes = figure.subplots(1, 2 if profiles else 1, squeeze=False)[0]
     first = next(iter(sums.values()))
-    edges = np.geomspace(max(1, first.min()), max(10, first.max()), 41)
+    low = max(1, first.min())
+    edges = np.geomspace(low, max(10 * low, first.max()), 41)  # at least a decade, be there a single response
     for i, (name, values) in enumerate(sums.items()):
         style = {"color": "0.35", "fill": True, "alpha": 0.4} if i == 0 else {"color": f"C{i - 1}"}
         axes[0].stairs(np.histogram(values, edges)[0] / len(values), edges, label=name, **style)
