@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and the only spelling of JSON, npz, CSV and Markdown tables."""
+"""Files that are whole or not there, and the only spelling of JSON, YAML, npz, CSV and Markdown tables."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ __all__ = [
     "read_csv",
     "read_json",
     "read_npz",
+    "read_yaml",
     "shipped_config",
     "shipped_words",
     "temporary_folder",
@@ -220,9 +221,34 @@ def write_npz(path: str | Path, **arrays: np.ndarray) -> None:
 
 
 def read_npz(path: str | Path) -> dict[str, np.ndarray]:
-    """All arrays of an npz file by name; nothing pickled is read."""
-    with np.load(path) as stored:
-        return {name: stored[name] for name in stored.files}
+    """All arrays of an npz file by name; nothing pickled is read.
+
+    Raises:
+        ValueError: If the file is missing or damaged.
+    """
+    try:
+        with np.load(path) as stored:
+            return {name: stored[name] for name in stored.files}
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # numpy, zipfile and zlib raise half a dozen types for damaged files
+        raise ValueError(f"{path}: the file is damaged ({type(error).__name__})") from None
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The value of a YAML file.
+
+    Raises:
+        ValueError: If the file is missing or no YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected YAML ({' '.join(str(error).split())})") from None
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -239,9 +265,18 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
-    """The lines of a CSV file, each by its header."""
-    with Path(path).open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
+    """The lines of a CSV file, each by its header.
+
+    Raises:
+        ValueError: If the file is missing or no CSV.
+    """
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as stream:
+            return list(csv.DictReader(stream))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: expected CSV ({error})") from None
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
