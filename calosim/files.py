@@ -227,12 +227,12 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
         ValueError: If the file is missing or damaged.
     """
     try:
-        with np.load(path) as stored:
+        with Path(path).open("rb") as stream, np.load(stream) as stored:
             return {name: stored[name] for name in stored.files}
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # numpy, zipfile and zlib raise half a dozen types for damaged files
-        raise ValueError(f"{path}: the file is damaged ({type(error).__name__})") from None
+        raise ValueError(f"{path}: expected an npz file of numbers ({type(error).__name__}: {error})") from None
 
 
 def read_yaml(path: str | Path) -> Any:
