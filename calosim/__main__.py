@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -44,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit status: 0 on success, 2 after one line on standard error about what was wrong, 130 when interrupted.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        _take_any_character()
+        argv = sys.argv[1:]
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -79,6 +82,17 @@ def main(argv: list[str] | None = None) -> int:
         print("calosim: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _take_any_character() -> None:
+    """Makes names of files and particles readable and printable in any locale."""
+    if sys.getfilesystemencoding() == "ascii" and not sys.flags.utf8_mode:
+        # Such as LC_ALL=C with PYTHONUTF8=0. It cannot be changed in a running interpreter.
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, "-m", "calosim", *sys.argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a table is worth more than its ± sign
 
 
 if __name__ == "__main__":

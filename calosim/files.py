@@ -1,14 +1,17 @@
-"""Files that are whole or not there, and the only spelling of JSON, npz, CSV and Markdown tables."""
+"""Files that are whole or not there, and the only spelling of JSON, YAML, npz, CSV and Markdown tables."""
 
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import math
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import numpy as np
 
 __all__ = [
     "atomic_write",
+    "check_not_read",
     "check_writable",
     "csv_text",
     "find_config",
@@ -23,42 +27,146 @@ __all__ = [
     "read_csv",
     "read_json",
     "read_npz",
+    "read_yaml",
     "shipped_config",
     "shipped_words",
+    "temporary_folder",
     "to_json",
     "write_json",
     "write_npz",
+    "writing",
 ]
+
+#: How the names of temporary folders end.
+_PART = ".calosim-part"
+
+
+@contextmanager
+def temporary_folder(place: str | Path, of: str | Path | None = None) -> Iterator[Path]:
+    """A folder for what is being made, removed at the end.
+
+    It is locked while its maker lives, so that what a killed process left is told from what another one is making; the
+    next temporary folder in the same place clears it away.
+
+    Args:
+        place: The folder to make it in, itself made if missing.
+        of: What is being made, for the message; the place itself if not given.
+
+    Raises:
+        ValueError: If that is not writable.
+    """
+    place = Path(place)
+    with _naming(of or place, "cannot write there"):
+        place.mkdir(parents=True, exist_ok=True)
+        for left in place.glob(f".*{_PART}"):
+            _sweep(left)
+        folder, lock = _locked_folder(place)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[Path]:
+    """Lets a file be written so that readers see all of it or none.
+
+    What a symbolic link points to is written, not the link. Devices and pipes stay what they are and get the content.
+
+    Args:
+        path: The file; its folder is made if missing.
+
+    Yields:
+        Where to write. When the block ends well, that takes the file's place; otherwise it is removed.
+
+    Raises:
+        ValueError: If the file cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; expected a file to write")
+    special = path.exists() and not path.is_file()
+    target = path if special else Path(os.path.realpath(path))
+    with temporary_folder(tempfile.gettempdir() if special else target.parent, path) as folder:
+        part = folder / target.name
+        yield part
+        with _naming(path, "cannot be written"):
+            if special:
+                with part.open("rb") as made, path.open("wb") as device:
+                    shutil.copyfileobj(made, device)
+                return
+            with part.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            os.replace(part, target)
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:
-    """Writes a file so that readers see all of it or none.
+    """Writes a file so that readers see all of it or none, see :func:`writing`.
 
     Args:
         path: The file; its folder is made if missing.
         content: Text (written as UTF-8) or bytes.
 
     Raises:
-        ValueError: If the folder is not writable.
+        ValueError: If it cannot be written.
     """
-    path = Path(path)
+    with writing(path) as part, _naming(path, "cannot be written"):
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def check_not_read(out: str | Path, inputs: Iterable[str | Path]) -> None:
+    """Refuses to write over what is read, by whatever name.
+
+    Raises:
+        ValueError: If ``out`` is one of the inputs.
+    """
+    out = Path(out)
+    for path in map(Path, inputs):
+        if out.is_file() and path.exists() and path.samefile(out):
+            also = "" if path == out else f" ({path})"
+            raise ValueError(f"{out}: is also a source{also}; expected another file to write")
+
+
+@contextmanager
+def _naming(path: str | Path, what: str) -> Iterator[None]:
+    """Turns what the system says into one line that names the file."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        yield
     except OSError as error:
-        raise ValueError(f"{path}: cannot write there ({error.strerror})") from None
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        raise ValueError(f"{path}: {what} ({error.strerror or error})") from None
+
+
+def _locked_folder(place: Path) -> tuple[Path, int]:
+    """A new temporary folder, and the open file that holds its lock."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=".", suffix=_PART, dir=place))
+        # Another process may sweep the folder before it is locked: then there is a next one.
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = folder.exists()
+        except BlockingIOError:
+            ours = False
+        except OSError:
+            ours = True  # a file system without locks, where nothing is swept either
+        if ours:
+            return folder, lock
+        os.close(lock)
+
+
+def _sweep(left: Path) -> None:
+    """Removes a temporary folder whose maker is gone."""
+    with suppress(OSError):
+        lock = os.open(left, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+        finally:
+            os.close(lock)
 
 
 def check_writable(folder: str | Path) -> None:
@@ -113,9 +221,34 @@ def write_npz(path: str | Path, **arrays: np.ndarray) -> None:
 
 
 def read_npz(path: str | Path) -> dict[str, np.ndarray]:
-    """All arrays of an npz file by name; nothing pickled is read."""
-    with np.load(path) as stored:
-        return {name: stored[name] for name in stored.files}
+    """All arrays of an npz file by name; nothing pickled is read.
+
+    Raises:
+        ValueError: If the file is missing or damaged.
+    """
+    try:
+        with Path(path).open("rb") as stream, np.load(stream) as stored:
+            return {name: stored[name] for name in stored.files}
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # numpy, zipfile and zlib raise half a dozen types for damaged files
+        raise ValueError(f"{path}: expected an npz file of numbers ({type(error).__name__}: {error})") from None
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The value of a YAML file.
+
+    Raises:
+        ValueError: If the file is missing or no YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected YAML ({' '.join(str(error).split())})") from None
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -132,9 +265,18 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
-    """The lines of a CSV file, each by its header."""
-    with Path(path).open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
+    """The lines of a CSV file, each by its header.
+
+    Raises:
+        ValueError: If the file is missing or no CSV.
+    """
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as stream:
+            return list(csv.DictReader(stream))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: expected CSV ({error})") from None
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

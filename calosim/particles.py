@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from particle import Particle
 
 __all__ = ["STUDY_PARTICLES", "groups", "particle_code", "particle_name", "particle_symbol"]
 
@@ -29,6 +33,8 @@ _CODES: dict[str, int] = {
     "antiproton": -2212,
     "antilambda": -3122,
 }
+#: How the names of nuclei begin that the tables do not name; their code follows.
+_NUCLEUS = "nucleus_"
 _NAMES: dict[int, str] = {code: name for name, code in _CODES.items()}
 _ALIASES: dict[str, int] = {
     "photon": 22,
@@ -56,14 +62,18 @@ def particle_name(pdg: int) -> str:
     """
     if pdg in _NAMES:
         return _NAMES[pdg]
-    return _lookup(pdg).programmatic_name.lower()
+    found = _lookup(pdg)
+    return f"{_NUCLEUS}{pdg}" if found is None else found.programmatic_name.lower()
 
 
 @lru_cache
 def particle_symbol(pdg: int) -> str:
     """The printed form of a PDG code in Unicode, for tables and captions (``γ``, ``K⁰S``)."""
     symbols = {22: "γ", 2112: "n", 2212: "p", 3122: "Λ", 310: "K⁰S", 130: "K⁰L", 3222: "Σ⁺", 3112: "Σ⁻"}
-    return symbols.get(pdg) or _lookup(pdg).name
+    if pdg in symbols:
+        return symbols[pdg]
+    found = _lookup(pdg)
+    return str(pdg) if found is None else found.name
 
 
 def particle_code(name: str | int) -> int:
@@ -81,8 +91,9 @@ def particle_code(name: str | int) -> int:
         return _CODES[text.lower()]
     if text.lower() in _ALIASES:
         return _ALIASES[text.lower()]
-    if text.lstrip("+-").isdigit():
-        return int(_lookup(int(text)).pdgid)
+    if (number := text.removeprefix(_NUCLEUS)).lstrip("+-").isdigit():
+        _lookup(int(number))
+        return int(number)
     # As spelled first: names are printed in lower case, but some particles differ by their case alone.
     for fold in (str, str.lower):
         found = _spellings(fold).get(fold(text), ())
@@ -117,10 +128,13 @@ def _spellings(fold: Callable[[str], str]) -> dict[str, set[int]]:
     return spellings
 
 
-def _lookup(pdg: int):
-    from particle import InvalidParticle, Particle, ParticleNotFound
+def _lookup(pdg: int) -> Particle | None:
+    """What the tables have on a code; None for nuclei that they lack, such as hypernuclei."""
+    from particle import PDGID, InvalidParticle, Particle, ParticleNotFound
 
     try:
         return Particle.from_pdgid(pdg)
     except (InvalidParticle, ParticleNotFound):
+        if PDGID(pdg).is_nucleus:
+            return None
         raise ValueError(f"unknown PDG code {pdg}; expected a code of the PDG Monte Carlo numbering scheme") from None

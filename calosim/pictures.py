@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from calosim.files import writing
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -170,7 +172,8 @@ def spectra(
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     axes = figure.subplots(1, 2 if profiles else 1, squeeze=False)[0]
     first = next(iter(sums.values()))
-    edges = np.geomspace(max(1, first.min()), max(10, first.max()), 41)
+    low = max(1, first.min())
+    edges = np.geomspace(low, max(10 * low, first.max()), 41)  # at least a decade, be there a single response
     for i, (name, values) in enumerate(sums.items()):
         style = {"color": "0.35", "fill": True, "alpha": 0.4} if i == 0 else {"color": f"C{i - 1}"}
         axes[0].stairs(np.histogram(values, edges)[0] / len(values), edges, label=name, **style)
@@ -373,9 +376,6 @@ def predictive_intervals(
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside and renamed, so that nobody ever reads half a picture.
-    partial = path.with_name(f".{os.getpid()}-{path.name}")
-    figure.savefig(partial, dpi=130)
-    partial.replace(path)
+    with writing(path) as part:
+        figure.savefig(part, dpi=130)
     return path

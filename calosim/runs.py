@@ -7,9 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from calosim.files import read_json
+from calosim.files import read_json, read_yaml
 
 __all__ = ["FORMAT", "Run", "git_hash"]
 
@@ -89,10 +87,10 @@ class Run:
             ValueError: If there are none.
         """
         path = self._there(self.CONFIG)
-        try:
-            return yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path}: expected YAML ({' '.join(str(error).split())})") from None
+        settings = read_yaml(path)
+        if lacks := {"model", "data"} - set(settings if isinstance(settings, dict) else ()):
+            raise ValueError(f"{path}: expected the settings of a training; it lacks {', '.join(sorted(lacks))}")
+        return settings
 
     @cached_property
     def record(self) -> dict[str, Any]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 
 from calosim.files import (
     atomic_write,
+    check_not_read,
     check_writable,
     csv_text,
     find_config,
@@ -18,6 +22,7 @@ from calosim.files import (
     read_csv,
     read_json,
     read_npz,
+    read_yaml,
     shipped_config,
     write_json,
     write_npz,
@@ -52,7 +57,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         raise OSError("disk full")
 
     monkeypatch.setattr(os, failing, fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ValueError, match=r"file: cannot be written \(disk full\)"):
         atomic_write(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
@@ -71,6 +76,78 @@ def test_a_folder_that_cannot_be_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file/below: cannot write there \(.+\)"):
         atomic_write(tmp_path / "file" / "below", "x")
+
+
+# What is there already
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_link_points_to_is_written_and_the_link_stays(tmp_path, there):
+    target, link = tmp_path / "far" / "target", tmp_path / "link"
+    if there:
+        atomic_write(target, "old")
+    link.symlink_to(target)
+    atomic_write(link, "new")
+    assert (link.is_symlink(), target.is_symlink(), target.read_text()) == (True, False, "new")
+
+
+def test_pipes_and_devices_stay_and_get_the_content(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        arrived = pool.submit(pipe.read_text)
+        atomic_write(pipe, "content")
+        assert arrived.result(timeout=30) == "content"
+    assert pipe.is_fifo()
+    assert [p.name for p in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(ValueError, match="is a folder; expected a file to write"):
+        atomic_write(tmp_path, "x")
+
+
+def test_sources_are_known_by_any_name(tmp_path):
+    source, link = tmp_path / "a", tmp_path / "link"
+    check_not_read(source, [source, "nowhere"])  # not there
+    source.write_text("")
+    link.symlink_to(source)
+    check_not_read(tmp_path / "b", [source, link])
+    for out, told in ((source, "a: is also a source;"), (link, r"link: is also a source \(.*a\);")):
+        with pytest.raises(ValueError, match=told):
+            check_not_read(out, [source])
+
+
+#: Makes a temporary folder in the working folder, says so, and waits.
+MAKER = """
+from calosim.files import temporary_folder
+with temporary_folder(".") as folder:
+    (folder / "half").write_text("x" * 1000)
+    print(folder, flush=True)
+    input()
+"""
+
+
+def test_what_a_killed_process_left_is_cleared_away_and_what_another_makes_stays(tmp_path):
+    def begin():
+        words = [sys.executable, "-c", MAKER]
+        maker = subprocess.Popen(words, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return maker, tmp_path / maker.stdout.readline().strip()
+
+    (killed, left), (living, wanted) = begin(), begin()
+    try:
+        killed.kill()
+        killed.wait()
+        assert (left / "half").exists()
+        atomic_write(tmp_path / "file", "another command writes")
+        assert not left.exists()
+        assert (wanted / "half").exists()
+        living.communicate("\n")
+        assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    finally:
+        living.kill()
+        for maker in (killed, living):
+            maker.communicate()
 
 
 # Formats
@@ -156,3 +233,20 @@ def test_a_configuration_here_comes_before_the_one_that_is_shipped(tmp_path, mon
     for name in ("conf/no.yaml", "teacher.yaml", str(tmp_path / "no.yaml")):
         with pytest.raises(ValueError, match=rf"{re.escape(name)}: no such file"):
             find_config(name)
+
+
+EMPTY, TEXT, OPEN, ZIP = b"", b"hello \xff\n", b"{", b"PK\x03\x04" + bytes(50)
+DAMAGED = {read_json: (EMPTY, TEXT, OPEN, ZIP), read_yaml: (TEXT, OPEN, ZIP), read_npz: (EMPTY, TEXT, OPEN, ZIP)}
+
+
+@pytest.mark.parametrize(
+    ("read", "content"),
+    [(read, c) for read, contents in {**DAMAGED, read_csv: (TEXT,)}.items() for c in (None, *contents)],
+)
+def test_a_file_that_cannot_be_read_is_named_in_one_line(read, content, tmp_path):
+    path = tmp_path / "damaged"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: ")) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)

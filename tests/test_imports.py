@@ -22,8 +22,8 @@ SOURCES = {
 #: The house from bottom to top. A room imports from the floors below its own; of its own floor only from itself. All may
 #: import `calosim` itself, for its version.
 FLOORS = (
-    ("detectors", "draws", "files", "loggers", "particles", "pictures"),
-    ("runs",),
+    ("detectors", "draws", "files", "loggers", "particles"),
+    ("pictures", "runs"),
     ("flows", "metrics", "showers"),
     ("montecarlo", "shapes"),
     ("models",),

@@ -67,6 +67,12 @@ def test_unknown_codes_are_named(call):
         call(123456789)
 
 
+def test_nuclei_that_the_tables_lack_are_called_by_their_code():
+    assert particle_name(1010010030) == "nucleus_1010010030"
+    assert particle_symbol(1010010030) == "1010010030"
+    assert {particle_code(name) for name in (1010010030, "1010010030", "nucleus_1010010030")} == {1010010030}
+
+
 def test_symbols():
     assert [particle_symbol(c) for c in STUDY_PARTICLES] == ["γ", "n", "Λ", "K⁰S", "Σ⁺"]
     assert particle_symbol(-211) == "pi-"

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser
 
-from calosim.files import check_writable, shipped_words
+from calosim.files import check_not_read, check_writable, shipped_words
 
 __all__ = ["run", "simulate"]
 
@@ -73,7 +73,8 @@ def simulate(
         detector: zn, zp or focal_h.
         primaries: How many primaries to draw from the published mix, or a ROOT or CSV file whose primaries to take: with
             another seed, the Monte Carlo's own floor.
-        responses_per_primary: Mean number of kept responses (at least 10 photons) to a primary.
+        responses_per_primary: Responses of at least 10 photons to a primary, on average over the published mix, where most
+            primaries miss. Given primaries are tried as often: one on course leaves several times as many, others none.
         seed: Seed; one seed, one data set, whatever the number of workers.
         out: The ROOT file to write.
         workers: Threads.
@@ -89,6 +90,7 @@ def simulate(
     check_writable(Path(out).parent)
     source: Any = primaries
     if isinstance(primaries, str):
+        check_not_read(out, [primaries])
         source = distinct_primaries(*read_primaries(primaries))
     showers = respond(source, responses_per_primary, detector, seed, workers=workers, progress=not quiet)
     write(out, showers)
@@ -98,5 +100,8 @@ def simulate(
         "responses_per_primary": responses_per_primary,
         "seed": seed,
     }
-    write_recipe(out, settings)
-    print(f"{out}: {len(showers)} responses of {showers.geometry.title} to {showers.inputs.max() + 1} primaries")
+    if Path(out).is_file():  # rather than a device
+        write_recipe(out, settings)
+    answered, tried = showers.inputs.max() + 1, source if isinstance(source, int) else len(source[1])
+    mean = f"{len(showers) / answered:.1f} each"
+    print(f"{out}: {len(showers)} responses of {showers.geometry.title} to {answered} of {tried} primaries, {mean}")

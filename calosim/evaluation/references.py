@@ -107,7 +107,7 @@ def floor_of_simulation(pool: Showers, rows: Selection) -> Reference:
     return Reference(Pool(keys, pool.pdg), pool.images.__getitem__, rows.inputs, rows.showers.pdg, everywhere)
 
 
-def floor_of_halves(data: RootDataModule, split: Literal["test", "val"], rows: Selection) -> Reference:
+def floor_of_halves(data: RootDataModule, split: Literal["test", "val"], rows: Selection) -> Reference | None:
     """The floor without another simulation: one half of each input's responses, answered from the other half.
 
     Only that half is fair to judge on. (Each half answered from the other would be a resample of the reference itself,
@@ -117,9 +117,14 @@ def floor_of_halves(data: RootDataModule, split: Literal["test", "val"], rows: S
         data: The data set.
         split: The split of the judged rows.
         rows: The judged rows.
+
+    Returns:
+        The floor; None where every input has a single response, so that there is no other half.
     """
     inputs = data.inputs(split)
     answering = rank_within(inputs) % 2 == 1
+    if not answering.any():
+        return None
     others = data.rows(split)[answering]
     return Reference(
         Pool(inputs[answering], data.arrays["pdg"][others]),
@@ -150,7 +155,7 @@ def trivial_model(data: RootDataModule, rows: Selection) -> Reference:
 def find_references(
     data: RootDataModule, split: Literal["test", "val"], rows: Selection, other: Showers | None
 ) -> dict[str, Reference]:
-    """Floor and trivial model by their short names.
+    """Floor, if there can be one, and trivial model by their short names.
 
     Args:
         data: The data set.
@@ -159,7 +164,7 @@ def find_references(
         other: Showers of the same primaries simulated with another seed, if there are any.
     """
     own = floor_of_halves(data, split, rows) if other is None else floor_of_simulation(other, rows)
-    return {"floor": own, "trivial": trivial_model(data, rows)}
+    return ({} if own is None else {"floor": own}) | {"trivial": trivial_model(data, rows)}
 
 
 def _match_inputs(pool: Showers, rows: Selection) -> np.ndarray:

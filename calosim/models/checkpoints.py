@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,25 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises half a dozen types for damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: expected a checkpoint, but it cannot be read ({reason})") from None
+        raise ValueError(f"{path}: expected a checkpoint, but {_fault(path, error)}") from None
     if not isinstance(checkpoint, dict) or "calosim" not in checkpoint:
         raise ValueError(f"{path}: expected a checkpoint written by calosim, found no `calosim` entry")
     if (found := checkpoint["calosim"].get("format", 1)) != FORMAT:
         raise ValueError(f"{path}: expected a checkpoint of format {FORMAT}, got {found}; train the model anew")
     return checkpoint
+
+
+def _fault(path: Path, error: Exception) -> str:
+    """What is wrong with a file that torch cannot read, in words: its own say little or nothing of damaged ones."""
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    if not start:
+        return "the file is empty (0 bytes)"
+    if not start.startswith(b"PK"):
+        return "the file is something else (checkpoints begin with PK)"
+    if not zipfile.is_zipfile(path):
+        return f"the file is truncated, at {path.stat().st_size} bytes"
+    return f"it cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
 
 
 def load_module(path: str | Path, device: str | torch.device = "cpu") -> CalosimModule:

@@ -55,8 +55,8 @@ class Flight:
         """Total energies in GeV, shape (M,)."""
         return np.sqrt((self.momentum**2).sum(1) + properties(self.pdg).mass ** 2)
 
-    def select(self, which: np.ndarray) -> Flight:
-        """Returns some of the particles, by mask or index."""
+    def select(self, which: np.ndarray | slice) -> Flight:
+        """Returns some of the particles, by mask, index or slice."""
         return Flight(*(getattr(self, name)[which] for name in self.__dataclass_fields__))
 
     def moved(self, z: np.ndarray | float) -> Flight:

@@ -117,8 +117,8 @@ def simulate(
         The kept responses, those of one primary next to each other; images are int16.
 
     Raises:
-        ValueError: If the detector is unknown or has no setup, a number is not positive, or given primaries have the
-            wrong shape or an unknown PDG code.
+        ValueError: If the detector is unknown or has no setup, a number is not positive, given primaries have the
+            wrong shape or an unknown PDG code, or none of them leaves a response.
     """
     return simulate_with_truth(primaries, responses_per_primary, detector, seed, workers=workers, progress=progress)[0]
 
@@ -173,6 +173,11 @@ def simulate_with_truth(
         for index, part in enumerate(pool.map(chunk, chunks)):
             parts.append(part)
             bar.update(min(_CHUNK, total - index * _CHUNK))
+    if not any(len(images) for images, _ in parts):
+        raise ValueError(
+            f"none of {len(pdg)} primaries, tried {attempts} times each, left {min_photons} photons in "
+            f"{geometry.title}; nothing to write"
+        )
     images = np.concatenate([p[0] for p in parts])
     truth = Truth(*(np.concatenate([getattr(p[1], n) for p in parts]) for n in Truth.__dataclass_fields__))
     return Showers(particles[truth.primary], pdg[truth.primary], images, geometry.name), truth

@@ -53,7 +53,7 @@ def transport(
 
 def _fly(flight: Flight, goal: np.ndarray, rng: np.random.Generator) -> Flight:
     """Flies straight to the goal of each row; daughters of those that decay before it fly on."""
-    done = []
+    done = [flight.select(slice(0))]  # none may arrive
     while len(flight):
         flight = flight.select(flight.momentum[:, 2] > 1.0)  # GeV/c: softer ones neither arrive nor shine
         mass, _, ctau = properties(flight.pdg)

@@ -49,8 +49,10 @@ def report(
         quiet: Show no progress.
 
     Raises:
-        ValueError: If a folder does not exist, or there is nothing to report.
+        ValueError: If a folder does not exist, there is nothing to report, or a file that is no page would be replaced.
     """
+    if Path(out).is_file() and Path(out).suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"{out}: is there and no page; expected another file to write, such as report.html")
     found = _found([Path(run) for run in runs])
     if not any(found.values()):
         raise ValueError(

@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from calosim.files import read_json, write_json
+from calosim.files import read_json, temporary_folder, write_json
 from calosim.showers.reading import files_read, read
 
-__all__ = ["cached_arrays", "content_hash", "open_cache"]
+__all__ = ["cached_arrays", "content_hash", "hash_contents", "open_cache"]
 
 _VERSION = 3
 _ARRAYS = ("particles", "pdg", "images", "inputs", "photon_sum")
@@ -41,21 +40,20 @@ def cached_arrays(files: Sequence[str], detector: str, cache_dir: str | None = N
     key = hashlib.blake2b(f"{_VERSION} {detector} {data_hash}".encode(), digest_size=10).hexdigest()
     places = [Path(cache_dir)] if cache_dir else [Path(files[0]).resolve().parent / ".calosim_cache", _user_cache()]
     for known in places:
-        if (known / key / _META).exists():
+        if _is_whole(known / key):
             return known / key
     place = next((p for p in places if _writable(p)), None)
     if place is None:
         raise ValueError(f"{places[0]}: the cache folder is not writable; choose another with --data.cache_dir")
-    temporary = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=place))
-    try:
-        showers = read(files, detector)
+    showers = read(files, detector)
+    with temporary_folder(place) as temporary:
+        made = temporary / key
+        made.mkdir()
         for name in _ARRAYS:
-            np.save(temporary / f"{name}.npy", getattr(showers, name))
+            np.save(made / f"{name}.npy", getattr(showers, name))
         meta = {"data_hash": data_hash, "detector": detector, "files": list(map(str, files)), "rows": len(showers)}
-        write_json(temporary / _META, meta)
-        _publish(temporary, place / key)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write_json(made / _META, meta)
+        _publish(made, place / key)
     return place / key
 
 
@@ -86,23 +84,36 @@ def content_hash(files: Sequence[str], detector: str | None = None) -> str:
     for file in files:
         if not Path(file).is_file():
             raise ValueError(f"{file}: no such file; make one with `calosim simulate` or `calosim convert`")
+    return hash_contents(files_read(files, detector))
+
+
+def hash_contents(paths: Sequence[Path]) -> str:
+    """The hash of the contents of some files, as they are."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in files_read(files, detector):
+    for path in paths:
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest())
     return digest.hexdigest()
 
 
-def _publish(temporary: Path, folder: Path) -> None:
+def _publish(made: Path, folder: Path) -> None:
     """Gives a finished cache its name."""
-    os.chmod(temporary, 0o755)
     try:
-        temporary.rename(folder)
+        made.rename(folder)
     except OSError:
-        # Another process was faster, and its cache is as good as ours; or a half-deleted cache is in the way.
-        if not (folder / _META).exists():
+        # Another process was faster, and its cache is as good as ours; or a damaged cache is in the way.
+        if not _is_whole(folder):
             shutil.rmtree(folder)
-            temporary.rename(folder)
+            made.rename(folder)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a cache is there and can be mapped; what was damaged since is made anew."""
+    try:
+        rows = read_json(folder / _META)["rows"]
+        return all(len(np.load(folder / f"{name}.npy", mmap_mode="r")) == rows for name in _ARRAYS)
+    except (EOFError, KeyError, OSError, TypeError, ValueError):  # what numpy and json make of other bytes
+        return False
 
 
 def _user_cache() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ __all__ = [
     "photon_counts",
     "reading_file",
     "row_name",
+    "tabulated",
 ]
 
 _INT16_MAX = np.iinfo(np.int16).max
@@ -33,6 +35,9 @@ _INT32_MAX = np.iinfo(np.int32).max
 
 #: Tables of particle masses differ by less (MeV); nuclear and atomic masses of light nuclei by up to 1.1 MeV.
 _MASS_TOLERANCE = 1.5
+
+#: Masses per nucleon of nuclei and hypernuclei, in MeV.
+_NUCLEON_MASS = (900.0, 1150.0)
 
 #: What can be a primary of a forward calorimeter (c tau above a centimeter), for files without PDG codes.
 #: Neutral antiparticles are left out: nothing in mass and charge tells them from the far more frequent
@@ -46,12 +51,13 @@ _LONG_LIVED: tuple[int, ...] = (
 
 @lru_cache
 def _mass_and_charge(pdg: int) -> tuple[float, float] | None:
-    from particle import InvalidParticle, Particle, ParticleNotFound  # reading its tables costs 0.2 s
+    from particle import PDGID, InvalidParticle, Particle, ParticleNotFound  # reading its tables costs 0.2 s
 
     try:
         particle = Particle.from_pdgid(pdg)
     except (InvalidParticle, ParticleNotFound):
-        return None
+        # The tables have no hypernuclei and no excited nuclei; their codes tell the charge.
+        return (math.nan, float(PDGID(pdg).charge)) if PDGID(pdg).is_nucleus else None
     # Neutrinos have no mass in the tables.
     return float(particle.mass or 0.0), float(particle.charge or 0.0)
 
@@ -65,7 +71,8 @@ def masses_and_charges(pdg: np.ndarray, source: str, where: Where) -> tuple[np.n
         where: What to call a row.
 
     Returns:
-        Masses in MeV and charges in units of e, each with shape (N,).
+        Masses in MeV and charges in units of e, each with shape (N,). The mass of a nucleus that the tables lack, such as a
+        hypernucleus, is NaN.
 
     Raises:
         ValueError: If a code is not in the PDG tables.
@@ -76,6 +83,33 @@ def masses_and_charges(pdg: np.ndarray, source: str, where: Where) -> tuple[np.n
         raise ValueError(f"{source}: {where(at[0])}: unknown PDG code {pdg[at]}; expected one of the PDG tables")
     values = np.array(known, dtype=np.float64).reshape(-1, 2)[inverse]
     return values[:, 0], values[:, 1]
+
+
+def tabulated(pdg: np.ndarray, source: str, where: Where) -> tuple[np.ndarray, np.ndarray]:
+    """Masses and charges where a file has none, as :func:`masses_and_charges` but all known.
+
+    Raises:
+        ValueError: If the tables lack one.
+    """
+    mass, charge = masses_and_charges(pdg, source, where)
+    if at := first_true(np.isnan(mass)):
+        raise ValueError(
+            f"{source}: {where(at[0])}: the PDG tables have no mass for code {pdg[at]}; expected columns mass and charge"
+        )
+    return mass, charge
+
+
+def _check_nuclei(mass: np.ndarray, true: np.ndarray, pdg: np.ndarray, source: str, where: Where) -> None:
+    """Checks masses of nuclei that the tables lack, by what any of their number of nucleons weighs."""
+    from particle import PDGID
+
+    for row in np.flatnonzero(np.isnan(true)):
+        nucleons = PDGID(int(pdg[row])).A
+        if not _NUCLEON_MASS[0] < mass[row] / nucleons < _NUCLEON_MASS[1]:
+            raise ValueError(
+                f"{source}: {where(int(row))}: mass is {mass[row]:g}; expected about {950 * nucleons} MeV for the "
+                f"{nucleons} nucleons of PDG code {pdg[row]}"
+            )
 
 
 def infer_pdg(particles: np.ndarray, prefer: Sequence[int], source: str, where: Where) -> np.ndarray:
@@ -161,6 +195,7 @@ def check_primaries(particles: np.ndarray, pdg: np.ndarray, source: str, where: 
         value = particles[at[0], 0]
         raise ValueError(f"{source}: {where(at[0])}: energy is {value:g} GeV; expected more than 0")
     mass, charge = masses_and_charges(pdg, source, where)
+    _check_nuclei(particles[:, FEATURES.index("mass")], mass, pdg, source, where)
     for k, true, tolerance in (
         (FEATURES.index("mass"), mass, np.maximum(_MASS_TOLERANCE, 0.01 * mass)),
         (FEATURES.index("charge"), charge, np.zeros_like(charge)),

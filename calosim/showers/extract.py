@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,14 +18,14 @@ from calosim.showers.checks import (
     check_primaries,
     existing_file,
     first_true,
-    masses_and_charges,
     pdg_codes,
     photon_counts,
     row_name,
+    tabulated,
 )
 from calosim.showers.record import Showers, Source, Where
 
-__all__ = ["open_text", "pair_texts", "read_columns", "read_table", "text_source"]
+__all__ = ["is_table", "pair_texts", "read_columns", "read_table", "text_source"]
 
 #: The letter of a detector in the first column of Extract.C's CSV, and the name of its image file.
 _TEXT_DETECTORS = {"zn": ("N", "neutron_image.txt"), "zp": ("P", "proton_image.txt")}
@@ -42,8 +44,17 @@ _MOMENTA = ("Px", "Py", "Pz")
 
 
 def open_text(path: Path) -> IO[str]:
-    """Opens a text file; what is not ASCII shows in messages as a question mark."""
-    return path.open(encoding="ascii", errors="replace")
+    """Opens a text file, in the encodings that spreadsheets write; what is no text shows in messages as a question mark."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    encoding = "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    return path.open(encoding=encoding, errors="replace")
+
+
+def is_table(path: Path) -> bool:
+    """Whether a text file begins with names, as tables do, rather than with the numbers of an image."""
+    with open_text(path) as file:
+        return any(letter.isalpha() for letter in file.readline(1000))
 
 
 def read_table(path: str | os.PathLike[str]) -> np.ndarray:
@@ -67,7 +78,7 @@ def read_columns(path: Path, columns: dict[str, str], optional: dict[str, str]) 
     """The named columns of a CSV.
 
     Args:
-        path: A CSV with a header.
+        path: A CSV with a header, its fields separated by commas, or by semicolons or tabs as spreadsheets may do.
         columns: Names and types of the columns it must have.
         optional: Names and types of columns that it has all together or not at all.
 
@@ -78,22 +89,49 @@ def read_columns(path: Path, columns: dict[str, str], optional: dict[str, str]) 
         ValueError: If a column is missing or a field is not what its column expects. Lines count from 1.
     """
     with open_text(path) as file:
-        header = [name.strip() for name in file.readline().split(",")]
+        start = file.readline()
+        delimiter = max(",;\t", key=start.count)
+        header = [name.strip() for name in next(csv.reader([start], delimiter=delimiter), [])]
         if any(name in header for name in optional):
             columns = columns | optional
         for name in columns:
-            if name not in header:
-                raise ValueError(f"{path}: has no column {name!r}; expected {', '.join(columns)}")
+            if header.count(name) != 1:
+                has = f"has {header.count(name)} columns" if name in header else "has no column"
+                raise ValueError(f"{path}: {has} {name!r}; expected {', '.join(columns)}, found {', '.join(header)}")
         places = [(header.index(name), name, kind) for name, kind in columns.items()]
 
         def records() -> Iterator[tuple[Any, ...]]:
-            for number, line in enumerate(file, start=2):
-                fields = line.rstrip("\r\n").split(",")
+            for number, fields in _lines(path, csv.reader(file, delimiter=delimiter)):
                 if len(fields) != len(header):
                     raise ValueError(f"{path}: line {number}: expected {len(header)} fields, got {len(fields)}")
+                if delimiter == ";":  # where the comma is the decimal sign
+                    fields = [text.replace(",", ".") for text in fields]
                 yield tuple(_field(path, number, name, fields[k], kind) for k, name, kind in places)
 
-        return np.fromiter(records(), np.dtype(list(columns.items())))
+        try:
+            return np.fromiter(records(), np.dtype(list(columns.items())))
+        except csv.Error as error:
+            raise ValueError(f"{path}: expected a table of numbers ({error})") from None
+
+
+def _lines(path: Path, lines: Iterable[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    """The fields of lines behind the header, with their numbers; empty lines may stand at the end."""
+    empty = 0
+    for number, fields in enumerate(lines, start=2):
+        if not any(map(str.strip, fields)):
+            empty = empty or number
+        elif empty:
+            raise ValueError(f"{path}: line {empty}: is empty, but line {number} is not; expected no gap")
+        else:
+            yield number, fields
+
+
+def _whole_number(text: str) -> np.int64:
+    # Programs for tables write 22.0 or 1E+3 for whole numbers.
+    value = float(text) if text.strip("+-0123456789 ") else int(text)
+    if value != int(value):
+        raise ValueError
+    return np.int64(int(value))
 
 
 def _field(path: Path, number: int, name: str, text: str, kind: str) -> Any:
@@ -107,7 +145,7 @@ def _field(path: Path, number: int, name: str, text: str, kind: str) -> Any:
 #: What a field of a type must be, and how it is read.
 _CONVERSIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "U1": ("N or P", {"N": "N", "P": "P"}.__getitem__),
-    "i8": ("a whole number", np.int64),
+    "i8": ("a whole number", _whole_number),
     "f8": ("a number", float),
 }
 
@@ -199,7 +237,7 @@ def _primaries(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features (N, 9) and PDG codes (N,) of tracks."""
     pdg = pdg_codes(tracks["Pdg"], str(table), where)
-    mass, charge = masses_and_charges(pdg, str(table), where)
+    mass, charge = tabulated(pdg, str(table), where)
     if "Pz" in (tracks.dtype.names or ()):
         momenta = [tracks[name] for name in _MOMENTA]
     elif assume_beam_direction:

@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from calosim.detectors import get_detector
+from calosim.files import check_not_read
 from calosim.showers.checks import (
     agreed_detector,
     check_primaries,
     check_showers,
     existing_file,
-    masses_and_charges,
     pdg_codes,
     row_name,
+    tabulated,
 )
-from calosim.showers.extract import open_text, pair_texts, read_columns, text_source
+from calosim.showers.extract import is_table, pair_texts, read_columns, text_source
 from calosim.showers.npz import npz_header, npz_source
 from calosim.showers.record import FEATURES, Showers, Source
 from calosim.showers.root import BASKET, Writer, check_branches, open_tree, read_branches, root_source
@@ -41,9 +42,7 @@ def _content(path: Path) -> str:
                 raise ValueError(f"{path}: arr_0 has {dimensions} dimensions; expected (N, 9), (N, 10) or (N, nx, ny)")
             return "particles" if dimensions == 2 else "responses"
         case ".csv" | ".txt":
-            with open_text(path) as file:
-                start = file.readline(1000)
-            return "table" if "," in start else "images"
+            return "table" if is_table(path) else "images"
         case other:
             raise ValueError(f"{path}: unknown suffix {other!r}; expected .root, .npz, .csv or .txt")
 
@@ -231,7 +230,7 @@ def read_primaries(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray
     where = partial(row_name, 0)
     pdg = pdg_codes(arrays["pdg"], str(path), where)
     if "mass" not in arrays:
-        arrays["mass"], arrays["charge"] = masses_and_charges(pdg, str(path), where)
+        arrays["mass"], arrays["charge"] = tabulated(pdg, str(path), where)
     particles = np.column_stack([arrays[name] for name in FEATURES]).astype(np.float64, copy=False)
     check_primaries(particles, pdg, str(path), where)
     return particles, pdg
@@ -263,9 +262,7 @@ def convert(
     from tqdm import tqdm
 
     parts = sources(source, detector, assume_beam_direction, prefer or ())
-    for path in map(Path, [source] if isinstance(source, str) else source):
-        if Path(out).exists() and path.samefile(out):
-            raise ValueError(f"{out}: is also a source; expected another file to write")
+    check_not_read(out, [source] if isinstance(source, str) else source)
     total = sum(part.rows for part in parts)
     particles: set[int] = set()
     bar = tqdm(total=total, unit="rows", disable=True if quiet else None)

@@ -9,10 +9,10 @@ from typing import Any
 
 from calosim import __version__
 from calosim.files import read_json, write_json
-from calosim.showers.cache import content_hash
+from calosim.showers.cache import hash_contents
 from calosim.showers.reading import files_read
 
-__all__ = ["current_hash", "read_recipe", "write_recipe"]
+__all__ = ["current_hash", "primaries_hash", "read_recipe", "write_recipe"]
 
 
 def write_recipe(file: str, settings: Mapping[str, Any]) -> None:
@@ -24,7 +24,7 @@ def write_recipe(file: str, settings: Mapping[str, Any]) -> None:
     """
     record = {"calosim": __version__, "settings": dict(settings), "data_hash": current_hash([file])}
     if isinstance(settings.get("primaries"), str):
-        record["primaries_hash"] = current_hash([settings["primaries"]])
+        record["primaries_hash"] = primaries_hash(settings["primaries"])
     write_json(f"{file}.json", record)
 
 
@@ -41,10 +41,18 @@ def current_hash(files: Sequence[str], detector: str | None = None) -> str:
     Raises:
         ValueError: If a file or its partner is missing.
     """
-    states = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files_read(files, detector)]
-    return _hash(tuple(files), detector, tuple(states))
+    return _hash(tuple(map(_state, files_read(files, detector))))
+
+
+def primaries_hash(file: str) -> str:
+    """The hash of a file of primaries, which stands alone: a CSV of them has no images beside it."""
+    return _hash((_state(Path(file)),))
+
+
+def _state(path: Path) -> tuple[Path, int, int]:
+    return path, path.stat().st_mtime_ns, path.stat().st_size
 
 
 @lru_cache(maxsize=64)
-def _hash(files: tuple[str, ...], detector: str | None, states: tuple[tuple[Path, int, int], ...]) -> str:
-    return content_hash(files, detector)
+def _hash(states: tuple[tuple[Path, int, int], ...]) -> str:
+    return hash_contents([path for path, *_ in states])

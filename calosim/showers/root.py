@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from calosim.detectors import DETECTORS, get_detector
+from calosim.files import writing
 from calosim.showers.checks import (
     agreed_detector,
     check_showers,
@@ -184,8 +185,8 @@ def read_branches(path: Path, tree: Any, names: Sequence[str], start: int, stop:
 class Writer:
     """Writes showers to a ROOT file piece by piece, in constant memory; all of them or none.
 
-    Rows go to a temporary file in the same folder, which takes the file's name when the ``with`` block ends
-    well. After an error the temporary file is removed, and a file of that name stays as it was.
+    Rows go to a temporary file, which takes the file's place when the ``with`` block ends well, see
+    :func:`calosim.files.writing`. After an error it is removed, and a file of that name stays as it was.
 
     Args:
         path: The file, which must end in ``.root``; missing folders are made.
@@ -208,19 +209,17 @@ class Writer:
             raise ValueError(f"{self.path}: unknown suffix {self.path.suffix!r} to write; expected .root")
         if self.path.is_dir():
             raise ValueError(f"{self.path}: is a folder; expected a file to write")
-        self._temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}.tmp")
+        self._temporary = self.path
         self._pending: list[Showers] = []
         self._dtype: np.dtype = np.dtype(np.int16)
         self._file: Any = None
 
     def __enter__(self) -> Self:
-        with self._write_errors():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with ExitStack() as stack:
+            self._temporary = stack.enter_context(writing(self.path))
+            stack.callback(self._give_up)
             self._open()
-        except ValueError:
-            self._discard()
-            raise
+            self._stack = stack.pop_all()
         return self
 
     def extend(self, showers: Showers) -> None:
@@ -251,26 +250,21 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._discard()
+        if kind is not None:
+            self._stack.__exit__(kind, error, traceback)
+            return
+        with self._stack:
+            if self.rows == 0:
+                raise ValueError(f"{self.path}: no rows to write; expected at least one")
+            if self._pending:
+                self._flush()
+            with self._write_errors():
+                self._close()
 
-    def _discard(self) -> None:
+    def _give_up(self) -> None:
         if self._file is not None:
             with suppress(OSError):  # after a full disk, closing fails again and would hide the reason
                 self._file.close()
-        self._temporary.unlink(missing_ok=True)
-
-    def _finish(self) -> None:
-        if self.rows == 0:
-            raise ValueError(f"{self.path}: no rows to write; expected at least one")
-        if self._pending:
-            self._flush()
-        with self._write_errors():
-            self._close()
-            os.replace(self._temporary, self.path)
 
     def _open(self) -> None:
         import uproot
@@ -289,8 +283,6 @@ class Writer:
     def _close(self) -> None:
         self._file.close()
         self._file = None
-        with self._temporary.open("rb+") as file:
-            os.fsync(file.fileno())
 
     def _flush(self) -> None:
         """Writes one basket, of what is pending at most."""
@@ -312,7 +304,7 @@ class Writer:
     def _widen(self) -> None:
         """Starts again with 32-bit images: a branch cannot change its type, and it is rare."""
         self._dtype = np.dtype(np.int32)
-        narrow = self._temporary.with_suffix(".int16.tmp")
+        narrow = self._temporary.with_suffix(".int16")
         with self._write_errors():
             self._close()
             os.replace(self._temporary, narrow)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 
 from calosim import __version__
-from calosim.files import to_json
+from calosim.files import atomic_write, temporary_folder, write_json
 from calosim.models.checkpoints import read_checkpoint
 from calosim.models.photons import PhotonSum
 from calosim.models.shape import ShapeModule
@@ -72,25 +70,17 @@ def save_ensemble(
         "noise_removal": {str(code): method for code, method in together.noise_removal.items()},
         "sources": {name: str(run.checkpoint.resolve()) for name, run in sources.items()},
     }
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Whole or not there.
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise ValueError(f"{folder}: cannot write there ({error.strerror})") from None
-    try:
+    with temporary_folder(target.parent, folder) as temporary:
+        made = temporary / target.name
+        made.mkdir()
         for name, run in sources.items():
-            (temporary / name).write_bytes(_inference_only(run.checkpoint))
-        (temporary / Run.ENSEMBLE).write_text(to_json(record))
+            atomic_write(made / name, _inference_only(run.checkpoint))
+        write_json(made / Run.ENSEMBLE, record)
         runs = list(sources.values())
         if None not in (splits := [run.split for run in runs]) and all(s == splits[0] for s in splits):
             for name in (Run.CONFIG, Run.RECORD):
-                shutil.copyfile(runs[0] / name, temporary / name)
-        os.chmod(temporary, 0o755)
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+                shutil.copyfile(runs[0] / name, made / name)
+        made.rename(target)
 
 
 def _inference_only(path: Path) -> bytes:

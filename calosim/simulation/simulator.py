@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from calosim.files import read_json
+from calosim.files import check_not_read, read_json
 from calosim.models.base import CalosimModule
 from calosim.models.photons import PhotonSum
 from calosim.models.shape import ShapeModule
 from calosim.particles import particle_code, particle_name
 from calosim.runs import Run
+from calosim.showers.checks import check_primaries, row_name
 from calosim.showers.reading import read_primaries
 from calosim.showers.record import Showers
 from calosim.showers.root import Writer
@@ -167,11 +170,17 @@ class FastSimulator:
             Photon counts with shape (N, nx, ny), int32.
 
         Raises:
-            ValueError: If there is neither a photon-sum model nor photon sums.
+            ValueError: If there is neither a photon-sum model nor photon sums, or the arguments are not what they must be.
         """
         if photon_sum is None and self.photons is None:
             raise ValueError("expected a photon-sum model or given photon sums; name its run folder with --photons")
-        rows = np.arange(len(pdg)) if rows is None else rows
+        if batch_size < 1:
+            raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
+        particles, pdg = np.asarray(particles, dtype=np.float64), _whole("pdg", pdg, (len(particles),))
+        rows = np.arange(len(pdg)) if rows is None else _whole("rows", rows, pdg.shape)
+        check_primaries(particles, pdg, "particles", partial(row_name, 0))
+        if photon_sum is not None:
+            photon_sum = _whole("photon_sum", photon_sum, pdg.shape, least=0)
         images = np.empty((len(pdg), *self.detector.shape), dtype=np.int32)
         default = self.noise_removal.get(0, 0)
         method = np.array([self.noise_removal.get(int(code), default) for code in pdg], dtype=np.int64)
@@ -212,6 +221,22 @@ class FastSimulator:
             primary = rows // responses
             images = self.sample(particles[primary], pdg[primary], seed, rows, batch_size=batch_size)
             yield Showers(particles[primary], pdg[primary], images, self.detector.name)
+
+
+def _whole(name: str, values: ArrayLike, shape: tuple[int, ...], least: int | None = None) -> np.ndarray:
+    """An argument as int64 with the expected shape.
+
+    Raises:
+        ValueError: If it has another shape, or holds something else than whole numbers, or smaller ones than ``least``.
+    """
+    array = np.asarray(values)
+    if array.shape != shape:
+        raise ValueError(f"expected {name} with shape {shape}, got {array.shape}")
+    whole = array.dtype.kind in "iuf" and (array == np.rint(array)).all()
+    if not whole or (least is not None and (array < least).any()):
+        bound = "" if least is None else f" of at least {least}"
+        raise ValueError(f"expected whole numbers{bound} in {name}, got {array.ravel()[:5].tolist()}")
+    return array.astype(np.int64)
 
 
 def read_ensemble(folder: Path) -> dict[str, Any]:
@@ -256,6 +281,9 @@ def generate(
     """
     if responses < 1:
         raise ValueError(f"expected at least one response to each primary, got {responses}")
+    if batch_size < 1:
+        raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
+    check_not_read(out, [primaries])
     simulator = FastSimulator.load(shape, photons, noise_removal.by_code(), pick_device(device))
     if simulator.photons is None:
         raise ValueError(f"{shape}: holds no photon-sum model; name one with --photons")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from calosim.evaluation.stored import Evaluation
 from calosim.runs import Run
-from calosim.showers.recipe import current_hash, read_recipe
+from calosim.showers.recipe import current_hash, primaries_hash, read_recipe
 from calosim.studies.plan import Step
 from calosim.studies.settings import difference, files_of, identity, simulated
 
@@ -78,7 +78,7 @@ def _check_data(step: Step) -> None:
     differs = difference(recipe["settings"], wanted)
     source = wanted["primaries"]
     if not differs and isinstance(source, str) and Path(source).is_file():
-        made, now = recipe.get("primaries_hash"), current_hash([source])
+        made, now = recipe.get("primaries_hash"), primaries_hash(source)
         differs = "" if made == now else f"the primaries of another {source}"
     if differs:
         raise ValueError(

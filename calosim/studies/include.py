@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from calosim.files import read_yaml
 
 __all__ = ["merged", "read_entries"]
 
@@ -43,11 +43,9 @@ def _read(path: Path, outer: tuple[Path, ...]) -> dict[str, Any]:
     if here in [file.resolve() for file in outer]:
         raise ValueError(f"{path}: includes itself, by way of {' and '.join(map(str, outer))}")
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}{by}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}{by}: not a YAML file ({' '.join(str(error).split())})") from None
+        entries = read_yaml(path)
+    except ValueError as error:
+        raise ValueError(f"{error}{by}") from None
     if not isinstance(entries, dict):
         raise ValueError(f"{path}{by}: expected entries such as `trainings:`, got {type(entries).__name__}")
     includes = entries.pop("include", None) or []

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from calosim.showers.recipe import current_hash
+from calosim.showers.recipe import current_hash, primaries_hash
 
 __all__ = ["difference", "files_of", "fingerprint", "identity", "resolved", "simulated"]
 
@@ -94,12 +94,12 @@ def fingerprint(settings: Mapping[str, Any], simulate: Mapping[str, Mapping[str,
         simulate: How data files are made, by file; others count by their content.
     """
 
-    def data(file: str) -> Any:
+    def data(file: str, hashed: Callable[[str], str] = lambda file: current_hash([file])) -> Any:
         if file not in simulate:
-            return current_hash([file]) if Path(file).is_file() else file
+            return hashed(file) if Path(file).is_file() else file
         recipe = simulated(simulate[file])
         source = recipe["primaries"]
-        return recipe | ({"primaries": data(source)} if isinstance(source, str) else {})
+        return recipe | ({"primaries": data(source, primaries_hash)} if isinstance(source, str) else {})
 
     content = json.dumps([identity(settings), [data(file) for file in files_of(settings)]], sort_keys=True)
     return hashlib.blake2b(content.encode(), digest_size=5).hexdigest()

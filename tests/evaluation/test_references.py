@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from calosim.evaluation.protocol import Protocol
-from calosim.evaluation.references import Pool, floor_of_halves, floor_of_simulation, trivial_model
+from calosim.evaluation.references import Pool, find_references, floor_of_halves, floor_of_simulation, trivial_model
 from calosim.evaluation.selection import select_rows
 
 #: Standard deviations that a share may lie off its expectation.
@@ -54,6 +54,12 @@ def test_the_floor_of_halves_is_held_against_responses_it_does_not_give(data):
     assert not given & {image.tobytes() for image in rows.showers.images[floor.fair]}
     alone = np.bincount(rows.inputs)[rows.inputs[floor.fair]] == 1
     assert floor.lacking == alone.sum()
+
+
+def test_single_responses_have_no_other_half(data, monkeypatch):
+    monkeypatch.setitem(data.arrays, "inputs", np.arange(len(data.arrays["inputs"])))
+    assert floor_of_halves(data, "test", select_rows(data, Protocol())) is None
+    assert set(find_references(data, "test", select_rows(data, Protocol()), None)) == {"trivial"}
 
 
 def test_the_trivial_model_answers_with_training_responses_of_the_type(data):

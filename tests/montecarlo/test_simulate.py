@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -84,6 +85,17 @@ def test_showers_as_primaries_are_taken_once_each():
     np.testing.assert_array_equal(again.images, simulate((particles, pdg), 5, "zn", seed=21).images)
 
 
+def test_chunks_in_which_nothing_arrives_change_nothing(monkeypatch):
+    """A primary that flies sideways, many times over, before those that arrive."""
+    particles, pdg = draw_primaries(40, "zn", 3)
+    aside = np.zeros((800, 9))
+    aside[:, [0, 4]] = 100.0
+    monkeypatch.setattr(sys.modules["calosim.montecarlo.simulate"], "_CHUNK", 64)
+    both = simulate((np.concatenate([aside, particles]), np.concatenate([np.full(800, 22), pdg])), 1, "zn", seed=3)
+    assert len(both)
+    assert set(map(bytes, both.particles)) <= set(map(bytes, particles))
+
+
 GOOD = (np.zeros((2, 9)), np.full(2, 22))
 
 
@@ -97,6 +109,7 @@ GOOD = (np.zeros((2, 9)), np.full(2, 22))
         (((GOOD[0][:, :8], GOOD[1]), 1, "zn", 0), r"features \(n, 9\)"),
         (((GOOD[0], GOOD[1][:1]), 1, "zn", 0), r"features \(n, 9\)"),
         (((GOOD[0], np.full(2, 99_999_999)), 1, "zn", 0), "PDG code 99999999"),
+        ((GOOD, 1, "zn", 0), "none of 2 primaries, tried 6 times each, left 10 photons in ZN"),
     ],
 )
 def test_errors_say_what_is_wrong(arguments, message):

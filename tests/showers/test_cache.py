@@ -90,6 +90,21 @@ def test_left_overs_of_a_killed_builder_are_harmless(small):
     assert len(np.load(folder / "images.npy")) == 40
 
 
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b"hello\n", lambda b: b[: len(b) // 2], None])
+@pytest.mark.parametrize("name", ["meta.json", "images.npy", "pdg.npy"])
+def test_a_damaged_cache_is_made_anew(name, damage, small):
+    folder = cached_arrays([str(small)], "zn")
+    file = folder / name
+    whole = file.read_bytes()
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage(whole))
+    assert cached_arrays([str(small)], "zn") == folder
+    assert file.read_bytes() == whole
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
 def test_a_bad_file_leaves_no_cache(tmp_path):
     bad = tmp_path / "bad.root"
     bad.write_bytes(b"not a ROOT file")

@@ -97,6 +97,15 @@ def test_primaries_from_root_and_csv(tmp_path, make):
         ("energy,vx,vy,vz,px,py,pz,pdg\n1,0,0,0,0,0,1,22.5\n", "line 2: pdg is '22.5'; expected a whole number"),
         ("energy,vx,vy,vz,px,py,pz,pdg\n1,0,0,0,0,0,1,2" + 30 * "0" + "\n", "expected a whole number"),
         ("energy,vx,vy,vz,px,py,pz,pdg\n-1,0,0,0,0,0,1,22\n", "row 0: energy is -1 GeV"),
+        ("energy,vx,vx,vz,px,py,pz,pdg\n", "has 2 columns 'vx'"),
+        ("energy,vx,vy,vz,px,py,pz,pdg\n1,0,0,0,0,0,1,22\n\n1,0,0,0,0,0,1,22\n", "line 3: is empty, but line 4 is not"),
+        ("energy,vx,vy,vz,px,py,pz,pdg\n9,0,0,0,0,0,8,1010010030\n", "no mass for code 1010010030; .* mass and charge"),
+        (
+            "energy,vx,vy,vz,px,py,pz,pdg,mass,charge\n9,0,0,0,0,0,8,1010010030,2.99,1\n",
+            "about 2850 MeV for the 3 nucl",
+        ),
+        ("energy,vx,vy,vz,px,py,pz,pdg,mass,charge\n9,0,0,0,0,0,8,1010010030,2991,2\n", "charge is 2; expected 1 e"),
+        ("energy,vx,vy,vz,px,py,pz,pdg\n" + "1" * 200_000 + "\n", "a.csv: expected a table of numbers"),
     ],
 )
 def test_bad_primaries(content, says, tmp_path):
@@ -106,6 +115,42 @@ def test_bad_primaries(content, says, tmp_path):
 
 
 # Conversion
+
+
+TABLE = "pdg,energy,vx,vy,vz,px,py,pz\n22,100,0,0,0.5,0,0,100\n2112,1000,0,0,0,0.1,0,-999.99955\n"
+#: What programs for tables make of that table.
+SPREADSHEETS = {
+    "byte-order mark": "\ufeff" + TABLE,
+    "line ends": TABLE.replace("\n", "\r\n"),
+    "old line ends": TABLE.replace("\n", "\r"),
+    "UTF-16, tabs": "UTF-16" + TABLE.replace(",", "\t"),
+    "semicolons": TABLE.replace(",", ";"),
+    "decimal commas": TABLE.replace(",", ";").replace(".", ","),
+    "quotes": '"' + TABLE.replace(",", '","').replace("\n", '"\n"').removesuffix('"'),
+    "empty columns": TABLE.replace("\n", ",,\n"),
+    "empty lines": TABLE + ",,,,,,,\n\n",
+    "whole numbers": TABLE.replace("22,", "2.2E+01,").replace("2112,", "2112.0,"),
+    "spaces": TABLE.replace(",", " , "),
+}
+
+
+@pytest.mark.parametrize("name", SPREADSHEETS)
+def test_tables_as_spreadsheets_write_them(name, tmp_path):
+    text, path = SPREADSHEETS[name], tmp_path / "primaries.csv"
+    path.write_bytes(text.removeprefix("UTF-16").encode("utf-16" if text.startswith("UTF-16") else "utf-8"))
+    particles, pdg = read_primaries(path)
+    assert pdg.tolist() == [22, 2112]
+    assert particles[:, [0, 3, 4, 6]].tolist() == [[100, 0.5, 0, 100], [1000, 0, 0.1, -999.99955]]
+
+
+def test_nuclei_that_the_tables_lack_bring_their_mass(tmp_path):
+    """The hypertriton: one proton, one neutron, one Lambda."""
+    path, momentum, mass = tmp_path / "primaries.csv", 5000.0, 2991.134
+    energy = np.hypot(momentum, mass / 1000)
+    path.write_text(f"pdg,energy,vx,vy,vz,px,py,pz,mass,charge\n1010010030,{energy},0,0,0,0,0,{momentum},{mass},1\n")
+    particles, pdg = read_primaries(path)
+    assert pdg.tolist() == [1010010030]
+    assert particles[0, 7:].tolist() == [mass, 1.0]
 
 
 def test_convert_joins_every_form(tmp_path, capsys, make, join, check_equal, save_npz, save_text):
@@ -137,7 +182,7 @@ BAD: dict[str, tuple[Callable[[Any], list[str]], list[str], dict[str, Any]]] = {
     "output is the source": (lambda f: f.root(), ["bad.root", "also a source"], {"out": "bad.root"}),
     "output suffix": (lambda f: f.root(), ["out.h5", "expected .root"], {"out": "out.h5"}),
     "output is a folder": (_output_folder, ["dir.root", "is a folder"], {"out": "dir.root"}),
-    "output below a file": (lambda f: f.root(), ["bad.root", "cannot be written"], {"out": "bad.root/out.root"}),
+    "output below a file": (lambda f: f.root(), ["bad.root", "cannot write there"], {"out": "bad.root/out.root"}),
 }
 
 

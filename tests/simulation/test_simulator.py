@@ -54,12 +54,11 @@ def test_no_photons_no_light(simulator, showers):
 
 
 def test_noise_removal_by_particle(run_folders, showers):
-    pdg = np.array([22, 2112], dtype=np.int32)
-    few = showers.select(slice(0, 2))
+    few = showers.select(np.array([np.flatnonzero(showers.pdg == code)[0] for code in (22, 2112)]))
 
     def images(methods):
         simulator = FastSimulator.load(run_folders["teacher"], noise_removal=methods)
-        return simulator.sample(few.particles, pdg, 0, photon_sum=few.photon_sum)
+        return simulator.sample(few.particles, few.pdg, 0, photon_sum=few.photon_sum)
 
     mixed = images({0: 3, 2112: 2})
     assert np.array_equal(mixed[0], images(3)[0])
@@ -86,6 +85,41 @@ def test_photon_sums_must_come_from_somewhere(run_folders, showers):
     simulator = FastSimulator.load(run_folders["teacher"])
     with pytest.raises(ValueError, match="--photons"):
         simulator.sample(showers.particles[:1], showers.pdg[:1], 0)
+
+
+def _with(values, column, value):
+    return np.where(np.arange(9) == column, value, values)
+
+
+#: What is wrong with the features, codes or options of two rows, by what is said of it.
+WRONG = {
+    "row 0: energy is nan": lambda s: {"particles": _with(s.particles, 0, np.nan)},
+    "row 0: mass is": lambda s: {"particles": _with(s.particles, 7, 0.9396)},
+    r"shape \(2, 9\), got \(2, 8\)": lambda s: {"particles": s.particles[:, :8]},
+    r"pdg with shape \(2,\), got \(1,\)": lambda s: {"pdg": s.pdg[:1]},
+    "row 0: unknown PDG code 99999": lambda s: {"pdg": [99999, 99999]},
+    "whole numbers in pdg, got": lambda s: {"pdg": s.pdg + 0.5},
+    r"rows with shape \(2,\)": lambda s: {"rows": [1]},
+    "whole numbers of at least 0 in photon_sum, got": lambda s: {"photon_sum": [-1, 5]},
+    "whole numbers of at least 0 in photon_sum": lambda s: {"photon_sum": [0.5, np.nan]},
+    "batch size of at least 1, got 0": lambda s: {"batch_size": 0},
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_bad_arguments_of_a_sample_get_one_line(said, simulator, showers):
+    few = showers.select(np.flatnonzero(showers.pdg == 2112)[:2])
+    with pytest.raises(ValueError, match=said) as caught:
+        simulator.sample(**{"particles": few.particles, "pdg": few.pdg, "seed": 1, **WRONG[said](few)})
+    assert "\n" not in str(caught.value)
+
+
+def test_lists_and_tensors_are_samples_too(simulator, showers):
+    few = showers.select(slice(0, 2))
+    expected = simulator.sample(few.particles, few.pdg, 1, photon_sum=few.photon_sum)
+    for as_given in (np.ndarray.tolist, torch.from_numpy):
+        particles, pdg, sums = map(as_given, (few.particles, few.pdg, few.photon_sum))
+        assert np.array_equal(simulator.sample(particles, pdg, 1, photon_sum=sums), expected)
 
 
 def test_a_photon_model_is_no_shape_model(run_folders):

@@ -1,0 +1,72 @@
+"""What commands write: never over their sources, whole where links point, and in any locale."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("verb", ["simulate", "convert", "generate"])
+@pytest.mark.parametrize("name", ["own.root", "link.root"])
+def test_a_source_is_never_written_over(verb, name, root_file, run_folders, tmp_path, monkeypatch, error_of):
+    monkeypatch.chdir(tmp_path)
+    own = shutil.copy(root_file, "own.root")
+    os.symlink("own.root", "link.root")
+    words = {
+        "simulate": ["--primaries", own, "--responses_per_primary", 1],
+        "convert": ["--source", own],
+        "generate": ["--shape", run_folders["splits"], "--photons", run_folders["photons"], "--primaries", own],
+    }[verb]
+    assert f"{name}: is also a source" in error_of(verb, *words, "--out", name)
+    with open(own, "rb") as after, root_file.open("rb") as before:
+        assert after.read() == before.read()
+
+
+def test_a_page_replaces_pages_only(run_folders, tmp_path, error_of, command):
+    record = shutil.copytree(run_folders["photons"], tmp_path / "run") / "run.json"
+    before = record.read_text()
+    assert "run.json: is there and no page" in error_of("report", "--runs", f"[{record.parent}]", "--out", record)
+    assert record.read_text() == before
+
+
+def test_a_table_of_primaries_is_simulated(tmp_path, command, capsys):
+    table, out = tmp_path / "primaries.csv", tmp_path / "zn.root"
+    lines = [f"2112,{(p**2 + 0.9395654**2) ** 0.5!r},0,0,0,0,0,{p}" for p in (1000, 2000)]
+    table.write_text("\n".join(["pdg,energy,vx,vy,vz,px,py,pz", *lines]))
+    assert command("simulate", "--primaries", table, "--responses_per_primary", 2, "--out", out, "--quiet") == 0
+    said = capsys.readouterr().out
+    assert "to 2 of 2 primaries, " in said
+    assert (tmp_path / "zn.root.json").exists()
+
+
+@pytest.mark.parametrize("value", [0, -5])
+def test_batches_hold_something(value, error_of):
+    words = ["--shape", "s", "--primaries", "p", "--out", "o.root", "--batch_size", value]
+    assert error_of("generate", *words) == f"calosim: error: expected a batch size of at least 1, got {value}"
+
+
+#: A terminal that knows no Greek; a machine without any locale, whose Python is told not to mind.
+LOCALES = [
+    {"PYTHONIOENCODING": "ascii"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+]
+
+
+@pytest.mark.parametrize("locale", LOCALES, ids=["ascii", "C"])
+def test_names_and_tables_in_any_locale(locale, tmp_path):
+    words = ["simulate", "--primaries", "10", "--responses_per_primary", "2", "--quiet", "--out", "Größe/ü.root"]
+    for line in (words, ["convert", "--source", "Größe/ü.root", "--out", "ß.root", "--quiet"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "calosim", *line],
+            cwd=tmp_path,
+            env={**os.environ, **locale},
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "Größe" / "ü.root").exists()
+    assert (tmp_path / "ß.root").exists()
