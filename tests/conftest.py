@@ -28,7 +28,7 @@ SPECIES = {22: (0.0, 0.0, 30), 2112: (939.5654, 0.0, 20), 3122: (1115.683, 0.0, 
 TEACHER = ["--model.flow.hidden", "[8,8]", "--model.flow.transforms", "1", "--model.flow.bins", "4"]
 CALLBACK = ["--trainer.callbacks.rows", "8", "--trainer.callbacks.pictures", "2", "--data.batch_size", "64"]
 SPLITS = [f"--model.coordinates.{k}={v}" for k, v in {"hidden": 16, "event": 8, "local_hidden": 8}.items()]
-PHOTONS = ["--model.hidden", "[8]", "--model.components", "2", "--model.posterior_samples", "3"]
+PHOTONS = ["--model.hidden", "[8]", "--model.components", "2", "--model.members", "3"]
 QUICK = ["--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
 QUICK += ["--trainer.enable_model_summary", "false"]
 

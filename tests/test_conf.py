@@ -49,6 +49,7 @@ BASES = {
     "data/focal_h.yaml": "photons.yaml",
     "logger/wandb.yaml": "photons.yaml",
     "demo/photons.yaml": "photons.yaml",
+    "photons/published.yaml": "photons.yaml",
     "demo/teacher.yaml": "teacher.yaml",
     "demo/student.yaml": "student.yaml",
     "coordinates/pixels.yaml": "teacher.yaml",

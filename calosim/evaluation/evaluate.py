@@ -185,7 +185,7 @@ def _judge_sums(work: _Work) -> dict[str, dict[str, dict[str, float]]]:
             model.sample(particles[part // SUMS_PER_ROW], seed, torch.from_numpy(part).to(work.device)).cpu().numpy()
             for part in np.array_split(numbers, max(1, len(numbers) // 65536))
         ]
-        sums[f"{model.head} ({run})"] = np.concatenate(parts)
+        sums[f"{model.head.name} ({run})"] = np.concatenate(parts)
     for name, reference in work.references.items():
         sums[name] = reference.photon_sums(numbers // SUMS_PER_ROW, seed, numbers)
     report, true_sum = {}, showers.photon_sum

@@ -109,7 +109,7 @@ def _models(photons: str | None, shape: str | None, posterior: int) -> tuple[Fas
         model = PhotonSum.load(photons)
     else:
         raise ValueError("nothing to explain: name a photon-sum model with --photons or a shape model with --shape")
-    model.posterior_samples = posterior
+    model.members = posterior
     return simulator, model
 
 

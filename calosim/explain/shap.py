@@ -66,7 +66,7 @@ class ShapSettings:
         method: exact, permutation or gradient, see above.
         rows: Test rows to explain.
         background: Training rows that stand for masked features.
-        posterior: Networks drawn from each posterior.
+        posterior: Networks drawn from each Bayesian posterior; an ensemble has its own number.
         permutations: Orders in which "permutation" unmasks the features, each forth and back.
         gradients: Points at which "gradient" differentiates for each row.
         compare_rows: Rows on which all explainers are run and compared; 0 skips that.

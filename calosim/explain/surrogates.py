@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from calosim.explain.shap import check_least, predict
+from calosim.models.heads import GaussianHead
 from calosim.models.losses import center_of_gravity
 from calosim.models.photons import PhotonSum
 from calosim.showers.datamodule import RootDataModule
@@ -27,6 +28,7 @@ from calosim.simulation.simulator import FastSimulator
 
 __all__ = [
     "MIN_SURROGATE_ROWS",
+    "CenterHead",
     "CenterSurrogate",
     "PosteriorMeans",
     "SurrogateSettings",
@@ -59,22 +61,34 @@ class SurrogateSettings:
         check_least(self, surrogate_rows=MIN_SURROGATE_ROWS)
 
 
-class CenterSurrogate(PhotonSum):
-    """Bayesian network for a coordinate of the shower's center in cm: the photon sum's Gaussian head without its bounds."""
+class CenterHead(GaussianHead):
+    """The Gaussian head of the photon sum, for a coordinate of the shower's center in cm: without bounds."""
 
-    def moment(self, outputs: Tensor, power: Literal[1, 2] = 1) -> Tensor:
+    def moment(self, outputs: Tensor, energy: Tensor, power: Literal[1, 2] = 1) -> Tensor:
         """A moment of the coordinate in cm or cm squared, shape (B,), from a network's outputs (B, 2)."""
-        _, mean, scale = self._split(outputs)
-        mu, tau = self.center + self.spread * mean[:, 0], self.spread * scale[:, 0]
+        mu, tau = self.parameters_of(outputs)
         return mu if power == 1 else mu.square() + tau.square()
+
+
+class CenterSurrogate(PhotonSum):
+    """Bayesian network for a coordinate of the shower's center in cm.
+
+    Args:
+        detector: The detector's name.
+        members: Networks drawn from the posterior.
+    """
+
+    def __init__(self, detector: str, members: int):
+        super().__init__(detector, "gaussian", hidden=(32, 32), bins=0, posterior="bayesian", members=members)
+        self.head = CenterHead()
 
 
 class PosteriorMeans(nn.Module):
     """The explained function: features to the predictive means of networks drawn from a posterior.
 
     Args:
-        model: A photon-sum model, or a surrogate of the shower's center; its ``posterior_samples`` are drawn.
-        seed: Seed of their weights.
+        model: A photon-sum model, or a surrogate of the shower's center, with its networks.
+        seed: Seed of weights drawn from a posterior.
     """
 
     def __init__(self, model: PhotonSum, seed: int = 0):
@@ -82,12 +96,13 @@ class PosteriorMeans(nn.Module):
         # In single precision, which halves the cost; what their outputs mean is computed in double precision.
         self.scaler, self.networks = model.features, nn.ModuleList(copy.deepcopy(model.networks(seed))).float()
         # A method, not a submodule, whose gradients an explainer would reset.
-        self.moment = model.moment
+        self.moment = model.head.moment
 
     def forward(self, particles: Tensor) -> Tensor:
         """Features (B, 9) in the units of :data:`calosim.showers.record.FEATURES` to means (B, K) in photons or cm."""
         columns = self.scaler(particles)
-        return torch.stack([self.moment(network(columns).double()) for network in self.networks], dim=1)
+        energy = particles[:, 0]
+        return torch.stack([self.moment(network(columns).double(), energy) for network in self.networks], dim=1)
 
 
 def fit_surrogate(
@@ -122,23 +137,20 @@ def fit_surrogate(
     x, y = torch.from_numpy(particles[lit]), torch.from_numpy(values[lit]).float()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = CenterSurrogate(detector, "gaussian", hidden=(32, 32), posterior_samples=posterior)
+        model = CenterSurrogate(detector, posterior)
         model.features.fit(x)
-        model.center.fill_(y.mean())
-        model.spread.fill_(y.std())
-        if not model.spread > 0:
-            raise ValueError(
-                f"expected shower centers that differ, got {float(model.center):.4g} cm in all {len(y)} rows"
-            )
-        columns, exactly = model.features(x), torch.full((len(y),), 0.5)  # log_density's jitter; a half moves nothing
+        model.head.center.fill_(y.mean())
+        model.head.spread.fill_(y.std())
+        if not y.std() > 0:
+            raise ValueError(f"expected shower centers that differ, got {y.mean():.4g} cm in all {len(y)} rows")
+        columns = model.features(x)
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=5e-3)
         size = 128
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(y) // size))
         for _ in tqdm(range(epochs), desc="surrogate", unit="epochs", disable=True if quiet else None):
             for batch in torch.randperm(len(y)).split(size):
-                with model.bayes.reparameterize(local_trick=True) as network:
-                    log_density = model.log_density(network(columns[batch]), y[batch], exactly[batch])
-                loss = model.bayes.kl_divergence(model.prior_scale**2) / len(y) - log_density.mean()
+                log_density = model.head.log_prob(model.posterior(columns[batch]), x[batch, 0], y[batch])
+                loss = model.posterior.penalty() / len(y) - log_density.mean()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

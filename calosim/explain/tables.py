@@ -61,8 +61,8 @@ def _ranks(results: Mapping[str, Any]) -> str:
     ]
     return _table(
         f"Mean absolute SHAP value over {results['rows']} test rows ({results['particle']}), {results['background']} "
-        f"background rows; ± standard deviation over {results['posterior']} networks of the posterior; explainer: "
-        f"{results['method']}.",
+        f"background rows; ± standard deviation over networks ({results['posterior']} of a Bayesian posterior, or the "
+        f"ensemble's); explainer: {results['method']}.",
         ["rank", *(f"{key.replace('_', ' ')}, {target['unit']}" for key, target in targets.items())],
         *([str(rank), *cells] for rank, cells in enumerate(zip(*columns, strict=True), 1)),
     )

@@ -31,15 +31,25 @@ class ShowerDataset(Dataset):
         pdg: PDG codes with shape (N,).
         images: Photon counts with shape (N, nx, ny), usually memory mapped.
         inputs: Unique-input numbers with shape (N,).
+        photon_sum: Photons with shape (N,).
         rows: The rows that belong to this data set, shape (M,).
+        with_images: Whether batches hold images, which cost most of the reading.
     """
 
     def __init__(
-        self, particles: np.ndarray, pdg: np.ndarray, images: np.ndarray, inputs: np.ndarray, rows: np.ndarray
+        self,
+        particles: np.ndarray,
+        pdg: np.ndarray,
+        images: np.ndarray,
+        inputs: np.ndarray,
+        photon_sum: np.ndarray,
+        rows: np.ndarray,
+        with_images: bool = True,
     ):
-        self.particles = particles.astype(np.float32)
-        self.pdg = pdg.astype(np.int64)
-        self.images, self.inputs, self.rows = images, inputs, rows
+        self.arrays = {"particles": particles.astype(np.float32), "pdg": pdg.astype(np.int64)}
+        self.arrays |= {"images": images} if with_images else {}
+        self.arrays |= {"inputs": inputs, "photon_sum": photon_sum}
+        self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,17 +61,11 @@ class ShowerDataset(Dataset):
             positions: Positions within this data set, shape (B,).
 
         Returns:
-            ``particles`` (B, 9) float32, ``pdg`` (B,) int64, ``images`` (B, nx, ny) integers, ``inputs`` (B,) int64,
-            ``rows`` (B,) int64: the row in the files, which keys the row's random draws.
+            ``particles`` (B, 9) float32, ``pdg`` (B,) int64, ``images`` (B, nx, ny) integers, ``inputs`` (B,) and
+            ``photon_sum`` (B,) int64, ``rows`` (B,) int64: the row in the files, which keys the row's random draws.
         """
         rows = self.rows[positions]
-        arrays = {
-            "particles": self.particles[rows],
-            "pdg": self.pdg[rows],
-            "images": self.images[rows],
-            "inputs": self.inputs[rows],
-            "rows": rows,
-        }
+        arrays = {name: values[rows] for name, values in self.arrays.items()} | {"rows": rows}
         return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
 
 
@@ -181,7 +185,10 @@ class RootDataModule(LightningDataModule):
             num_replicas=world[0],
             rank=world[1],
         )
-        dataset = ShowerDataset(a["particles"], a["pdg"], a["images"], a["inputs"], rows)
+        # A model of the photon sum needs no images.
+        model = self.trainer.lightning_module if self.trainer else None
+        names = ("particles", "pdg", "images", "inputs", "photon_sum")
+        dataset = ShowerDataset(*(a[name] for name in names), rows, getattr(model, "with_images", True))
         return DataLoader(
             dataset,
             batch_size=None,  # the sampler yields whole batches

@@ -37,6 +37,6 @@ def photons(run_folders, tmp_path) -> Run:
 @pytest.fixture
 def again(photons, root_file) -> list[object]:
     """The words that train, judge or resume that run: its files, sizes and folder."""
-    sizes = ["--model.hidden", "[8]", "--model.components", 2, "--model.posterior_samples", 3]
+    sizes = ["--model.hidden", "[8]", "--model.components", 2, "--model.members", 3]
     quiet = ["--trainer.enable_progress_bar", "false", "--trainer.limit_train_batches", 2]
     return ["-c", "conf/photons.yaml", "--data.files", root_file, *sizes, *quiet, "--run", photons.folder]

@@ -14,7 +14,8 @@ from calosim.explain.surrogates import (
     fit_surrogate,
     surrogate_fit,
 )
-from calosim.models.photons import MIN_SCALE, PhotonSum
+from calosim.models.heads import MIN_SCALE
+from calosim.models.photons import PhotonSum
 
 #: Rounding of networks in single precision, relative.
 SINGLE = 1e-4
@@ -24,15 +25,12 @@ SINGLE = 1e-4
 def model(request, showers) -> PhotonSum:
     """An untrained model with standardizations, of a posterior wide enough to matter."""
     torch.manual_seed(1)
-    model = PhotonSum("zn", head=request.param, hidden=(8,), components=3, posterior_samples=4)
-    model.features.fit(torch.from_numpy(showers.particles))
-    values = torch.from_numpy(showers.photon_sum).double()
-    target = values.log() if request.param == "mixture" else values
-    model.center.fill_(target.mean())
-    model.spread.fill_(target.std())
-    model.lower.fill_(values.min())
-    model.upper.fill_(values.max())
-    for logvar in model.bayes.logvars.values():
+    model = PhotonSum("zn", head=request.param, hidden=(8,), components=3, posterior="bayesian", members=4)
+    particles = torch.from_numpy(showers.particles)
+    model.features.fit(particles)
+    model.encoding.fit(model.features(particles))
+    model.head.fit(torch.from_numpy(showers.photon_sum), particles[:, 0])
+    for logvar in model.posterior.model.logvars.values():
         torch.nn.init.constant_(logvar, -3.0)
     return model.eval()
 
@@ -40,10 +38,10 @@ def model(request, showers) -> PhotonSum:
 def test_explained_means_are_those_moments(model, showers):
     particles = showers.particles[:3]
     means = predict(PosteriorMeans(model, seed=2), particles)
-    columns = model.features(torch.from_numpy(particles)).double()
+    columns, energy = model.features(torch.from_numpy(particles)).double(), torch.from_numpy(particles[:, 0])
     for k, network in enumerate(model.networks(2)):
         with torch.no_grad():
-            assert means[:, k] == pytest.approx(model.moment(network(columns)).numpy(), rel=SINGLE)
+            assert means[:, k] == pytest.approx(model.head.moment(network(columns), energy).numpy(), rel=SINGLE)
     # The sign of pz tells only the side; the explained function does not see it.
     flipped = particles * np.where(np.arange(9) == 6, -1.0, 1.0)
     assert np.array_equal(predict(PosteriorMeans(model, seed=2), flipped), means)
@@ -66,11 +64,12 @@ def test_a_surrogate_learns_a_planted_center():
     function = PosteriorMeans(surrogate)
     outputs = torch.tensor([[0.0, 0.0], [-3.0, 1.0]], dtype=torch.float64)
     mean, width = (
-        outputs[:, 0] * surrogate.spread + surrogate.center,
-        surrogate.spread * (MIN_SCALE + outputs[:, 1].exp()),
+        outputs[:, 0] * surrogate.head.spread + surrogate.head.center,
+        surrogate.head.spread * (MIN_SCALE + outputs[:, 1].exp()),
     )
-    torch.testing.assert_close(surrogate.moment(outputs), mean)
-    torch.testing.assert_close(surrogate.moment(outputs, 2) - mean.square(), width.square())
+    energy = torch.ones(2)
+    torch.testing.assert_close(surrogate.head.moment(outputs, energy), mean)
+    torch.testing.assert_close(surrogate.head.moment(outputs, energy, 2) - mean.square(), width.square())
     fit = surrogate_fit(function, particles[test], spot[test] + rng.normal(0, 0.3, len(test)), test)
     truth = 1 - 0.3**2 / (np.var(spot[600:]) + 0.3**2)
     assert fit["ceiling"] == pytest.approx(truth, abs=0.02)

@@ -25,7 +25,7 @@ TINY = FlowConfig(transforms=1, hidden=(8, 8), bins=4, dropout=0.2)
 halving = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
 MODULES = {
     "teacher": lambda: Teacher(flow=TINY, coordinates=PixelConfig(), scheduler=halving),
-    "photons": lambda: PhotonSum(hidden=(8, 8), components=3, posterior_samples=2, scheduler=halving),
+    "photons": lambda: PhotonSum(hidden=(8, 8), components=3, posterior="bayesian", members=2, scheduler=halving),
 }
 #: As many batches of an epoch as it takes to tell one from the next.
 FEW = {"limit_train_batches": 3, "limit_val_batches": 1}

@@ -23,7 +23,7 @@ TINY = FlowConfig(transforms=1, hidden=(8, 8), bins=4, dropout=0.2)
 halving = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
 MODULES = {
     "teacher": lambda: Teacher(flow=TINY, coordinates=PixelConfig(), scheduler=halving),
-    "photons": lambda: PhotonSum(hidden=(8, 8), components=3, posterior_samples=2, scheduler=halving),
+    "photons": lambda: PhotonSum(hidden=(8, 8), components=3, members=2, scheduler=halving),
 }
 every = pytest.mark.parametrize("name", MODULES)
 

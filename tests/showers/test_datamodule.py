@@ -39,12 +39,14 @@ def test_batches_hold_the_rows_of_the_file(module, showers):
                 "pdg": torch.int64,
                 "images": torch.int16,
                 "inputs": torch.int64,
+                "photon_sum": torch.int64,
                 "rows": torch.int64,
             }
             np.testing.assert_array_equal(batch["images"], showers.images[rows])
             np.testing.assert_array_equal(batch["particles"], showers.particles[rows].astype(np.float32))
             np.testing.assert_array_equal(batch["pdg"], showers.pdg[rows])
             np.testing.assert_array_equal(batch["inputs"], stored.inputs[rows])
+            np.testing.assert_array_equal(batch["photon_sum"], showers.photon_sum[rows])
         assert sorted(seen) == module.rows(split).tolist()
 
 
