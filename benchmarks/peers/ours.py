@@ -1,0 +1,128 @@
+"""calosim's own models as peers: teachers of either coordinates, and the student of a pixel teacher."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from calosim import draws
+from calosim.cli.train import resolved
+from calosim.detectors import Detector
+from calosim.models.checkpoints import load_module
+from calosim.models.shape import ShapeModule
+from calosim.models.student import Student
+from calosim.models.teacher import Teacher
+from calosim.showers.record import Showers
+
+from .protocol import Batches, Peer, descend, fit_rows
+
+__all__ = ["StudentPeer", "TeacherPeer"]
+
+
+class ShapePeer(Peer):
+    """What teacher and student have in common.
+
+    Args:
+        detector: The detector.
+        lr: The learning rate.
+        configs: Configuration files of ``calosim fit``, whose model, batch size and clipping are taken.
+    """
+
+    module: ShapeModule
+
+    def __init__(self, detector: Detector, lr: float, configs: Sequence[str]):
+        super().__init__(detector, lr)
+        settings = resolved([word for name in configs for word in ("-c", name)])
+        self.init = settings["model"]["init_args"]
+        self.batch_size, self.clip = settings["data"]["batch_size"], settings["trainer"]["gradient_clip_val"]
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """As in the configuration, with this peer's learning rate."""
+        return torch.optim.Adam([p for p in self.module.parameters() if p.requires_grad], lr=self.lr, fused=True)
+
+    def generate(self, particles: np.ndarray, pdg: np.ndarray, photon_sum: np.ndarray, seed: int) -> np.ndarray:
+        parts = []
+        for rows in torch.arange(len(pdg)).split(256):
+            primaries = torch.from_numpy(particles[rows].astype(np.float32))
+            parts.append(self.module.generate(primaries, torch.from_numpy(photon_sum[rows]), seed, rows).numpy())
+        return np.concatenate(parts)
+
+    def save(self, path: Path) -> None:
+        checkpoint = {"state_dict": self.module.state_dict()}
+        self.module.on_save_checkpoint(checkpoint)
+        torch.save(checkpoint, path)
+
+    def load(self, path: Path) -> None:
+        module = load_module(path)
+        assert isinstance(module, ShapeModule)
+        self.module = module
+
+
+class TeacherPeer(ShapePeer):
+    """A teacher trained by maximum likelihood: split coordinates (the default) or the published pixel flow."""
+
+    def __init__(self, detector: Detector, lr: float, configs: Sequence[str]):
+        super().__init__(detector, lr, configs)
+        # Settings that were read are plain; a flow of points belongs to pixels alone.
+        kind = "splits" if self.init["flow"] is None else "pixels"
+        self.plain = {
+            "flow": self.init["flow"],
+            "coordinates": {"kind": kind, **self.init["coordinates"]},
+            "physics": self.init["physics"],
+        }
+        self.module = Teacher(detector.name, **self.plain)
+        exact = self.module.coordinates.per == 1
+        self.nll_unit = "nats per image" if exact else "nats per pixel (density of noisy logits)"
+
+    def fit(self, showers: Showers, minutes: float, seed: int) -> int:
+        budget = self.begin(minutes, seed)
+        self.module = Teacher(self.detector.name, **self.plain)
+        rows = fit_rows(showers)
+        images = torch.from_numpy(showers.images[rows])
+        self.module.features.fit(torch.from_numpy(showers.particles[rows]), images.flatten(1).sum(1))
+        self.module.coordinates.fit(images, draws.row_keys(torch.from_numpy(rows), draws.FIT_STREAM))
+        module, batches = self.module, Batches(showers, self.batch_size, seed)
+        return descend(
+            budget, self.optimizer(), lambda b, step: -module.log_likelihood(b, step).mean(), batches, self.clip
+        )
+
+    def nll(self, showers: Showers) -> np.ndarray:
+        self.module.eval()
+        with torch.no_grad():
+            batches = Batches(showers, len(showers), 0).in_order()
+            return np.concatenate([-self.module.log_likelihood(batch).numpy() for batch in batches])
+
+
+class StudentPeer(ShapePeer):
+    """A student distilled from a teacher that is trained first, both within the same minutes.
+
+    Args:
+        detector: The detector.
+        lr: The student's learning rate.
+        configs: Configuration files of the student.
+        teacher: Settings of :class:`TeacherPeer`, with its ``lr``.
+        teacher_share: Share of the minutes that the teacher gets.
+    """
+
+    def __init__(
+        self, detector: Detector, lr: float, configs: Sequence[str], teacher: dict, teacher_share: float = 0.5
+    ):
+        super().__init__(detector, lr, configs)
+        self.teacher, self.share = TeacherPeer(detector, **teacher), teacher_share
+
+    def fit(self, showers: Showers, minutes: float, seed: int) -> int:
+        budget = self.begin(minutes, seed)
+        self.teacher.fit(showers, minutes * self.share, seed)
+        with tempfile.TemporaryDirectory() as folder:
+            self.teacher.save(path := Path(folder) / "teacher.ckpt")
+            student = self.module = Student(self.detector.name, init_from=str(path), start=self.init["start"])
+        rest = type(budget)(minutes - budget.elapsed / 60)
+
+        def loss(batch: dict[str, torch.Tensor], step: int) -> torch.Tensor:
+            return student.objective(student.parts(batch, step), batch, step).mean()
+
+        return descend(rest, self.optimizer(), loss, Batches(showers, self.batch_size, seed), self.clip)
