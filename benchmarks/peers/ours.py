@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
-from calosim import draws
-from calosim.cli.train import resolved
+from calosim import draws, shapes
 from calosim.detectors import Detector
+from calosim.files import find_config
 from calosim.models.checkpoints import load_module
 from calosim.models.shape import ShapeModule
 from calosim.models.student import Student
@@ -21,6 +24,20 @@ from calosim.showers.record import Showers
 from .protocol import Batches, Peer, descend, fit_rows
 
 __all__ = ["StudentPeer", "TeacherPeer"]
+
+
+def layered(configs: Sequence[str]) -> dict[str, Any]:
+    """Settings of configuration files, later ones winning as in the command; those of another class replace all."""
+
+    def over(below: Any, above: Any) -> Any:
+        if not (isinstance(below, dict) and isinstance(above, dict)):
+            return above
+        if above.get("class_path", below.get("class_path")) != below.get("class_path"):
+            return above
+        return {**below, **{key: over(below.get(key), value) for key, value in above.items()}}
+
+    read = [yaml.safe_load(find_config(name).read_text(encoding="utf-8")) for name in configs]
+    return reduce(over, read)
 
 
 class ShapePeer(Peer):
@@ -36,7 +53,7 @@ class ShapePeer(Peer):
 
     def __init__(self, detector: Detector, lr: float, configs: Sequence[str]):
         super().__init__(detector, lr)
-        settings = resolved([word for name in configs for word in ("-c", name)])
+        settings = layered(["conf/base.yaml", *configs])
         self.init = settings["model"]["init_args"]
         self.batch_size, self.clip = settings["data"]["batch_size"], settings["trainer"]["gradient_clip_val"]
 
@@ -67,20 +84,16 @@ class TeacherPeer(ShapePeer):
 
     def __init__(self, detector: Detector, lr: float, configs: Sequence[str]):
         super().__init__(detector, lr, configs)
-        # Settings that were read are plain; a flow of points belongs to pixels alone.
-        kind = "splits" if self.init["flow"] is None else "pixels"
-        self.plain = {
-            "flow": self.init["flow"],
-            "coordinates": {"kind": kind, **self.init["coordinates"]},
-            "physics": self.init["physics"],
-        }
-        self.module = Teacher(detector.name, **self.plain)
+        coordinates = self.init["coordinates"]
+        config = getattr(shapes, coordinates["class_path"])(**coordinates["init_args"])
+        self.settings = {"flow": self.init.get("flow"), "coordinates": config, "physics": self.init["physics"]}
+        self.module = Teacher(detector.name, **self.settings)
         exact = self.module.coordinates.per == 1
         self.nll_unit = "nats per image" if exact else "nats per pixel (density of noisy logits)"
 
     def fit(self, showers: Showers, minutes: float, seed: int) -> int:
         budget = self.begin(minutes, seed)
-        self.module = Teacher(self.detector.name, **self.plain)
+        self.module = Teacher(self.detector.name, **self.settings)
         rows = fit_rows(showers)
         images = torch.from_numpy(showers.images[rows])
         self.module.features.fit(torch.from_numpy(showers.particles[rows]), images.flatten(1).sum(1))

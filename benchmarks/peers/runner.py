@@ -50,7 +50,7 @@ class _Child:
 
 
 def run_tries(study: Study, words: Sequence[str]) -> dict[str, str]:
-    """Trains what is not finished, the longest first.
+    """Trains what is not finished, what chooses learning rates first, then the longest.
 
     Args:
         study: The comparison.
@@ -59,8 +59,8 @@ def run_tries(study: Study, words: Sequence[str]) -> dict[str, str]:
     Returns:
         By name of the try's folder, why it is not finished.
     """
-    study.datamodule()  # the cache, once for all
     end = None if study.limit_minutes is None else time.monotonic() + 60 * study.limit_minutes
+    study.datamodule()  # the cache, once for all
     waiting = [(name, m) for m in sorted(study.minutes, reverse=True) for name in study.peers]
     tunings = [t for name, m in waiting for t in study.tunings(name, m)]
     pending = [t for t in dict.fromkeys(tunings) if t.result is None]
@@ -76,7 +76,7 @@ def run_tries(study: Study, words: Sequence[str]) -> dict[str, str]:
                     waiting.remove(pair)
                     if best.result is None and best not in pending:
                         pending.append(best)
-                        pending.sort(key=lambda t: -t.minutes)
+                        pending.sort(key=lambda t: (t not in tunings, -t.minutes))
             _start(study, words, pending, running, failed, end)
             if not running:
                 return failed | {f"{n}-{m:g}min": "its learning rate was not chosen" for n, m in waiting}

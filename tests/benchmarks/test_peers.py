@@ -10,6 +10,7 @@ from benchmarks.peers.__main__ import main
 from benchmarks.peers.counts import rounded, with_sum
 from benchmarks.peers.protocol import Budget
 from benchmarks.peers.settings import CONFIG, Study, Try
+from calosim.cli.train import resolved
 from calosim.files import read_csv, read_npz
 from calosim.showers.root import write
 
@@ -67,6 +68,18 @@ def test_a_peer(name, showers, tmp_path):
     again = entry.build(showers.geometry, entry.lrs[0])
     again.load(tmp_path / "weights.pt")
     assert np.array_equal(images, again.generate(*asked, seed=3))
+
+
+@pytest.mark.parametrize("name", ["splits", "pixels"])
+def test_settings_are_those_of_the_command(name, showers):
+    peer = Study.read(CONFIG).peers[name].build(showers.geometry, 1e-3)
+    files = Study.read(CONFIG).peers[name].options["configs"]
+    settings = resolved([word for file in files for word in ("-c", file)])
+    made, wanted = peer.module.init, settings["model"]["init_args"]
+    assert made["coordinates"].items() - {"kind": name}.items() == wanted["coordinates"].items()
+    assert (made["flow"] and {**made["flow"], "hidden": list(made["flow"]["hidden"])}) == wanted["flow"]
+    assert made["physics"] == wanted["physics"]
+    assert (peer.batch_size, peer.clip) == (settings["data"]["batch_size"], settings["trainer"]["gradient_clip_val"])
 
 
 @pytest.fixture
