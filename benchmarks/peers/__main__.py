@@ -53,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", nargs="+", type=float, help="training times, each a training of its own")
     parser.add_argument("--tune_minutes", type=float, help="choose learning rates at this time for all times")
     parser.add_argument("--threads", type=int, help="threads of a training or judgement")
+    parser.add_argument(
+        "--answer_threads", type=int, help="threads of a trained model that answers; threads by default"
+    )
     parser.add_argument("--jobs", type=int, help="how many run at once")
     parser.add_argument("--limit_minutes", type=float, help="end after that long; what is unfinished is recorded")
     parser.add_argument("--rows", type=int, help="test rows that are judged")

@@ -28,8 +28,7 @@ from torch.nn import functional
 from calosim.detectors import Detector
 from calosim.showers.record import Showers
 
-from .counts import rounded, with_sum
-from .protocol import Batch, Batches, ImagePeer, descend
+from .protocol import Batch, Batches, RealImagePeer, descend
 
 __all__ = ["FlowMatching", "Velocity"]
 
@@ -121,7 +120,7 @@ class Velocity(nn.Module):
         return self.last(x)
 
 
-class FlowMatching(ImagePeer):
+class FlowMatching(RealImagePeer):
     """The flow.
 
     Args:
@@ -131,12 +130,10 @@ class FlowMatching(ImagePeer):
         steps: Steps of Euler.
     """
 
-    own_sums = True
-
     def __init__(self, detector: Detector, lr: float, batch_size: int = 64, steps: int = 10):
         super().__init__(detector, lr, batch_size)
         self.steps = steps
-        self.module["velocity"] = Velocity(self.context)
+        self.module["velocity"] = Velocity(self.context).to(memory_format=torch.channels_last)
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean squared error of the velocity."""
@@ -161,13 +158,7 @@ class FlowMatching(ImagePeer):
         batches = Batches(showers, self.batch_size, seed)
         return descend(budget, optimizer, lambda batch, step: self.loss(batch), batches, self.clip, average)
 
-    def generate(self, particles: np.ndarray, pdg: np.ndarray, photon_sum: np.ndarray, seed: int) -> np.ndarray:
-        return with_sum(self._photons(particles, photon_sum, seed), photon_sum)
-
-    def own(self, particles: np.ndarray, pdg: np.ndarray, photon_sum: np.ndarray, seed: int) -> np.ndarray:
-        return rounded(self._photons(particles, photon_sum, seed))
-
-    def _photons(self, particles: np.ndarray, photon_sum: np.ndarray, seed: int) -> np.ndarray:
+    def photons(self, particles: np.ndarray, photon_sum: np.ndarray, seed: int) -> np.ndarray:
         shape = self.detector.shape
 
         def euler(z: Tensor, c: Tensor) -> Tensor:

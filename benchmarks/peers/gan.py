@@ -20,9 +20,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from calosim.detectors import Detector
 from calosim.showers.record import Showers
 
-from .counts import rounded, with_sum
 from .networks import Decoder, Encoder
-from .protocol import Batches, ImagePeer
+from .protocol import Batches, RealImagePeer
 
 __all__ = ["GAN"]
 
@@ -38,7 +37,7 @@ class Generator(Decoder):
         return nn.functional.softplus(super().forward(z, c) - 2)
 
 
-class GAN(ImagePeer):
+class GAN(RealImagePeer):
     """The adversarial network.
 
     Args:
@@ -46,8 +45,6 @@ class GAN(ImagePeer):
         lr: The learning rate of both Adams, whose first momentum is 0.5.
         batch_size: Rows of a training batch.
     """
-
-    own_sums = True
 
     def __init__(self, detector: Detector, lr: float, batch_size: int = 64):
         super().__init__(detector, lr, batch_size)
@@ -75,11 +72,5 @@ class GAN(ImagePeer):
             made = step + 1
         return made
 
-    def generate(self, particles: np.ndarray, pdg: np.ndarray, photon_sum: np.ndarray, seed: int) -> np.ndarray:
-        return with_sum(self._photons(particles, photon_sum, seed), photon_sum)
-
-    def own(self, particles: np.ndarray, pdg: np.ndarray, photon_sum: np.ndarray, seed: int) -> np.ndarray:
-        return rounded(self._photons(particles, photon_sum, seed))
-
-    def _photons(self, particles: np.ndarray, photon_sum: np.ndarray, seed: int) -> np.ndarray:
+    def photons(self, particles: np.ndarray, photon_sum: np.ndarray, seed: int) -> np.ndarray:
         return np.expm1(self.answered(particles, photon_sum, seed, NOISE, self.module["generator"]))

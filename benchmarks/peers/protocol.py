@@ -20,7 +20,9 @@ from calosim.models.base import FIT_ROWS
 from calosim.shapes import FeatureScaler
 from calosim.showers.record import Showers
 
-__all__ = ["Batches", "Budget", "ImagePeer", "Peer", "descend", "fit_rows"]
+from .counts import rounded, with_sum
+
+__all__ = ["Batches", "Budget", "ImagePeer", "Peer", "RealImagePeer", "descend", "fit_rows"]
 
 Batch = dict[str, Tensor]
 
@@ -143,12 +145,10 @@ class Peer(ABC):
     Attributes:
         module: The network, of which the parameters are counted.
         nll_unit: What :meth:`nll` is in; None where there is no likelihood.
-        own_sums: Whether the model's images have sums of their own, which :meth:`generate` brings to the given ones.
     """
 
     module: nn.Module
     nll_unit: str | None = None
-    own_sums: bool = False
 
     def __init__(self, detector: Detector, lr: float):
         self.detector, self.lr = detector, lr
@@ -182,9 +182,11 @@ class Peer(ABC):
             Photon counts with shape (N, nx, ny), integers.
         """
 
-    def own(self, particles: np.ndarray, pdg: np.ndarray, photon_sum: np.ndarray, seed: int) -> np.ndarray:
-        """The same images with the sums that the model gives them, where it does; shape (N, nx, ny)."""
-        return self.generate(particles, pdg, photon_sum, seed)
+    def both(
+        self, particles: np.ndarray, pdg: np.ndarray, photon_sum: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """What :meth:`generate` answers, and the same images with sums of the model's own, where it has such."""
+        return self.generate(particles, pdg, photon_sum, seed), None
 
     def nll(self, showers: Showers) -> np.ndarray | None:
         """Negative log-likelihood of each response given its photon sum in :attr:`nll_unit`, shape (N,), if there is one."""
@@ -242,7 +244,7 @@ class ImagePeer(Peer):
         seed: int,
         noise: int,
         answer: Callable[[Tensor, Tensor], Tensor],
-        size: int = 256,
+        size: int = 64,
     ) -> np.ndarray:
         """Lets a network answer in batches.
 
@@ -268,3 +270,20 @@ class ImagePeer(Peer):
                 c = self.module["features"](primaries, torch.from_numpy(photon_sum[part]))
                 images.append(answer(z, c).numpy())
         return np.concatenate(images)
+
+
+class RealImagePeer(ImagePeer):
+    """Peers whose images are real numbers with sums of their own, which are brought to the given ones."""
+
+    @abstractmethod
+    def photons(self, particles: np.ndarray, photon_sum: np.ndarray, seed: int) -> np.ndarray:
+        """Photons of each pixel before rounding, shape (N, nx, ny), to features (N, 9) and photon sums (N,)."""
+
+    def generate(self, particles: np.ndarray, pdg: np.ndarray, photon_sum: np.ndarray, seed: int) -> np.ndarray:
+        return with_sum(self.photons(particles, photon_sum, seed), photon_sum)
+
+    def both(
+        self, particles: np.ndarray, pdg: np.ndarray, photon_sum: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        images = self.photons(particles, photon_sum, seed)
+        return with_sum(images, photon_sum), rounded(images)

@@ -64,7 +64,7 @@ def run_tries(study: Study, words: Sequence[str]) -> dict[str, str]:
     waiting = [(name, m) for m in sorted(study.minutes, reverse=True) for name in study.peers]
     tunings = [t for name, m in waiting for t in study.tunings(name, m)]
     pending = [t for t in dict.fromkeys(tunings) if t.result is None]
-    for tried in study.tries:  # what was given up is tried again
+    for tried in pending:  # what was given up is tried again
         (tried.folder / Try.UNFINISHED).unlink(missing_ok=True)
     failed: dict[str, str] = {}
     running: list[_Child] = []

@@ -63,7 +63,8 @@ class Try:
     lr: float
     folder: Path
 
-    RESULT, UNFINISHED, IMAGES, WEIGHTS, LOG = "try.json", "unfinished.json", "images.npz", "weights.pt", "log.txt"
+    RESULT, UNFINISHED, VALIDATION = "try.json", "unfinished.json", "validation.json"
+    IMAGES, WEIGHTS, LOG = "images.npz", "weights.pt", "log.txt"
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -78,10 +79,13 @@ class Try:
         return read_json(path)["reason"] if path.exists() else None
 
     @property
-    def score(self) -> float:
-        """What validation rows say of it, lower being better: NLL where there is one, else WS; infinite if it diverged."""
-        result = self.result or {}
-        score = result.get("val_ws") if result.get("nll_unit") is None else result.get("val_nll")
+    def score(self) -> float | None:
+        """What validation rows say, lower being better: NLL where there is one, else WS; infinite if it diverged, None yet."""
+        path = self.folder / self.VALIDATION
+        if not path.exists():
+            return None
+        found = read_json(path)
+        score = found["val_ws"] if found["nll_unit"] is None else found["val_nll"]
         return math.inf if score is None else score
 
     def give_up(self, reason: str) -> None:
@@ -100,7 +104,8 @@ class Study:
         peers: By name.
         minutes: Training times, each a training of its own.
         tune_minutes: The training time at which learning rates are chosen for all others; each at its own if None.
-        threads: Threads of a training.
+        threads: Threads of a training or judgement.
+        answer_threads: Threads of a trained model that answers; as many as of a training if None.
         jobs: Trainings (or judgements) at once.
         rows: About that many test rows are judged.
         validation_rows: About that many validation rows choose learning rates.
@@ -116,6 +121,7 @@ class Study:
     minutes: Sequence[float] = (2, 10, 30)
     tune_minutes: float | None = None
     threads: int = 1
+    answer_threads: int | None = None
     jobs: int = 1
     rows: int = 6000
     validation_rows: int = 1500
@@ -172,8 +178,8 @@ class Study:
     def chosen(self, name: str, minutes: float) -> Try | None:
         """The try with the learning rate that validation rows chose; None while one of those it takes may still come."""
         tunings = self.tunings(name, minutes)
-        scores = {tried.lr: tried.score for tried in tunings if tried.result is not None}
-        if not scores or not all(tried.result or tried.unfinished for tried in tunings):
+        scores = {tried.lr: score for tried in tunings if (score := tried.score) is not None}
+        if not scores or not all(tried.lr in scores or tried.unfinished for tried in tunings):
             return None
         return self.at(name, minutes, min(scores, key=lambda lr: scores[lr]))
 

@@ -42,20 +42,23 @@ def train_try(study: Study, tried: Try) -> None:
     print(f"{steps} steps in {seconds:.1f} s", flush=True)
     tried.folder.mkdir(parents=True, exist_ok=True)
     peer.save(tried.folder / Try.WEIGHTS)
+    torch.set_num_threads(study.answer_threads or study.threads)
     answer = peer.generate(val.particles, val.pdg, val.photon_sum, study.seed)
     val_ws = float(wasserstein(val.geometry.channels(val.images), val.geometry.channels(answer)).mean())
-    nlls = {name: peer.nll(showers) for name, showers in (("val", val), ("test", rows.showers))}
-    means = {f"{name}_nll": None if nll is None else float(nll.mean()) for name, nll in nlls.items()}
+    validation = {"val_ws": val_ws, "val_nll": _mean(peer.nll(val)), "nll_unit": peer.nll_unit}
+    # Others may wait for this to know their learning rate.
+    write_json(tried.folder / Try.VALIDATION, validation)
+    print(f"validation: {validation}", flush=True)
+    nll = peer.nll(rows.showers)
     test = rows.showers
     begin = time.perf_counter()
-    images = peer.generate(test.particles, test.pdg, test.photon_sum, study.seed)
+    images, own = peer.both(test.particles, test.pdg, test.photon_sum, study.seed)
     generation = time.perf_counter() - begin
     arrays = {"images": images.astype(np.uint16 if images.max() <= NARROW else np.uint32)}
-    if peer.own_sums:
-        own = peer.own(test.particles, test.pdg, test.photon_sum, study.seed)
+    if own is not None:
         arrays["own_channels"] = data.detector.channels(own).astype(np.int64)
-    if nlls["test"] is not None:
-        arrays["nll"] = nlls["test"].astype(np.float32)
+    if nll is not None:
+        arrays["nll"] = nll.astype(np.float32)
     write_npz(tried.folder / Try.IMAGES, **arrays)
     (tried.folder / Try.UNFINISHED).unlink(missing_ok=True)
     write_json(
@@ -63,10 +66,13 @@ def train_try(study: Study, tried: Try) -> None:
         {
             **{"name": tried.name, "title": entry.title, "minutes": tried.minutes, "lr": tried.lr, "seed": study.seed},
             **{"seconds": seconds, "steps": steps, "parameters": peer.parameters, "threads": study.threads},
-            **{"val_ws": val_ws, **means, "nll_unit": peer.nll_unit},
+            **{**validation, "test_nll": _mean(nll)},
             **{"data_hash": data.data_hash, "rows": len(rows), "positions": int(rows.positions.sum())},
             **{"seconds_to_answer": generation, "torch": torch.__version__, "cores": os.cpu_count()},
             **{"git": git_hash()},
         },
     )
-    print(f"validation: WS {val_ws:.2f}, NLL {means['val_nll']}", flush=True)
+
+
+def _mean(nll: np.ndarray | None) -> float | None:
+    return None if nll is None else float(nll.mean())
