@@ -1,0 +1,141 @@
+"""calosim's own models as peers: teachers of either coordinates, and the student of a pixel teacher."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from calosim import draws, shapes
+from calosim.detectors import Detector
+from calosim.files import find_config
+from calosim.models.checkpoints import load_module
+from calosim.models.shape import ShapeModule
+from calosim.models.student import Student
+from calosim.models.teacher import Teacher
+from calosim.showers.record import Showers
+
+from .protocol import Batches, Peer, descend, fit_rows
+
+__all__ = ["StudentPeer", "TeacherPeer"]
+
+
+def layered(configs: Sequence[str]) -> dict[str, Any]:
+    """Settings of configuration files, later ones winning as in the command; those of another class replace all."""
+
+    def over(below: Any, above: Any) -> Any:
+        if not (isinstance(below, dict) and isinstance(above, dict)):
+            return above
+        if above.get("class_path", below.get("class_path")) != below.get("class_path"):
+            return above
+        return {**below, **{key: over(below.get(key), value) for key, value in above.items()}}
+
+    read = [yaml.safe_load(find_config(name).read_text(encoding="utf-8")) for name in configs]
+    return reduce(over, read)
+
+
+class ShapePeer(Peer):
+    """What teacher and student have in common.
+
+    Args:
+        detector: The detector.
+        lr: The learning rate.
+        configs: Configuration files of ``calosim fit``, whose model, batch size and clipping are taken.
+    """
+
+    module: ShapeModule
+
+    def __init__(self, detector: Detector, lr: float, configs: Sequence[str]):
+        super().__init__(detector, lr)
+        settings = layered(["conf/base.yaml", *configs])
+        self.init = settings["model"]["init_args"]
+        self.batch_size, self.clip = settings["data"]["batch_size"], settings["trainer"]["gradient_clip_val"]
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """As in the configuration, with this peer's learning rate."""
+        return torch.optim.Adam([p for p in self.module.parameters() if p.requires_grad], lr=self.lr, fused=True)
+
+    def generate(self, particles: np.ndarray, pdg: np.ndarray, photon_sum: np.ndarray, seed: int) -> np.ndarray:
+        parts = []
+        for rows in torch.arange(len(pdg)).split(256):
+            primaries = torch.from_numpy(particles[rows].astype(np.float32))
+            parts.append(self.module.generate(primaries, torch.from_numpy(photon_sum[rows]), seed, rows).numpy())
+        return np.concatenate(parts)
+
+    def save(self, path: Path) -> None:
+        checkpoint = {"state_dict": self.module.state_dict()}
+        self.module.on_save_checkpoint(checkpoint)
+        torch.save(checkpoint, path)
+
+    def load(self, path: Path) -> None:
+        module = load_module(path)
+        assert isinstance(module, ShapeModule)
+        self.module = module
+
+
+class TeacherPeer(ShapePeer):
+    """A teacher trained by maximum likelihood: split coordinates (the default) or the published pixel flow."""
+
+    def __init__(self, detector: Detector, lr: float, configs: Sequence[str]):
+        super().__init__(detector, lr, configs)
+        coordinates = self.init["coordinates"]
+        config = getattr(shapes, coordinates["class_path"])(**coordinates["init_args"])
+        self.settings = {"flow": self.init.get("flow"), "coordinates": config, "physics": self.init["physics"]}
+        self.module = Teacher(detector.name, **self.settings)
+        exact = self.module.coordinates.per == 1
+        self.nll_unit = "nats per image" if exact else "nats per pixel (density of noisy logits)"
+
+    def fit(self, showers: Showers, minutes: float, seed: int) -> int:
+        budget = self.begin(minutes, seed)
+        self.module = Teacher(self.detector.name, **self.settings)
+        rows = fit_rows(showers)
+        images = torch.from_numpy(showers.images[rows])
+        self.module.features.fit(torch.from_numpy(showers.particles[rows]), images.flatten(1).sum(1))
+        self.module.coordinates.fit(images, draws.row_keys(torch.from_numpy(rows), draws.FIT_STREAM))
+        module, batches = self.module, Batches(showers, self.batch_size, seed)
+        return descend(
+            budget, self.optimizer(), lambda b, step: -module.log_likelihood(b, step).mean(), batches, self.clip
+        )
+
+    def nll(self, showers: Showers) -> np.ndarray:
+        self.module.eval()
+        with torch.no_grad():
+            batches = Batches(showers, len(showers), 0).in_order()
+            return np.concatenate([-self.module.log_likelihood(batch).numpy() for batch in batches])
+
+
+class StudentPeer(ShapePeer):
+    """A student distilled from a teacher that is trained first, both within the same minutes.
+
+    Args:
+        detector: The detector.
+        lr: The student's learning rate.
+        configs: Configuration files of the student.
+        teacher: Settings of :class:`TeacherPeer`, with its ``lr``.
+        teacher_share: Share of the minutes that the teacher gets.
+    """
+
+    def __init__(
+        self, detector: Detector, lr: float, configs: Sequence[str], teacher: dict, teacher_share: float = 0.5
+    ):
+        super().__init__(detector, lr, configs)
+        self.teacher, self.share = TeacherPeer(detector, **teacher), teacher_share
+
+    def fit(self, showers: Showers, minutes: float, seed: int) -> int:
+        budget = self.begin(minutes, seed)
+        self.teacher.fit(showers, minutes * self.share, seed)
+        with tempfile.TemporaryDirectory() as folder:
+            self.teacher.save(path := Path(folder) / "teacher.ckpt")
+            student = self.module = Student(self.detector.name, init_from=str(path), start=self.init["start"])
+        rest = type(budget)(minutes - budget.elapsed / 60)
+
+        def loss(batch: dict[str, torch.Tensor], step: int) -> torch.Tensor:
+            return student.objective(student.parts(batch, step), batch, step).mean()
+
+        return descend(rest, self.optimizer(), loss, Batches(showers, self.batch_size, seed), self.clip)
