@@ -83,9 +83,10 @@ def test_likelihoods_and_gradients_are_those_of_a_cpu(name, primaries):
         )
 
 
-def test_photon_sums_are_those_of_a_cpu(primaries):
+@pytest.mark.parametrize("posterior", ["ensemble", "bayesian"])
+def test_photon_sums_are_those_of_a_cpu(posterior, primaries):
     torch.manual_seed(0)
-    model, (particles, _), rows = PhotonSum().eval(), primaries, torch.arange(ROWS)
+    model, (particles, _), rows = PhotonSum(posterior=posterior).eval(), primaries, torch.arange(ROWS)
     here = model.sample(particles, 1, rows)
     there = model.cuda().sample(particles.cuda(), 1, rows.cuda()).cpu()
     assert ((here - there).abs() <= 1 + here // 1000).all()

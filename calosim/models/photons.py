@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -154,16 +155,19 @@ class PhotonSum(CalosimModule):
         if seed not in self._networks:
             self._networks.clear()
             device = self.features.mean.device
-            # Lightning evaluates in inference mode; what is kept must be usable outside of it.
-            with (
-                torch.inference_mode(False),
-                torch.no_grad(),
-                torch.random.fork_rng([device] if device.type == "cuda" else []),
-            ):
-                torch.manual_seed(seed)
-                drawn = self.posterior.draw(self.members)
-                self._networks[seed] = [nn.Sequential(copy.deepcopy(self.encoding), n).double() for n in drawn]
+            # Lightning evaluates in inference mode; what is kept must be usable outside of it. Devices have generators of
+            # their own: the same networks everywhere are those of the CPU's.
+            with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([]):
+                torch.random.default_generator.manual_seed(seed)
+                drawn = copy.deepcopy(self.posterior).cpu().draw(self.members)
+                networks = [nn.Sequential(copy.deepcopy(self.encoding).cpu(), n).double() for n in drawn]
+                self._networks[seed] = [network.to(device) for network in networks]
         return self._networks[seed]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PhotonSum:
+        # Networks stay where the weights that they were drawn from have been.
+        self._networks.clear()
+        return super()._apply(fn, recurse)
 
     def sample(self, particles: Tensor, seed: int, rows: Tensor) -> Tensor:
         """Draws one photon sum per row from the posterior predictive.
