@@ -75,10 +75,11 @@ demo: | $(STAMP)  ## simulate, train, generate, evaluate, explain and report in 
 	@rm -rf demo && mkdir -p demo
 	$(CALOSIM) simulate -c conf/demo/simulate.yaml --out demo/zn.root
 	$(CALOSIM) simulate -c conf/demo/simulate.yaml --primaries demo/zn.root --seed 2 --out demo/zn-other-seed.root
+	$(CALOSIM) simulate --primaries demo/zn.root --split test --responses_per_primary 250 --match_sums 8 --seed 3 --out demo/zn-same-sums.root
 	$(CALOSIM) fit -c conf/photons.yaml -c conf/demo/photons.yaml --run demo/photons
 	$(CALOSIM) fit -c conf/teacher.yaml -c conf/demo/teacher.yaml --run demo/teacher
 	$(CALOSIM) generate --shape demo/teacher --photons demo/photons --primaries conf/demo/primaries.csv --responses 100 --out demo/generated.root
-	$(CALOSIM) evaluate -c conf/demo/evaluate.yaml --shape demo/teacher --photons "[demo/photons]" --floor demo/zn-other-seed.root --out demo/evaluation
+	$(CALOSIM) evaluate -c conf/demo/evaluate.yaml --shape demo/teacher --photons "[demo/photons]" --floor demo/zn-other-seed.root --shape_floor demo/zn-same-sums.root --out demo/evaluation
 	$(CALOSIM) explain -c conf/demo/explain.yaml
 	$(CALOSIM) report --runs "[demo]" --title "calosim demo" --out demo/report.html
 

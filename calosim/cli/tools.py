@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from jsonargparse import ArgumentParser
 
@@ -62,6 +62,8 @@ def simulate(
     detector: str = "zn",
     primaries: int | str = 1000,
     responses_per_primary: int = 20,
+    split: Literal["test", "val"] | None = None,
+    match_sums: int = 0,
     seed: int = 1,
     out: str = "data/zn.root",
     workers: int = 2,
@@ -75,33 +77,41 @@ def simulate(
             another seed, the Monte Carlo's own floor.
         responses_per_primary: Responses of at least 10 photons to a primary, on average over the published mix, where most
             primaries miss. Given primaries are tried as often: one on course leaves several times as many, others none.
+        split: Take only those rows of the file that a training with it holds out by default, to test or to validate.
+        match_sums: Keep, for each row of the file, only that many of the responses to its primary, those with the nearest
+            photon sums and each for one row: the floor of models that are given the true sums. The more
+            responses_per_primary, the nearer. 0 keeps all.
         seed: Seed; one seed, one data set, whatever the number of workers.
         out: The ROOT file to write.
         workers: Threads.
         quiet: Show no progress.
     """
-    from calosim.montecarlo.simulate import distinct_primaries
-    from calosim.montecarlo.simulate import simulate as respond
-    from calosim.showers.reading import read_primaries
+    from calosim.montecarlo import simulate as respond
+    from calosim.montecarlo.given import match_to_file, primaries_of_file
     from calosim.showers.recipe import write_recipe
     from calosim.showers.root import Writer, write
 
     Writer(out, detector)  # refuses a wrong name before the work, not after it
     check_writable(Path(out).parent)
-    source: Any = primaries
-    if isinstance(primaries, str):
-        check_not_read(out, [primaries])
-        source = distinct_primaries(*read_primaries(primaries))
-    showers = respond(source, responses_per_primary, detector, seed, workers=workers, progress=not quiet)
-    write(out, showers)
-    settings = {
+    settings: dict[str, Any] = {
         "detector": detector,
         "primaries": primaries,
         "responses_per_primary": responses_per_primary,
-        "seed": seed,
     }
+    settings |= {"split": split, "match_sums": match_sums, "seed": seed}
+    how: dict[str, Any] = {"workers": workers, "progress": not quiet}
+    if isinstance(primaries, int) and (split is not None or match_sums):
+        raise ValueError("split and match_sums are of the rows of a file; expected one as primaries, got a number")
+    if isinstance(primaries, str):
+        check_not_read(out, [primaries])
+    if match_sums:
+        print(match_to_file(str(primaries), out, detector, responses_per_primary, match_sums, seed, split, **how))
+    else:
+        source: Any = primaries_of_file(primaries, split) if isinstance(primaries, str) else primaries
+        showers = respond(source, responses_per_primary, detector, seed, **how)
+        write(out, showers)
+        answered, tried = showers.inputs.max() + 1, source if isinstance(source, int) else len(source[1])
+        mean = f"{len(showers) / answered:.1f} each"
+        print(f"{out}: {len(showers)} responses of {showers.geometry.title} to {answered} of {tried} primaries, {mean}")
     if Path(out).is_file():  # rather than a device
         write_recipe(out, settings)
-    answered, tried = showers.inputs.max() + 1, source if isinstance(source, int) else len(source[1])
-    mean = f"{len(showers) / answered:.1f} each"
-    print(f"{out}: {len(showers)} responses of {showers.geometry.title} to {answered} of {tried} primaries, {mean}")

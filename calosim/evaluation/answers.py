@@ -31,6 +31,7 @@ __all__ = [
 #: What tables call the candidates, by the short names that files use.
 TITLES = {
     "shape": "shape alone (true photon sums)",
+    "shape_floor": "floor (Monte Carlo, same photon sums)",
     "chain": "full chain",
     "floor": "floor (Monte Carlo, other seed)",
     "trivial": "trivial (random training response)",

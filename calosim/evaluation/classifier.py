@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,11 @@ from tqdm import tqdm
 
 from calosim.evaluation.answers import Candidate
 from calosim.evaluation.protocol import ClassifierOptions
-from calosim.evaluation.references import floor_of_simulation
+from calosim.evaluation.references import Reference
 from calosim.evaluation.selection import Selection
 from calosim.files import markdown_table
 from calosim.metrics.classifier import MIN_PRIMARIES, ClassifierSettings, classifier_test
 from calosim.metrics.controls import classifier_controls
-from calosim.showers.record import Showers
 
 __all__ = ["classifier_rows", "classifier_tables", "judge_by_classifier"]
 
@@ -24,6 +23,7 @@ DAMAGE = 0.1
 #: What tables call the controls, by the short names that files use.
 CONTROLS = {
     "mc": "control: Monte Carlo, other seed",
+    "mc_sums": "control: Monte Carlo, same photon sums",
     f"damaged_{100 * DAMAGE:02.0f}": f"power: Monte Carlo, {100 * DAMAGE:.0f} % of photons moved by one pixel",
 }
 #: The judge that sees no response.
@@ -36,7 +36,7 @@ def judge_by_classifier(
     candidates: dict[str, Candidate],
     rows: Selection,
     responses: int,
-    other: Showers | None,
+    floors: Mapping[str, Reference],
     options: ClassifierOptions,
     seed: int,
     quiet: bool = False,
@@ -48,7 +48,8 @@ def judge_by_classifier(
             :func:`calosim.evaluation.answers.ask`.
         rows: The rows, all of which are answered.
         responses: What the row numbers count; the first response to each row is judged.
-        other: Showers of the same primaries simulated with another seed, for the controls; none without it.
+        floors: For the controls, other simulations that answer the rows: ``floor``, with sums of their own, and
+            ``shape_floor``, with those of the rows.
         options: How often judges are trained.
         seed: Seed of the draws of the controls' responses and of the judges.
         quiet: Show no progress.
@@ -67,18 +68,23 @@ def judge_by_classifier(
     for title, candidate in candidates.items():
         generated = _answered(title, candidate, rows, responses, quiet)
         found["candidates"][title] = classifier_test(showers.images, generated, *known, settings, quiet).to_dict()
-    if other is None:
-        return found
-    floor = floor_of_simulation(other, rows)
-    # Rows whose primary the other simulation lacks would be answered by responses to other primaries.
-    own = np.flatnonzero(floor.pool.has(floor.keys))
-    inputs = len(np.unique(rows.inputs[own]))
-    if inputs < MIN_PRIMARIES:
-        return {**found, "controls_reason": f"needs {MIN_PRIMARIES} primaries or more, the floor's sample has {inputs}"}
-    second = floor.answers(own, seed, own * responses)
-    known = (showers.particles[own], rows.inputs[own], showers.geometry)
-    controls = classifier_controls(showers.images[own], second, *known, settings, (DAMAGE,), quiet)
-    return {**found, "controls": {name: result.to_dict() for name, result in controls.items()}}
+    controls: dict[str, Any] = {}
+    for name, floor in floors.items():
+        # No response twice, and none to another primary.
+        positions = floor.chooser.distinct(seed)
+        own = np.flatnonzero(positions >= 0)
+        inputs = len(np.unique(rows.inputs[own]))
+        if inputs < MIN_PRIMARIES:
+            found["controls_reason"] = f"needs {MIN_PRIMARIES} primaries or more, the floor's sample has {inputs}"
+            continue
+        known = (showers.particles[own], rows.inputs[own], showers.geometry)
+        # The same damage tells the same of either.
+        shares = () if controls else (DAMAGE,)
+        second = floor.images(positions[own])
+        tested = classifier_controls(showers.images[own], second, *known, settings, shares, quiet)
+        same = {"mc": "mc_sums"} if name == "shape_floor" else {}
+        controls |= {same.get(key, key): result.to_dict() for key, result in tested.items()}
+    return found | ({"controls": controls} if controls else {})
 
 
 def _answered(title: str, candidate: Candidate, rows: Selection, responses: int, quiet: bool) -> np.ndarray:
@@ -108,10 +114,10 @@ def classifier_tables(results: dict[str, Any]) -> list[str]:
         head += f" No controls: the test {results['controls_reason']}."
     judges = ("images", "features")
     controls = results.get("controls", {})
-    named = results["candidates"] | {CONTROLS[name]: result for name, result in controls.items()}
+    named = results["candidates"] | {title: controls[name] for name, title in CONTROLS.items() if name in controls}
     rows = [[title, *(_area(result["verdicts"][judge]) for judge in judges)] for title, result in named.items()]
     if controls:
-        rows.append([PRIMARY, "–", _area(controls["mc"]["verdicts"]["primary"])])
+        rows.append([PRIMARY, "–", _area(next(iter(controls.values()))["verdicts"]["primary"])])
     areas = markdown_table(["classifier test", *(f"AUC {judge}" for judge in judges)], rows)
     return [head, areas, *(_feature_table(title, result) for title, result in results["candidates"].items())]
 
@@ -138,6 +144,7 @@ def classifier_rows(results: dict[str, Any]) -> Iterator[list[Any]]:
     controls = {CONTROLS[name]: result for name, result in results.get("controls", {}).items()}
     for title, result in (results.get("candidates", {}) | controls).items():
         for judge, verdict in result["verdicts"].items():
-            yield [title, f"auc_{judge}", "all", verdict["auc"], verdict["error"]]
+            interval = verdict["low"], verdict["high"]
+            yield [title, f"auc_{judge}", "all", verdict["auc"], verdict["error"], *interval]
         for group in result["features"]:
-            yield [title, "importance", group["group"], group["importance"], group["spread"]]
+            yield [title, "importance", group["group"], group["importance"], group["spread"], "", ""]

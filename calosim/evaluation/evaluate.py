@@ -17,9 +17,11 @@ import torch
 from calosim import __version__
 from calosim.evaluation.answers import TITLES, Answers, Candidate, ask, measure, packed_answers
 from calosim.evaluation.classifier import judge_by_classifier
+from calosim.evaluation.intervals import metric_intervals
 from calosim.evaluation.photons import photon_report
-from calosim.evaluation.protocol import ClassifierOptions, Protocol
-from calosim.evaluation.references import Reference, find_references
+from calosim.evaluation.pools import Nearest
+from calosim.evaluation.protocol import ClassifierOptions, FloorOptions, Protocol
+from calosim.evaluation.references import Floors, Reference
 from calosim.evaluation.rounding import best_noise_removals
 from calosim.evaluation.selection import Selection, check_splits, select_rows, trained_data
 from calosim.evaluation.tables import as_csv, as_markdown
@@ -29,8 +31,6 @@ from calosim.models.shape import ShapeModule
 from calosim.particles import STUDY_PARTICLES, particle_symbol
 from calosim.runs import git_hash
 from calosim.showers.datamodule import RootDataModule, describe
-from calosim.showers.reading import read
-from calosim.showers.record import Showers
 from calosim.simulation.simulator import FastSimulator, NoiseRemoval, pick_device
 
 __all__ = ["Models", "evaluate"]
@@ -78,8 +78,7 @@ def evaluate(
     models: Models = Models(),
     files: list[str] | None = None,
     data: str | None = None,
-    floor: str | None = None,
-    references: bool = True,
+    floors: FloorOptions = FloorOptions(),
     protocol: Protocol = Protocol(),
     classifier: ClassifierOptions = ClassifierOptions(),
     device: str = "auto",
@@ -95,27 +94,26 @@ def evaluate(
         models: The models under judgement.
         files: Data files, if they are no longer where the models were trained.
         data: Run folder whose data set and split are used; that of the shape model if not given.
-        floor: Showers of the same primaries simulated with another seed (``calosim simulate --primaries FILE``). Without
-            it, one half of each input's responses answers for the other, on whose rows alone the floor is judged then.
-        references: Whether the floor and the trivial model are judged too.
+        floors: What stands beside the models.
         protocol: Which rows are judged, and how often they are answered.
         classifier: Whether and how judges try to tell generated responses from the Monte Carlo's.
         device: auto, cpu, cuda or mps.
         quiet: Show no progress.
     """
-    given = {"out": out, "files": files, "data": data, "floor": floor, "references": references, "device": device}
+    given = {"out": out, "files": files, "data": data, "device": device}
     judge = data or models.paths[0]
     check_writable(out)
     work = _prepare(models, judge, files, data is not None, protocol, device)
-    other = None
-    if references:
-        other = read(floor, work.data.detector.name) if floor else None
-        work.references.update(find_references(work.data, protocol.split, work.rows, other))
+    others = Floors()
+    if floors.references:
+        others = Floors.read(floors, work.data, protocol.split)
+        work.references.update(others.references(work.data, protocol.split, work.rows))
+    options = (models, floors, protocol, classifier)
     results: dict[str, Any] = {"calosim": __version__, "git": git_hash()}
-    results |= {"arguments": {**given, **asdict(models), **asdict(protocol), **asdict(classifier)}}
-    results |= _description(work, floor)
+    results |= {"arguments": {**given, **{key: value for some in options for key, value in asdict(some).items()}}}
+    results |= _description(work, floors)
     results["photon_sum"] = _judge_sums(work)
-    images, arrays = ({}, {}) if models.shape is None else _judge_images(work, classifier, other, quiet)
+    images, arrays = ({}, {}) if models.shape is None else _judge_images(work, classifier, others, quiet)
     _save(Path(out), results | images, arrays, work)
 
 
@@ -154,7 +152,7 @@ def _prepare(
     return _Work(models, protocol, where, exceptions, photons, data, particle, rows, {})
 
 
-def _description(work: _Work, floor: str | None) -> dict[str, Any]:
+def _description(work: _Work, floors: FloorOptions) -> dict[str, Any]:
     """What the results say of how they came about."""
     protocol, rows = work.protocol, work.rows
     found: dict[str, Any] = {
@@ -170,7 +168,15 @@ def _description(work: _Work, floor: str | None) -> dict[str, Any]:
     }
     if own := work.references.get("floor"):
         halves = f"{own.fair.sum()} rows, one half of each input's {protocol.split} responses, against the other half"
-        found |= {"floor_rows_without_their_input": own.lacking, "floor": floor or halves}
+        found |= {"floor_rows_without_their_input": own.lacking, "floor": floors.floor or halves}
+    if own := work.references.get("shape_floor"):
+        assert isinstance(own.chooser, Nearest)
+        near = {"median": own.chooser.quantile(0.5), "most": own.chooser.quantile(0.95)}
+        found["shape_floor"] = {
+            "file": floors.shape_floor,
+            "rows_without_their_input": own.lacking,
+            "differences": near,
+        }
     return found
 
 
@@ -187,6 +193,8 @@ def _judge_sums(work: _Work) -> dict[str, dict[str, dict[str, float]]]:
         ]
         sums[f"{model.head.name} ({run})"] = np.concatenate(parts)
     for name, reference in work.references.items():
+        if name == "shape_floor":  # is given the sums
+            continue
         sums[name] = reference.photon_sums(numbers // SUMS_PER_ROW, seed, numbers)
     report, true_sum = {}, showers.photon_sum
     for name, drawn in sums.items():
@@ -196,7 +204,7 @@ def _judge_sums(work: _Work) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def _judge_images(
-    work: _Work, classifier: ClassifierOptions, other: Showers | None, quiet: bool
+    work: _Work, classifier: ClassifierOptions, others: Floors, quiet: bool
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Images that simulation and references answer with, against the Monte Carlo's.
 
@@ -213,14 +221,16 @@ def _judge_images(
     reference = itself.channels[0, :, 0]
 
     def measured(answer: Answers, fair: np.ndarray) -> dict[str, Any]:
-        pdg, inputs, natural = test.pdg[fair], rows.inputs[fair], rows.natural[fair]
-        return measure(answer.of(fair), reference[fair], pdg, inputs, detector, natural)
+        data = {"reference": reference[fair], "pdg": test.pdg[fair], "inputs": rows.inputs[fair]}
+        some, natural = answer.of(fair), rows.natural[fair]
+        found = measure(some, **data, detector=detector, natural=natural)
+        return found | metric_intervals(some, found["mean"], data, natural, detector, protocol.resamples)
 
     fair = {title: work.fair(name) for name, title in TITLES.items()}
     results["images"] = {title: measured(answer, fair[title]) for title, answer in answers.items()}
     results["monte_carlo"] = measured(itself, np.ones(len(rows), dtype=bool))["mean"]
     if classifier.classifier:
-        results["classifier"] = _judge_by_classifier(work, simulator, classifier, other, quiet)
+        results["classifier"] = _judge_by_classifier(work, simulator, classifier, others, quiet)
     # Answers to a part of the rows cannot be compared row by row.
     whole = {title: answer for title, answer in answers.items() if fair[title].all()}
     return results, {
@@ -232,13 +242,13 @@ def _judge_images(
 
 
 def _judge_by_classifier(
-    work: _Work, simulator: FastSimulator, options: ClassifierOptions, other: Showers | None, quiet: bool
+    work: _Work, simulator: FastSimulator, options: ClassifierOptions, others: Floors, quiet: bool
 ) -> dict[str, Any]:
     """The classifier test of the simulation, on rows of its own: more than the metrics may have been asked for."""
     wanted = replace(work.protocol, rows=options.classifier_rows, rows_of_each=None)
     rows = select_rows(work.data, wanted, work.particle)
     models = _candidates(replace(work, rows=rows, references={}), simulator)
-    return judge_by_classifier(models, rows, wanted.responses, other, options, wanted.seed, quiet)
+    return judge_by_classifier(models, rows, wanted.responses, others.simulated(rows), options, wanted.seed, quiet)
 
 
 def _simulator(work: _Work, quiet: bool) -> tuple[FastSimulator, dict[str, Any]]:
@@ -280,7 +290,7 @@ def _candidates(work: _Work, simulator: FastSimulator) -> dict[str, Candidate]:
     if simulator.photons is not None:
         candidates["chain"] = generated(None)
     candidates |= {name: drawn(reference) for name, reference in work.references.items()}
-    return {TITLES[name]: candidate for name, candidate in candidates.items()}
+    return {title: candidates[name] for name, title in TITLES.items() if name in candidates}
 
 
 def _examples(rows: Selection, simulator: FastSimulator, seed: int) -> dict[str, np.ndarray]:

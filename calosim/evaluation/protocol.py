@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["ClassifierOptions", "Protocol"]
+__all__ = ["ClassifierOptions", "FloorOptions", "Protocol"]
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,10 @@ class Protocol:
         rows_of_each: In addition up to about that many rows of each particle type, for its own column; "all" stays with the
             natural mix.
         seed: Seed of the draws.
+        resamples: Bootstrap resamples of primaries, for the 95 % intervals of metrics; 0: no intervals.
 
     Raises:
-        ValueError: If one of the numbers is below 1.
+        ValueError: If one of the numbers is below 1, or resamples are 1 or less than 0.
 
     References:
         | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), section 3.2,
@@ -38,12 +39,32 @@ class Protocol:
     rows: int | None = None
     rows_of_each: int | None = None
     seed: int = 1
+    resamples: int = 1000
 
     def __post_init__(self) -> None:
+        if self.resamples < 0 or self.resamples == 1:
+            raise ValueError(f"expected resamples of 0 or at least 2, got {self.resamples}")
         for name in ("runs", "responses", "rows", "rows_of_each"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"expected {name} of at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class FloorOptions:
+    """What stands beside the models.
+
+    Attributes:
+        floor: Showers of the same primaries simulated with another seed (``calosim simulate --primaries FILE``). Without
+            it, one half of each input's responses answers for the other, on whose rows alone the floor is judged then.
+        shape_floor: The same with the photon sums of the judged rows (``calosim simulate --primaries FILE --match_sums 5``):
+            the floor of a shape model that is given true photon sums.
+        references: Whether the floors and the trivial model are judged too.
+    """
+
+    floor: str | None = None
+    shape_floor: str | None = None
+    references: bool = True
 
 
 @dataclass(frozen=True)

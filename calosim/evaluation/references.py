@@ -2,60 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
-import torch
 
-from calosim import draws
+from calosim.evaluation.pools import Nearest, Pool
+from calosim.evaluation.protocol import FloorOptions
 from calosim.evaluation.selection import Selection, rank_within
 from calosim.showers.datamodule import RootDataModule
+from calosim.showers.reading import checked_pieces, read, sources
+from calosim.showers.recipe import read_recipe
 from calosim.showers.record import Showers
 
-__all__ = ["Pool", "Reference", "find_references", "floor_of_simulation"]
+__all__ = ["Floors", "Reference", "floor_of_halves", "floor_of_simulation", "floor_of_sums", "trivial_model"]
 
 
-class Pool:
-    """Answers a row with random responses from a pool of Monte Carlo responses that share a key with it.
+class Chooser(Protocol):
+    """How a reference chooses its answers among its responses."""
 
-    With the unique input as key, and a pool simulated with another seed, this is the floor; with the particle type as
-    key, and the training split as pool, it is the trivial model.
+    def draw(self, rows: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
+        """Positions of answers to rows (B,), the draws keyed by numbers (B,); shape (B,)."""
 
-    Args:
-        keys: The pool's keys with shape (M,).
-        fallback: A second key with shape (M,), for rows whose first key the pool lacks.
-    """
-
-    def __init__(self, keys: np.ndarray, fallback: np.ndarray):
-        self.orders = [np.argsort(k, kind="stable") for k in (keys, fallback)]
-        self.sorted = [k[o] for k, o in zip((keys, fallback), self.orders, strict=True)]
-
-    def has(self, keys: np.ndarray) -> np.ndarray:
-        """Whether the pool has each first key, shape (B,)."""
-        return np.isin(keys, self.sorted[0])
-
-    def draw(self, keys: np.ndarray, fallback: np.ndarray, seed: int, rows: np.ndarray) -> np.ndarray:
-        """Positions in the pool.
-
-        Args:
-            keys: Keys of the rows with shape (B,).
-            fallback: Second keys of the rows with shape (B,).
-            seed: Seed of the draws.
-            rows: Row numbers with shape (B,) that key the draws.
-
-        Returns:
-            Positions with shape (B,); any of the pool's where it has neither key.
-        """
-        row_keys = draws.row_keys(torch.from_numpy(rows), draws.EVALUATION_STREAM, seed)
-        u = draws.uniform(row_keys, 1)[:, 0].numpy().astype(np.float64)
-        position = (u * len(self.orders[0])).astype(np.int64)
-        for wanted, order, present in zip((fallback, keys), self.orders[::-1], self.sorted[::-1], strict=True):
-            low, high = (np.searchsorted(present, wanted, side=s) for s in ("left", "right"))
-            found = high > low
-            position[found] = order[(low + u * (high - low)).astype(np.int64)[found]]
-        return position
+    def distinct(self, seed: int) -> np.ndarray:
+        """Positions of one answer to each row, none twice, shape (N,); -1 where none was left."""
 
 
 @dataclass(frozen=True)
@@ -63,48 +34,59 @@ class Reference:
     """Monte Carlo responses that answer the judged rows in a model's place.
 
     Attributes:
-        pool: Chooses the responses.
-        images: From positions in the pool (B,) to photon counts (B, nx, ny).
-        keys: The rows' keys in the pool, shape (N,).
-        fallback: Their second keys, shape (N,).
-        fair: The rows on which the answers may be judged, shape (N,): not those that the pool itself consists of.
+        chooser: Chooses the responses.
+        images: From positions among the responses (B,) to photon counts (B, nx, ny).
+        known: The rows that have responses to their own key, such as their primary, shape (N,).
+        fair: The rows on which the answers may be judged, shape (N,): not those that answer themselves.
     """
 
-    pool: Pool
+    chooser: Chooser
     images: Callable[[np.ndarray], np.ndarray]
-    keys: np.ndarray
-    fallback: np.ndarray
+    known: np.ndarray
     fair: np.ndarray
 
     @property
     def lacking(self) -> int:
-        """How many of the fair rows have a key that the pool lacks."""
-        return int((~self.pool.has(self.keys[self.fair])).sum())
+        """How many of the fair rows have no response to their own key."""
+        return int((~self.known[self.fair]).sum())
 
     def positions(self, rows: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
-        """Positions in the pool of answers to rows (B,), the draws keyed by numbers (B,); shape (B,)."""
-        return self.pool.draw(self.keys[rows], self.fallback[rows], seed, numbers)
+        """Positions among the responses of answers to rows (B,), the draws keyed by numbers (B,); shape (B,)."""
+        return self.chooser.draw(rows, seed, numbers)
 
     def answers(self, rows: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
         """Photon counts (B, nx, ny) that answer rows (B,), see :meth:`positions`."""
         return self.images(self.positions(rows, seed, numbers))
 
     def photon_sums(self, rows: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
-        """Photon sums (B,) of the answers, int64; each image of the pool is read once."""
+        """Photon sums (B,) of the answers, int64; each image is read once."""
         distinct, back = np.unique(self.positions(rows, seed, numbers), return_inverse=True)
         parts = np.array_split(distinct, len(distinct) // 4096 + 1)
         return np.concatenate([self.images(part).sum(axis=(1, 2), dtype=np.int64) for part in parts])[back.ravel()]
 
 
-def floor_of_simulation(pool: Showers, rows: Selection) -> Reference:
+def floor_of_simulation(other: Showers, rows: Selection) -> Reference:
     """The floor from showers of the same primaries, simulated with another seed.
 
     Args:
-        pool: The other simulation.
+        other: The other simulation.
         rows: The judged rows.
     """
-    keys, everywhere = _match_inputs(pool, rows), np.ones(len(rows), dtype=bool)
-    return Reference(Pool(keys, pool.pdg), pool.images.__getitem__, rows.inputs, rows.showers.pdg, everywhere)
+    pool = Pool(_match_inputs(other, rows), other.pdg, rows.inputs, rows.showers.pdg)
+    return Reference(pool, other.images.__getitem__, pool.known, np.ones(len(rows), dtype=bool))
+
+
+def floor_of_sums(other: Showers, rows: Selection, most: int) -> Reference:
+    """The floor of models that are given photon sums: responses to the same primaries with nearly the same sums.
+
+    Args:
+        other: A simulation with another seed, that has responses with such sums.
+        rows: The judged rows.
+        most: Responses that take turns for a row.
+    """
+    own = rows.inputs, rows.showers.pdg, rows.showers.photon_sum
+    nearest = Nearest(_match_inputs(other, rows), other.pdg, other.photon_sum, own, most)
+    return Reference(nearest, other.images.__getitem__, nearest.known, np.ones(len(rows), dtype=bool))
 
 
 def floor_of_halves(data: RootDataModule, split: Literal["test", "val"], rows: Selection) -> Reference | None:
@@ -126,11 +108,11 @@ def floor_of_halves(data: RootDataModule, split: Literal["test", "val"], rows: S
     if not answering.any():
         return None
     others = data.rows(split)[answering]
+    pool = Pool(inputs[answering], data.arrays["pdg"][others], rows.inputs, rows.showers.pdg)
     return Reference(
-        Pool(inputs[answering], data.arrays["pdg"][others]),
+        pool,
         lambda positions: data.arrays["images"][others[positions]],
-        rows.inputs,
-        rows.showers.pdg,
+        pool.known,
         ~answering[rows.positions],
     )
 
@@ -143,32 +125,89 @@ def trivial_model(data: RootDataModule, rows: Selection) -> Reference:
         rows: The judged rows.
     """
     train = data.rows("train")
+    none = np.zeros(len(train)), np.zeros(len(rows))
+    pool = Pool(data.arrays["pdg"][train], none[0], rows.showers.pdg, none[1])
     return Reference(
-        Pool(data.arrays["pdg"][train], np.zeros(len(train))),
+        pool,
         lambda positions: data.arrays["images"][train[positions]],
-        rows.showers.pdg,
-        np.zeros(len(rows)),
+        pool.known,
         np.ones(len(rows), dtype=bool),
     )
 
 
-def find_references(
-    data: RootDataModule, split: Literal["test", "val"], rows: Selection, other: Showers | None
-) -> dict[str, Reference]:
-    """Floor, if there can be one, and trivial model by their short names.
+#: Rows of a file that are in memory at once.
+_PIECE = 4096
 
-    Args:
-        data: The data set.
-        split: The split of the judged rows.
-        rows: The judged rows.
-        other: Showers of the same primaries simulated with another seed, if there are any.
+
+@dataclass(frozen=True)
+class Floors:
+    """The simulations with another seed that an evaluation was given.
+
+    Attributes:
+        other: Responses to the same primaries, if there are any.
+        sums: Responses to the same primaries with the same photon sums, if there are any.
+        most: How many of those a row takes turns with.
     """
-    own = floor_of_halves(data, split, rows) if other is None else floor_of_simulation(other, rows)
-    return ({} if own is None else {"floor": own}) | {"trivial": trivial_model(data, rows)}
+
+    other: Showers | None = None
+    sums: Showers | None = None
+    most: int = 1
+
+    @classmethod
+    def read(cls, options: FloorOptions, data: RootDataModule, split: Literal["test", "val"]) -> Floors:
+        """Reads the files; of the one with given sums, which is large, only responses to primaries of the split.
+
+        Raises:
+            ValueError: If the floor of all sums was made to have those of the rows: no simulation could reach it.
+        """
+        detector = data.detector.name
+        other = read(options.floor, detector) if options.floor else None
+        if options.floor and _matched(options.floor):
+            raise ValueError(
+                f"{options.floor}: its photon sums were matched to given ones (match_sums); expected responses with sums of "
+                "their own; name it with --shape_floor"
+            )
+        if not options.shape_floor:
+            return cls(other)
+        rows = data.rows(split)
+        known = set(_keys(data.arrays["particles"][rows], data.arrays["pdg"][rows]))
+        pieces = [
+            piece.select(np.array([key in known for key in _keys(piece.particles, piece.pdg)]))
+            for source in sources(options.shape_floor, detector)
+            for piece in checked_pieces(source, _PIECE)
+        ]
+        particles, pdg, images = (
+            np.concatenate([getattr(p, name) for p in pieces]) for name in ("particles", "pdg", "images")
+        )
+        sums = Showers(particles, pdg, images, detector)
+        if not len(sums):
+            raise ValueError(f"{options.shape_floor}: expected responses to primaries of the {split} rows, has none")
+        return cls(other, sums, max(1, _matched(options.shape_floor)))
+
+    def simulated(self, rows: Selection) -> dict[str, Reference]:
+        """The floors of whole simulations by their short names."""
+        found = {"floor": floor_of_simulation(self.other, rows)} if self.other is not None else {}
+        return found | ({"shape_floor": floor_of_sums(self.sums, rows, self.most)} if self.sums is not None else {})
+
+    def references(self, data: RootDataModule, split: Literal["test", "val"], rows: Selection) -> dict[str, Reference]:
+        """All floors there can be, of halves without another simulation, and the trivial model, by their short names."""
+        halves = floor_of_halves(data, split, rows) if self.other is None else None
+        found = {} if halves is None else {"floor": halves}
+        return {**found, **self.simulated(rows), "trivial": trivial_model(data, rows)}
+
+
+def _matched(file: str) -> int:
+    """How many responses with nearly its photon sum a file was given for each row, by its record; 0 if it does not say."""
+    recipe = read_recipe(file)
+    return int(recipe["settings"].get("match_sums", 0)) if recipe else 0
 
 
 def _match_inputs(pool: Showers, rows: Selection) -> np.ndarray:
     """The pool's unique-input numbers in the numbering of the judged rows, -1 for primaries that are not among them."""
-    columns = [np.ascontiguousarray(np.column_stack([s.particles, s.pdg])) for s in (rows.showers, pool)]
-    known = {row.tobytes(): number for row, number in zip(columns[0], rows.inputs, strict=True)}
-    return np.array([known.get(row.tobytes(), -1) for row in columns[1]], dtype=np.int64)
+    known = dict(zip(_keys(rows.showers.particles, rows.showers.pdg), rows.inputs, strict=True))
+    return np.array([known.get(key, -1) for key in _keys(pool.particles, pool.pdg)], dtype=np.int64)
+
+
+def _keys(particles: np.ndarray, pdg: np.ndarray) -> Iterator[bytes]:
+    """What tells primaries apart, from features (N, 9) and PDG codes (N,)."""
+    return (row.tobytes() for row in np.column_stack([particles, pdg]) + 0.0)

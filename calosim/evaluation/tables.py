@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from calosim.evaluation.classifier import classifier_rows, classifier_tables
+from calosim.evaluation.intervals import LEAST_PRIMARIES
 from calosim.evaluation.photons import INTERVALS, shown_particles
 from calosim.files import csv_text, markdown_table
 from calosim.particles import particle_code, particle_symbol
@@ -41,10 +42,20 @@ def as_markdown(results: dict[str, Any]) -> str:
     lacking = results.get("floor_rows_without_their_input")
     head = (
         f"{results['rows']} {results['split']} rows of {results['inputs']} primaries; {results['responses']} responses per "
-        f"row, {results['runs']} runs; mean ± standard deviation over runs."
+        f"row, {results['runs']} runs; mean ± standard deviation over runs"
     )
+    intervals = any(result.get("low") for result in images.values())
+    head += f" [95 % interval by bootstrap over primaries, from {LEAST_PRIMARIES} on]." if intervals else "."
     if lacking:
         head += f" The floor's sample lacks the primaries of {lacking} rows; others of their type answer there."
+    if same := results.get("shape_floor"):
+        median, most = (100 * same["differences"][key] for key in ("median", "most"))
+        head += (
+            f" The floor with the same photon sums answers with sums that differ by {median:.2g} % (median), 95 % of them by "
+            f"less than {most:.2g} %"
+        )
+        without = same["rows_without_their_input"]
+        head += f"; it lacks the primaries of {without} rows." if without else "."
     tables = [_metric_table(images, names, *metric) for metric in METRICS[:PRINTED]] if images else []
     tables += [_photon_table(sums, names)] if sums else []
     tables += classifier_tables(results.get("classifier", {}))
@@ -56,8 +67,10 @@ def _metric_table(images: dict[str, Any], names: list[str], key: str, heading: s
 
     def cell(result: dict[str, Any], name: str) -> str:
         mean, std = (result[what][f"{key}_{name}"] for what in ("mean", "std"))
+        low, high = (result.get(what, {}).get(f"{key}_{name}") for what in ("low", "high"))
+        interval = "" if low is None else f" [{low:{form}}, {high:{form}}]"
         # A dash where there was nothing to compare.
-        return "–" if np.isnan(mean) else f"{mean:{form}} ± {std:{form}}"
+        return "–" if np.isnan(mean) else f"{mean:{form}} ± {std:{form}}{interval}"
 
     rows = [[candidate, *(cell(result, name) for name in names)] for candidate, result in images.items()]
     return markdown_table([heading, *map(_title, names)], rows)
@@ -83,7 +96,7 @@ def _title(name: str) -> str:
 
 
 def as_csv(results: dict[str, Any]) -> str:
-    """All numbers of the results as CSV: candidate, metric, particle type or channel, mean and standard deviation.
+    """All numbers of the results as CSV: candidate, metric, particle type or channel, mean, standard deviation, 95 % interval.
 
     The classifier test's areas under the ROC curve have their standard errors in that column.
 
@@ -94,9 +107,10 @@ def as_csv(results: dict[str, Any]) -> str:
     for candidate, result in results.get("images", {}).items():
         for key in result["mean"]:
             metric = max((m for m, _, _ in METRICS if key.startswith(f"{m}_")), key=len)
-            rows.append([candidate, metric, key[len(metric) + 1 :], result["mean"][key], result["std"][key]])
+            interval = [result.get(what, {}).get(key, "") for what in ("low", "high")]
+            rows.append([candidate, metric, key[len(metric) + 1 :], result["mean"][key], result["std"][key], *interval])
     rows += classifier_rows(results.get("classifier", {}))
     for model, report in results["photon_sum"].items():
         for particle, values in report.items():
-            rows += [[model, f"photon_sum_{key}", particle, value, ""] for key, value in values.items()]
-    return csv_text(["candidate", "metric", "particle_or_channel", "mean", "std"], rows)
+            rows += [[model, f"photon_sum_{key}", particle, value, "", "", ""] for key, value in values.items()]
+    return csv_text(["candidate", "metric", "particle_or_channel", "mean", "std", "low", "high"], rows)

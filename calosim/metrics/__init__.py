@@ -1,6 +1,6 @@
 """How well generated responses agree with the Monte Carlo: channel metrics, diversity, paired bootstrap, classifier test."""
 
-from calosim.metrics.bootstrap import Bootstrap, contrast, resample, resampled_mean, resampled_wasserstein
+from calosim.metrics.bootstrap import Bootstrap, contrast, interval, resample, resampled_mean, resampled_wasserstein
 from calosim.metrics.classifier import ClassifierResult, ClassifierSettings, classifier_test
 from calosim.metrics.conditional import ConditionalMAE, DispersionRatio, JaccardError, channel_metrics
 from calosim.metrics.controls import classifier_controls
@@ -20,6 +20,7 @@ __all__ = [
     "classifier_controls",
     "classifier_test",
     "contrast",
+    "interval",
     "resample",
     "resampled_mean",
     "resampled_wasserstein",

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from calosim.metrics.wasserstein import Floats
 
-__all__ = ["Bootstrap", "contrast", "resample", "resampled_mean", "resampled_wasserstein"]
+__all__ = ["Bootstrap", "contrast", "interval", "resample", "resampled_mean", "resampled_wasserstein"]
 
 
 class Bootstrap(NamedTuple):
@@ -108,6 +108,29 @@ def resampled_wasserstein(
             part = slice(begin, begin + chunk)
             result[part] += np.abs(counts[part] @ difference) @ gaps
     return result / rows / reference.shape[1]
+
+
+def interval(value: float, samples: Floats) -> tuple[float, float]:
+    r"""The 95 % interval of a metric: quantiles of its resamples, moved by what resampling adds on average.
+
+    Resampled inputs occur several times, so that distances between resampled distributions are larger than that between
+    the distributions themselves, as if there were fewer inputs; how far they scatter is what tells.
+
+    Args:
+        value: The metric, not negative.
+        samples: The metric in each resample, with shape (R,).
+
+    Returns:
+        Lower and upper end; NaN where nothing could be resampled.
+
+    References:
+        | An Introduction to the Bootstrap (Efron and Tibshirani, 1993), chapter 10: estimates of bias
+    """
+    known = samples[~np.isnan(samples)]
+    if not len(known):
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [0.025, 0.975]) + (value - known.mean())
+    return max(0.0, float(low)), float(high)
 
 
 def contrast(first: float, second: float, firsts: Floats, seconds: Floats) -> Bootstrap:

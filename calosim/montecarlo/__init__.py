@@ -10,6 +10,7 @@ of one event, and everything low in energy. Its parameters were tuned so that pu
 """
 
 from calosim.montecarlo.flight import Flight, decay, two_body
+from calosim.montecarlo.matching import simulate_matched
 from calosim.montecarlo.setups import SETUPS, Setup
 from calosim.montecarlo.simulate import Truth, distinct_primaries, draw_primaries, simulate, simulate_with_truth
 from calosim.montecarlo.transport import illuminate, transport
@@ -24,6 +25,7 @@ __all__ = [
     "draw_primaries",
     "illuminate",
     "simulate",
+    "simulate_matched",
     "simulate_with_truth",
     "transport",
     "two_body",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil
@@ -14,7 +15,15 @@ from calosim.montecarlo.setups import Setup, get_setup
 from calosim.montecarlo.transport import illuminate, transport
 from calosim.showers.record import Showers
 
-__all__ = ["MIN_PHOTONS", "Truth", "distinct_primaries", "draw_primaries", "simulate", "simulate_with_truth"]
+__all__ = [
+    "MIN_PHOTONS",
+    "Truth",
+    "distinct_primaries",
+    "draw_primaries",
+    "respond",
+    "simulate",
+    "simulate_with_truth",
+]
 
 Primaries = int | Showers | tuple[np.ndarray, np.ndarray]
 
@@ -23,6 +32,8 @@ MIN_PHOTONS = 10
 
 #: Attempts that share one random stream. Part of the meaning of a seed: changing it changes every dataset.
 _CHUNK = 2048
+#: Chunks that each worker is given at once.
+_AHEAD = 16
 _PRIMARY_STREAM, _RESPONSE_STREAM = 0, 1
 
 
@@ -148,39 +159,73 @@ def simulate_with_truth(
         The kept responses and their truth.
     """
     geometry = get_detector(detector)
-    setup = get_setup(geometry)
     if responses_per_primary < 1 or workers < 1:
         raise ValueError(
             "expected a positive number of responses per primary and of workers, "
             f"got {responses_per_primary} and {workers}"
         )
     particles, pdg = _taken(primaries, geometry, seed)
+    parts = list(respond(particles, pdg, responses_per_primary, geometry, seed, workers, progress, min_photons))
+    if not any(len(images) for images, _ in parts):
+        raise ValueError(
+            f"none of {len(pdg)} primaries, tried {_attempts(responses_per_primary, geometry)} times each, left {min_photons} "
+            f"photons in {geometry.title}; nothing to write"
+        )
+    images = np.concatenate([p[0] for p in parts])
+    truth = Truth(*(np.concatenate([getattr(p[1], n) for p in parts]) for n in Truth.__dataclass_fields__))
+    return Showers(particles[truth.primary], pdg[truth.primary], images, geometry.name), truth
+
+
+def respond(
+    particles: np.ndarray,
+    pdg: np.ndarray,
+    responses_per_primary: int,
+    detector: Detector,
+    seed: int,
+    workers: int = 1,
+    progress: bool = False,
+    min_photons: int = MIN_PHOTONS,
+) -> Iterator[tuple[np.ndarray, Truth]]:
+    """Simulates piece by piece, in constant memory, what :func:`simulate` returns at once.
+
+    Args:
+        particles: Features of the primaries with shape (n, 9).
+        pdg: Their PDG codes with shape (n,).
+        responses_per_primary: See :func:`simulate`.
+        detector: The detector.
+        seed: See :func:`simulate`.
+        workers: See :func:`simulate`.
+        progress: See :func:`simulate`.
+        min_photons: See :func:`simulate_with_truth`.
+
+    Yields:
+        Images (B, nx, ny) of kept responses and their truth; the numbers of the primaries rise.
+    """
+    setup = get_setup(detector)
     properties(pdg)  # an unknown code is an error here, not in a thread
-    attempts = max(1, round(responses_per_primary / setup.acceptance))
+    attempts = _attempts(responses_per_primary, detector)
     total = len(pdg) * attempts
 
     def chunk(index: int) -> tuple[np.ndarray, Truth]:
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_RESPONSE_STREAM, index)))
         rows = np.arange(index * _CHUNK, min((index + 1) * _CHUNK, total)) // attempts
-        return _respond(particles[rows], pdg[rows], rows, geometry, setup, min_photons, rng)
+        return _respond(particles[rows], pdg[rows], rows, detector, setup, min_photons, rng)
 
     from tqdm import tqdm
 
     chunks = range(ceil(total / _CHUNK))
-    parts = []
     bar = tqdm(total=total, unit="showers", unit_scale=True, disable=None if progress else True)
     with bar, ThreadPoolExecutor(workers) as pool:  # numpy releases the interpreter lock where the time goes
-        for index, part in enumerate(pool.map(chunk, chunks)):
-            parts.append(part)
-            bar.update(min(_CHUNK, total - index * _CHUNK))
-    if not any(len(images) for images, _ in parts):
-        raise ValueError(
-            f"none of {len(pdg)} primaries, tried {attempts} times each, left {min_photons} photons in "
-            f"{geometry.title}; nothing to write"
-        )
-    images = np.concatenate([p[0] for p in parts])
-    truth = Truth(*(np.concatenate([getattr(p[1], n) for p in parts]) for n in Truth.__dataclass_fields__))
-    return Showers(particles[truth.primary], pdg[truth.primary], images, geometry.name), truth
+        # A few at a time: what is done waits in memory for whoever asks.
+        for start in range(0, len(chunks), _AHEAD * workers):
+            for index, part in enumerate(pool.map(chunk, chunks[start : start + _AHEAD * workers]), start):
+                yield part
+                bar.update(min(_CHUNK, total - index * _CHUNK))
+
+
+def _attempts(responses_per_primary: int, detector: Detector) -> int:
+    """How often each primary is tried."""
+    return max(1, round(responses_per_primary / get_setup(detector).acceptance))
 
 
 def _taken(primaries: Primaries, detector: Detector, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,25 +12,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from calosim.evaluation.answers import TITLES
+from calosim.evaluation.intervals import LEAST_PRIMARIES, resampled_metrics
 from calosim.evaluation.stored import Evaluation
-from calosim.metrics.bootstrap import Bootstrap, contrast, resample, resampled_mean, resampled_wasserstein
-from calosim.metrics.conditional import ConditionalMAE, DispersionRatio, JaccardError
+from calosim.metrics.bootstrap import Bootstrap, contrast, interval, resample
 from calosim.particles import particle_code
 from calosim.studies.layout import REFERENCES, Row, Table
 
-__all__ = ["LEAST_PRIMARIES", "Cell", "Cells", "fill_cells"]
+__all__ = ["Cell", "Cells", "fill_cells"]
 
 #: Metrics whose best value is the Monte Carlo's own, not 0.
 CENTERS = ("center", "center_sd")
-#: With fewer unique inputs a bootstrap is too sure of itself: of six, it calls one true null in five to seven significant.
-LEAST_PRIMARIES = 10
 
 
 @dataclass
@@ -67,8 +64,7 @@ class Cell:
         """The 95 % bootstrap interval; None without resamples."""
         if self.samples is None:
             return None
-        low, high = np.nanquantile(self.samples, [0.025, 0.975])
-        return float(low), float(high)
+        return interval(self.mean, self.samples)
 
 
 #: Cells by mode, metric, particle and label.
@@ -173,7 +169,7 @@ class _Column:
         if self.primaries < LEAST_PRIMARIES or names[0] not in evaluation.names:
             return {}
         channels, offsets = (evaluation[name][:, self.own] for name in names)
-        return _resampled(channels, offsets, self.data, self.counts, metrics, detector)
+        return resampled_metrics(channels, offsets, self.data, self.counts, metrics, detector)
 
 
 @dataclass
@@ -202,45 +198,3 @@ class _Pairing:
                 "rows, rows_of_each and data"
             )
         return _Column(own, data, first.counts)
-
-
-def _resampled(
-    channels: np.ndarray,
-    offsets: np.ndarray,
-    data: Mapping[str, np.ndarray],
-    counts: np.ndarray,
-    metrics: Sequence[str],
-    detector: str,
-) -> dict[str, np.ndarray]:
-    """Metrics in each resample, averaged over runs; ``channels`` (runs, N, G, 5), ``offsets`` (runs, N, G)."""
-    ids, group = np.unique(data["inputs"], return_inverse=True)
-    conditional: dict[str, Any] = {
-        "mae_cond": ConditionalMAE("log"),
-        "mae_w": ConditionalMAE("count"),
-        "delta": DispersionRatio(),
-        "jacc": JaccardError(detector),
-    }
-    result: dict[str, np.ndarray] = {}
-    if "ws" in metrics:
-        runs = [resampled_wasserstein(data["reference"], run, group, counts) for run in channels]
-        result["ws"] = np.mean(runs, axis=0)
-    if "center" in metrics:
-        lit = ~np.isnan(offsets)
-        light = np.bincount(group, lit.sum((0, 2)).astype(np.float64))
-        total = np.bincount(group, np.where(lit, offsets, 0).sum((0, 2), dtype=np.float64))
-        result["center"] = resampled_mean(total / np.maximum(light, 1), light, counts)
-    for name in set(conditional) & set(metrics):
-        values, weights = np.zeros(len(ids)), np.zeros(len(ids))
-        for run in channels:
-            metric = conditional[name]
-            metric.reset()
-            tensors = [
-                torch.from_numpy(x) for x in (run, data["reference"], data["pdg"].astype(np.int64), data["inputs"])
-            ]
-            metric.update(*tensors)
-            each = metric.per_input()
-            place = np.searchsorted(ids, each.input)
-            values[place] += each.value / len(channels)
-            weights[place] = each.weight
-        result[name] = resampled_mean(values, weights, counts)
-    return result

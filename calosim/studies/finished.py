@@ -75,7 +75,7 @@ def _check_data(step: Step) -> None:
     if recipe is None:
         return
     wanted = simulated(step.options)
-    differs = difference(recipe["settings"], wanted)
+    differs = difference(simulated(recipe["settings"]), wanted)
     source = wanted["primaries"]
     if not differs and isinstance(source, str) and Path(source).is_file():
         made, now = recipe.get("primaries_hash"), primaries_hash(source)

@@ -107,8 +107,14 @@ class Row:
         return [evaluation for evaluation, own in self.evaluations if own is None or own == particle]
 
     def candidate(self, mode: str) -> str:
-        """Which answers of its evaluations are the row's, a key of ``TITLES``."""
-        return self.label if self.label in REFERENCES else mode
+        """Which answers of its evaluations are the row's, a key of ``TITLES``: the floor is the one of the mode."""
+        own = self.label if self.label in REFERENCES else mode
+        same = f"{mode}_{own}"
+        return same if same in TITLES and all(TITLES[same] in e.metrics for e, _ in self.evaluations) else own
+
+    def called(self, mode: str) -> str:
+        """What the tables of a mode call it."""
+        return TITLES[self.candidate(mode)] if self.label in REFERENCES else self.title
 
 
 def judged_rows(plan: Plan) -> list[Row]:

@@ -10,10 +10,11 @@ import numpy as np
 
 from calosim import __version__
 from calosim.evaluation.answers import TITLES
+from calosim.evaluation.intervals import LEAST_PRIMARIES
 from calosim.files import csv_text, markdown_table
 from calosim.metrics.bootstrap import Bootstrap
 from calosim.runs import git_hash
-from calosim.studies.cells import LEAST_PRIMARIES, Cell, Cells
+from calosim.studies.cells import Cell, Cells
 from calosim.studies.cost import cost_table
 from calosim.studies.layout import FORMATS, HEADINGS, REFERENCES, Row, Table
 from calosim.studies.plan import Plan
@@ -90,7 +91,9 @@ class Comparison:
             return (cell.mean, *(cell.interval or (cell.mean - cell.std, cell.mean + cell.std)))
 
         panels = {
-            HEADINGS[metric]: {row.title: [point(c) for c in self._line(mode, metric, row.label)] for row in self.rows}
+            HEADINGS[metric]: {
+                row.called(mode): [point(c) for c in self._line(mode, metric, row.label)] for row in self.rows
+            }
             for metric in self.table.metrics
         }
         comparison(panels, list(self.table.columns.values()), path)
@@ -120,7 +123,7 @@ class Comparison:
         form, titles, lines = FORMATS[metric], self.titles, []
         for row in self.rows:
             seeds = max((c.seeds for k, c in self.cells.items() if k[3] == row.label), default=1)
-            texts = [f"{row.title} ({seeds} seeds)" if seeds > 1 else row.title]
+            texts = [f"{row.called(mode)} ({seeds} seeds)" if seeds > 1 else row.called(mode)]
             for particle in self.table.particles:
                 cell = self.cells.get((mode, metric, particle, row.label))
                 if cell is None or np.isnan(cell.mean):

@@ -11,7 +11,8 @@ import pytest
 from calosim.evaluation.answers import TITLES
 from calosim.evaluation.classifier import CONTROLS, PRIMARY, classifier_tables, judge_by_classifier
 from calosim.evaluation.evaluate import Models, evaluate
-from calosim.evaluation.protocol import ClassifierOptions, Protocol
+from calosim.evaluation.protocol import ClassifierOptions, FloorOptions, Protocol
+from calosim.evaluation.references import floor_of_simulation, floor_of_sums
 from calosim.evaluation.tables import as_csv, as_markdown
 from calosim.files import read_json, read_npz
 from calosim.showers.record import Showers
@@ -33,12 +34,14 @@ def again(showers):
 
 @pytest.fixture(scope="module")
 def found(showers, all_of, again):
-    """The test of showers that are twice too bright, with another simulation that lacks one primary."""
+    """The test of showers that are twice too bright, with two other simulations that lack one primary."""
     kept = showers.inputs != 0
     other = Showers(showers.particles[kept], showers.pdg[kept], again(1)[kept], showers.detector)
     # The first of three responses to each row.
     bright = {"twice": lambda run, n: 2 * again(2)[n // 3] * (n % 3 == 0)[:, None, None]}
-    return judge_by_classifier(bright, all_of(showers), 3, other, ONE, seed=1, quiet=True)
+    rows = all_of(showers)
+    floors = {"floor": floor_of_simulation(other, rows), "shape_floor": floor_of_sums(other, rows, 1)}
+    return judge_by_classifier(bright, rows, 3, floors, ONE, seed=1, quiet=True)
 
 
 def test_tables_show_what_is_told_by_what_beside_controls(found, showers):
@@ -46,7 +49,7 @@ def test_tables_show_what_is_told_by_what_beside_controls(found, showers):
     assert (found["rows"], found["inputs"]) == (len(showers), 65)
     assert twice["verdicts"]["features"]["auc"] > 0.8
     assert controls["mc"]["primaries"] == 64
-    assert set(controls) == set(CONTROLS) == {"mc", "damaged_10"}
+    assert set(controls) == set(CONTROLS) == {"mc", "mc_sums", "damaged_10"}
     head, areas, features = classifier_tables(found)
     assert head.startswith(f"Classifier test on {len(showers)} rows of 65 primaries")
     rows = [line.strip("| ").split(" | ") for line in areas.splitlines()]
@@ -73,7 +76,8 @@ def test_they_come_after_the_others_and_into_the_csv(found):
 def test_controls_need_primaries_of_their_own(found, showers, all_of, again):
     few = showers.select(np.flatnonzero(showers.inputs < 19))
     second = {"again": lambda run, n: again(3)[n]}
-    alone = judge_by_classifier(second, all_of(showers), 1, few, ONE, seed=1, quiet=True)
+    rows = all_of(showers)
+    alone = judge_by_classifier(second, rows, 1, {"floor": floor_of_simulation(few, rows)}, ONE, seed=1, quiet=True)
     assert "controls" not in alone
     assert "No controls: the test needs 20 primaries or more, the floor's sample has 19." in classifier_tables(alone)[0]
 
@@ -97,20 +101,22 @@ def test_few_primaries_are_no_failure_and_false_skips(run_folders, tmp_path, com
 def test_it_is_of_the_answers_that_are_judged_anyway(run_folders, data, root_file, tmp_path, monkeypatch):
     asked = []
 
-    def judge(candidates, rows, responses, other, *_):
+    def judge(candidates, rows, responses, floors, *_):
         numbers = np.arange(len(rows)) * responses
         channels = {title: data.detector.channels(answer(0, numbers)) for title, answer in candidates.items()}
-        asked.append((rows, channels, other))
+        asked.append((rows, channels, floors))
         return {"reason": "is not made here"}
 
     monkeypatch.setattr("calosim.evaluation.evaluate.judge_by_classifier", judge)
     models = Models(str(run_folders["teacher"]), [str(run_folders["photons"])])
-    evaluate(str(tmp_path), models, floor=str(root_file), protocol=FEW, quiet=True)
-    ((rows, channels, other),) = asked
+    floors = FloorOptions(str(root_file), str(root_file))
+    evaluate(str(tmp_path), models, floors=floors, protocol=FEW, quiet=True)
+    ((rows, channels, others),) = asked
     answers = read_npz(tmp_path / "answers.npz")
     assert set(channels) == {TITLES["shape"], TITLES["chain"]}
     assert len(rows) == len(data.rows("test")) > len(answers["rows"])
-    assert len(other) == len(data.arrays["pdg"])
+    assert set(others) == {"floor", "shape_floor"}
+    assert all(floor.known.all() for floor in others.values())
     place = np.searchsorted(rows.positions, answers["rows"])
     for name in ("shape", "chain"):
         assert np.array_equal(channels[TITLES[name]][place], answers[f"{name}_channels"][0, :, 0])

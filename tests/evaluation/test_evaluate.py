@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from calosim.evaluation.evaluate import EXAMPLES, Models, _examples, evaluate
-from calosim.evaluation.protocol import Protocol
+from calosim.evaluation.protocol import FloorOptions, Protocol
 from calosim.files import read_json, read_npz
 
 FEW = Protocol(runs=2, responses=2, rows=40)
@@ -29,7 +29,15 @@ def test_an_evaluation_says_how_it_was_made(judged, run_folders):
         **{"out": str(judged), "shape": str(run_folders["teacher"]), "photons": [str(run_folders["photons"])]},
         **{"files": None, "data": None, "split": "test", "floor": None, "runs": 2, "responses": 2, "rows": 40},
         **{"rows_of_each": None, "noise_removal": "best", "noise_removal_of": ["neutron=1"], "references": True},
-        **{"seed": 1, "device": "auto", "classifier": True, "classifier_rows": 9000, "classifier_seeds": 5},
+        **{
+            "seed": 1,
+            "resamples": 1000,
+            "shape_floor": None,
+            "device": "auto",
+            "classifier": True,
+            "classifier_rows": 9000,
+            "classifier_seeds": 5,
+        },
     }
 
 
@@ -45,7 +53,7 @@ def test_an_evaluation_is_of_the_rows_it_names(judged, data):
     # A floor of one half of the rows cannot be compared row by row.
     assert "trivial_channels" in answers
     assert "floor_channels" not in answers
-    assert set(results["images"]["full chain"]) == {"mean", "std", "runs", "seconds"}
+    assert set(results["images"]["full chain"]) == {"mean", "std", "runs", "seconds", "low", "high"}
     assert {path.name for path in judged.iterdir()} == {
         *("evaluation.json", "evaluation.md", "evaluation.csv", "answers.npz", "responses.png", "channels.png")
     }
@@ -60,7 +68,8 @@ def test_exceptions_are_stronger_than_the_best_noise_removal(judged):
 
 
 def test_photon_sums_do_not_depend_on_what_else_is_judged(judged, run_folders, tmp_path):
-    evaluate(str(tmp_path), Models(photons=[str(run_folders["photons"])]), references=False, protocol=FEW, quiet=True)
+    alone = {"floors": FloorOptions(references=False), "protocol": FEW}
+    evaluate(str(tmp_path), Models(photons=[str(run_folders["photons"])]), **alone, quiet=True)
     alone, together = (read_json(folder / "evaluation.json")["photon_sum"] for folder in (tmp_path, judged))
     assert len(alone) == 1
     assert set(together) == {*alone, "floor", "trivial"}
@@ -72,7 +81,7 @@ def test_another_simulation_is_a_floor_on_all_rows(judged, run_folders, root_fil
     """The same file stands for it: every row is answered with a response to its own primary."""
     monkeypatch.setattr("calosim.evaluation.evaluate._draw", lambda *_: None)  # the pictures take longest
     models = Models(str(run_folders["teacher"]))
-    evaluate(str(tmp_path), models, floor=str(root_file), protocol=FEW, quiet=True)
+    evaluate(str(tmp_path), models, floors=FloorOptions(str(root_file)), protocol=FEW, quiet=True)
     results, answers = read_json(tmp_path / "evaluation.json"), read_npz(tmp_path / "answers.npz")
     assert results["floor"] == str(root_file)
     assert results["floor_rows_without_their_input"] == 0

@@ -2,44 +2,62 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
+import pytest
 
-from calosim.evaluation.protocol import Protocol
-from calosim.evaluation.references import Pool, find_references, floor_of_halves, floor_of_simulation, trivial_model
+from calosim.evaluation.protocol import FloorOptions, Protocol
+from calosim.evaluation.references import Floors, floor_of_halves, floor_of_simulation, floor_of_sums, trivial_model
 from calosim.evaluation.selection import select_rows
-
-#: Standard deviations that a share may lie off its expectation.
-SIGMAS = 4.0
-
-
-def test_pool_answers_with_the_key_or_falls_back():
-    keys, fallback = np.array([5, 5, 9, 9]), np.array([1, 1, 1, 2])
-    pool = Pool(keys, fallback)
-    rows = np.arange(1000)
-    drawn = pool.draw(np.full(1000, 5), np.full(1000, 2), 0, rows)
-    assert set(drawn) == {0, 1}
-    assert abs((drawn == 0).mean() - 0.5) < SIGMAS * np.sqrt(0.25 / 1000)
-    assert set(pool.draw(np.full(1000, 7), np.full(1000, 2), 0, rows)) == {3}
-    assert set(pool.draw(np.full(1000, 7), np.full(1000, 8), 0, rows)) == {0, 1, 2, 3}
-    assert pool.has(np.array([5, 7, 9])).tolist() == [True, False, True]
-    assert np.array_equal(drawn[500:], pool.draw(np.full(500, 5), np.full(500, 2), 0, rows[500:]))
+from calosim.showers.recipe import write_recipe
 
 
 def test_another_simulation_answers_with_the_same_primary_or_else_the_same_type(showers, all_of):
-    pool = showers.select(slice(25, 120))
+    other = showers.select(slice(25, 120))
     rows = all_of(showers.select(slice(0, 50)))
-    floor = floor_of_simulation(pool, rows)
+    floor = floor_of_simulation(other, rows)
     every = np.arange(50)
     positions = floor.positions(every, 3, every)
     assert floor.fair.all()
-    assert np.array_equal(floor.answers(every, 3, every), pool.images[positions])
+    assert np.array_equal(floor.answers(every, 3, every), other.images[positions])
     lacking = 0
     for row, position in zip(every, positions, strict=True):
         particle, pdg = rows.showers.particles[row], rows.showers.pdg[row]
-        same = (pool.particles == particle).all(1) & (pool.pdg == pdg)
+        same = (other.particles == particle).all(1) & (other.pdg == pdg)
         lacking += not same.any()
-        assert same[position] if same.any() else pool.pdg[position] == pdg
+        assert same[position] if same.any() else other.pdg[position] == pdg
     assert floor.lacking == lacking > 0
+
+
+def test_a_floor_of_sums_answers_with_the_same_primary_and_nearly_the_same_sum(showers, all_of):
+    """Of a simulation that has the very sums, those; of one that lacks a primary, the nearest sum of its type."""
+    every = np.arange(len(showers))
+    floor = floor_of_sums(showers, all_of(showers), 1)
+    assert np.array_equal(floor.photon_sums(every, 3, every), showers.photon_sum)
+    assert floor.chooser.quantile(0.95) == 0
+    other, rows = showers.select(showers.inputs > 0), all_of(showers)
+    floor = floor_of_sums(other, rows, 3)
+    positions = floor.positions(every, 3, every)
+    assert np.array_equal(other.pdg[positions], showers.pdg)
+    same = (other.particles[positions] == showers.particles).all(1)
+    assert np.array_equal(same, showers.inputs > 0)
+    assert floor.lacking == (showers.inputs == 0).sum() > 0
+
+
+def test_files_with_matched_sums_are_no_floor_of_all_sums(data, root_file, tmp_path):
+    for name, matched in (("ordinary.root", 0), ("matched.root", 2)):
+        shutil.copy(root_file, tmp_path / name)
+        write_recipe(str(tmp_path / name), {"match_sums": matched})
+    ordinary, matched = str(tmp_path / "ordinary.root"), str(tmp_path / "matched.root")
+    with pytest.raises(ValueError, match=r"matched\.root: its photon sums were matched"):
+        Floors.read(FloorOptions(floor=matched), data, "test")
+    floors = Floors.read(FloorOptions(ordinary, matched), data, "test")
+    assert floors.most == 2
+    rows = select_rows(data, Protocol())
+    # Of the file with matched sums only responses to the split's primaries are kept.
+    assert len(floors.sums) == len(rows) < len(floors.other)
+    assert list(floors.references(data, "test", rows)) == ["floor", "shape_floor", "trivial"]
 
 
 def test_the_floor_of_halves_is_held_against_responses_it_does_not_give(data):
@@ -59,7 +77,7 @@ def test_the_floor_of_halves_is_held_against_responses_it_does_not_give(data):
 def test_single_responses_have_no_other_half(data, monkeypatch):
     monkeypatch.setitem(data.arrays, "inputs", np.arange(len(data.arrays["inputs"])))
     assert floor_of_halves(data, "test", select_rows(data, Protocol())) is None
-    assert set(find_references(data, "test", select_rows(data, Protocol()), None)) == {"trivial"}
+    assert set(Floors().references(data, "test", select_rows(data, Protocol()))) == {"trivial"}
 
 
 def test_the_trivial_model_answers_with_training_responses_of_the_type(data):

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from calosim.metrics import contrast, resample, resampled_mean, resampled_wasserstein
+from calosim.metrics import contrast, interval, resample, resampled_mean, resampled_wasserstein
 from calosim.metrics.wasserstein import wasserstein
 
 ROUNDING = 1e-9  # relative: the same formula, summed in another order
@@ -26,9 +26,9 @@ def test_bootstrap_against_the_normal_limit():
     result = compare(a, b, np.full(500, 2.0))
     error = (a - b).std() / math.sqrt(500)
     assert result.difference == pytest.approx((a - b).mean(), rel=ROUNDING)
-    interval = (a - b).mean() + 1.96 * error * np.array([-1, 1])
+    expected = (a - b).mean() + 1.96 * error * np.array([-1, 1])
     # The ends of 4,000 resamples scatter by about 0.04 standard errors.
-    np.testing.assert_allclose([result.low, result.high], interval, atol=0.2 * error)
+    np.testing.assert_allclose([result.low, result.high], expected, atol=0.2 * error)
     expected_share = 0.5 * math.erfc((a - b).mean() / error / math.sqrt(2))
     assert result.share == pytest.approx(expected_share, abs=0.04)
     assert result.p_value == pytest.approx(2 * min(result.share, 1 - result.share))
@@ -68,3 +68,12 @@ def test_resampled_wasserstein_is_the_distance_of_the_resampled_rows(make_rows):
         rows = np.repeat(np.arange(len(group)), count[group].astype(int))
         expected = wasserstein(reference[rows], generated[rows].reshape(-1, 5)).mean()
         assert distance == pytest.approx(expected, rel=1e-5)  # float32 sums
+
+
+def test_an_interval_is_around_the_value_and_of_the_resamples_width():
+    """Distances between resampled distributions are larger than the distance itself; how they scatter is what counts."""
+    samples = np.random.default_rng(0).normal(9.0, 1.0, 20_000)
+    low, high = interval(5.0, np.append(samples, np.nan))
+    np.testing.assert_allclose([low, high], [5 - 1.96, 5 + 1.96], atol=0.05)
+    assert interval(1.0, samples)[0] == 0
+    assert np.isnan(interval(1.0, np.full(3, np.nan))).all()
