@@ -140,11 +140,12 @@ def draws(reference: NDArray, generated: NDArray, labels: Sequence[str], path: s
         side.suptitle(title)
         axes = side.subplots(primaries, number, squeeze=False)
         for p in range(primaries):
-            # One scale for all draws of a primary.
-            norm = LogNorm(vmin=1, vmax=max(2, reference[p].max(), generated[p].max()))
+            # One scale for all draws of a primary; it begins below 1, so that single photons show on dark ground.
+            norm = LogNorm(vmin=0.3, vmax=max(2, reference[p].max(), generated[p].max()))
             for axis, image in zip(axes[p], images[p], strict=True):
-                axis.imshow(np.ma.masked_less_equal(image.T, 0), norm=norm, origin="lower", cmap="viridis")
-                axis.set(xticks=[], yticks=[])
+                axis.imshow(np.ma.masked_less_equal(image.T, 0), norm=norm, origin="lower", cmap="inferno")
+                axis.set(xticks=[], yticks=[], facecolor="#14122a")
+                axis.spines[:].set_visible(False)
                 # The Monte Carlo keeps no dark response: there was none to show.
                 none = title == "Monte Carlo" and not image.any()
                 axis.set_xlabel("no other" if none else f"{image.sum():.0f}", fontsize="x-small", labelpad=1)

@@ -24,6 +24,7 @@ from calosim.evaluation.protocol import ClassifierOptions, FloorOptions, Protoco
 from calosim.evaluation.references import Floors, Reference
 from calosim.evaluation.rounding import best_noise_removals
 from calosim.evaluation.selection import Selection, check_splits, select_rows, trained_data
+from calosim.evaluation.stored import Evaluation
 from calosim.evaluation.tables import as_csv, as_markdown
 from calosim.files import atomic_write, check_writable, write_json, write_npz
 from calosim.models.photons import PhotonSum
@@ -326,14 +327,15 @@ def _examples(rows: Selection, simulator: FastSimulator, seed: int) -> dict[str,
 def _save(folder: Path, results: dict[str, Any], arrays: dict[str, np.ndarray], work: _Work) -> None:
     """Writes tables, and the arrays and pictures of images where there are any; prints the tables."""
     if arrays:
-        write_npz(folder / "answers.npz", **arrays)
+        write_npz(folder / Evaluation.ANSWERS, **arrays)
         _draw(folder, arrays, work)
     tables = as_markdown(results)
-    atomic_write(folder / "evaluation.csv", as_csv(results))
-    atomic_write(folder / "evaluation.md", tables)
-    write_json(folder / "evaluation.json", results)
+    atomic_write(folder / Evaluation.NUMBERS, as_csv(results))
+    atomic_write(folder / Evaluation.TABLES, tables)
+    write_json(folder / Evaluation.RECORD, results)
     print(tables)
-    print(f"Tables: {folder}/evaluation.md, .csv, .json", end="")
+    names = ", ".join((Evaluation.TABLES, Evaluation.NUMBERS, Evaluation.RECORD))
+    print(f"Tables: {folder}: {names}", end="")
     print(f"\nPictures: {folder}/responses.png, {folder}/channels.png" if arrays else "")
 
 

@@ -19,6 +19,7 @@ class Evaluation:
 
     ===================  ==========================================================================
     ``evaluation.json``  arguments, data, metrics of all candidates; written last
+    ``evaluation.md``    the same as tables for people; ``evaluation.csv`` for programs
     ``answers.npz``      what the candidates answered, row by row, reduced to what metrics need
     ===================  ==========================================================================
 
@@ -26,7 +27,7 @@ class Evaluation:
         folder: The folder; nothing is read before it is asked for, and nothing twice.
     """
 
-    RECORD, ANSWERS = "evaluation.json", "answers.npz"
+    RECORD, TABLES, NUMBERS, ANSWERS = "evaluation.json", "evaluation.md", "evaluation.csv", "answers.npz"
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -36,6 +37,11 @@ class Evaluation:
     def exists(self) -> bool:
         """Whether the evaluation came to its end."""
         return (self.folder / self.RECORD).exists()
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether answers were kept: an evaluation of photon sums alone has none."""
+        return (self.folder / self.ANSWERS).exists()
 
     @cached_property
     def record(self) -> dict[str, Any]:

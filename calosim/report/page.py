@@ -20,6 +20,10 @@ __all__ = ["Picture", "Section", "name_apart", "render"]
 SCROLLING = '<div class="table" tabindex="0" role="region" aria-label="table">'
 
 
+#: How the lines of tables begin that are no model's.
+BESIDE = ("floor", "trivial", "control", "power")
+
+
 @dataclass(frozen=True)
 class Picture:
     """A PNG with its alternative text and its caption."""
@@ -56,6 +60,9 @@ class Section:
         # Tables as the macro writes them.
         rendered = rendered.replace("<table>", f"{SCROLLING}<table>").replace("</table>", "</table></div>")
         rendered = re.sub(r"<th(?=[ >])", '<th scope="col"', rendered)
+        # What stands beside the models steps back, and so do intervals.
+        rendered = re.sub(rf"<tr>(\s*<td[^>]*>(?:{'|'.join(BESIDE)}))", r'<tr class="beside">\1', rendered)
+        rendered = re.sub(r"(?<= )(\[[-+.\d]+, [-+.\d]+\])(?=</td>)", r"<small>\1</small>", rendered)
         self.pieces.append(("markup", (Markup(rendered),)))
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -65,6 +72,10 @@ class Section:
     def figures(self, *pictures: Picture) -> None:
         """Adds a picture, or several side by side."""
         self.pieces.append(("figures", (pictures,)))
+
+    def fold(self, summary: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Adds a table that is shown when asked for."""
+        self.pieces.append(("fold", (summary, head, rows)))
 
     def details(self, summary: str, *texts: str) -> None:
         """Adds texts that are shown when asked for."""
@@ -82,14 +93,15 @@ def name_apart(sections: Sequence[Section]) -> None:
         seen.add(section.key)
 
 
-def render(title: str, lead: str, sections: Sequence[Section]) -> str:
+def render(title: str, lead: str, sections: Sequence[Section], foot: str = "") -> str:
     """The page as HTML.
 
     Args:
         title: Its title.
         lead: A line below the title.
         sections: Its sections, with anchors that differ.
+        foot: A line at the end.
     """
     template = resources.files("calosim.report").joinpath("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    return environment.from_string(template).render(title=title, lead=lead, sections=sections)
+    return environment.from_string(template).render(title=title, lead=lead, sections=sections, foot=foot)

@@ -12,7 +12,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from calosim import __version__
+from calosim.evaluation.stored import Evaluation
 from calosim.files import atomic_write
+from calosim.report.answer import answer
 from calosim.report.page import Section, name_apart, render
 from calosim.report.sections import curves, evaluation, explanation, study, trainings
 from calosim.report.wandb import log_report
@@ -23,7 +25,7 @@ __all__ = ["report"]
 #: What can be reported, and the file that tells that a folder is one.
 MARKERS = {
     "training": Run.RECORD,
-    "evaluation": "evaluation.json",
+    "evaluation": Evaluation.RECORD,
     "study": "comparison.md",
     "explanation": "explain.json",
 }
@@ -60,7 +62,7 @@ def report(
         )
     sections = _sections(found, quiet)
     facts = ", ".join(f"{len(v)} {k if len(v) == 1 else PLURALS.get(k, f'{k}s')}" for k, v in found.items() if v)
-    page = render(title, f"{facts}. calosim {__version__}, git {(git_hash() or 'unknown')[:12]}.", sections)
+    page = render(title, f"{facts}.", sections, f"calosim {__version__}, git {(git_hash() or 'unknown')[:12]}")
     atomic_write(out, page)
     pictures = sum(len(section.pictures) for section in sections)
     print(f"{out}: {len(sections)} sections, {pictures} pictures, {len(page) / 1e6:.1f} MB")
@@ -72,12 +74,14 @@ def _sections(found: dict[str, list[Path]], quiet: bool) -> list[Section]:
     """The sections that have something to say, with anchors that differ."""
     # A study tells itself what its evaluations found.
     judged = [folder for folder in found["evaluation"] if not set(found["study"]) & set(folder.parents)]
+    # The answer first, then what it rests on, then how it was made.
     makers = (
-        lambda: trainings(found["training"]),
-        lambda: curves(found["training"]),
+        lambda: answer(found["evaluation"]),
         *(lambda f=f: evaluation(f) for f in judged),
         *(lambda f=f: study(f) for f in found["study"]),
         *(lambda f=f: explanation(f) for f in found["explanation"]),
+        lambda: trainings(found["training"]),
+        lambda: curves(found["training"]),
     )
     made = [make() for make in tqdm(makers, desc="report", unit="section", disable=True if quiet else None)]
     sections = [section for section in made if section.pieces]

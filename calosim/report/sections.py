@@ -12,11 +12,13 @@ import numpy as np
 
 from calosim.detectors import Detector, get_detector
 from calosim.evaluation.answers import RADII, TITLES
+from calosim.evaluation.definitions import DEFINITIONS, HEADER
+from calosim.evaluation.stored import Evaluation
 from calosim.files import read_csv, read_json, read_npz
 from calosim.report.page import Picture, Section
 from calosim.runs import Run
 
-__all__ = ["curves", "evaluation", "explanation", "folder_name", "study", "trainings"]
+__all__ = ["curves", "evaluation", "explanation", "folder_name", "response_picture", "study", "trainings"]
 
 #: What is drawn over training steps.
 LOGGED = ("train/loss", "val/loss", "val/ws")
@@ -82,35 +84,42 @@ def curves(folders: Sequence[Path]) -> Section:
 
 
 def evaluation(folder: Path) -> Section:
-    """Pictures of a judged simulation, and its tables."""
-    results = read_json(folder / "evaluation.json")
+    """The tables of a judged simulation, its pictures, and what the metrics are."""
+    found = Evaluation(folder)
     name = folder_name(folder)
     section = Section(f"evaluation-{name.replace('/', '-')}", f"Evaluation: {name}")
-    stored, tables = folder / "answers.npz", folder / "evaluation.md"
-    if stored.exists():
-        arrays = read_npz(stored)
-        _responses(section, arrays)
-        _distributions(section, arrays, get_detector(results["data"]["detector"]))
+    tables = folder / Evaluation.TABLES
     if tables.exists():
         section.markdown(tables.read_text(encoding="utf-8"))
+        section.fold("What the metrics are", HEADER, DEFINITIONS)
+    if (picture := response_picture(found)) is not None:
+        section.figures(picture)
+    if (folder / Evaluation.ANSWERS).exists():
+        arrays = read_npz(folder / Evaluation.ANSWERS)
+        _distributions(section, arrays, get_detector(found.record["data"]["detector"]))
     return section
 
 
-def _responses(section: Section, arrays: Mapping[str, np.ndarray]) -> None:
-    """Draws of the Monte Carlo beside generated ones."""
+def response_picture(found: Evaluation, primaries: int | None = None, responses: int | None = None) -> Picture | None:
+    """Some Monte Carlo responses beside generated ones; None where an evaluation kept none.
+
+    Args:
+        found: The evaluation.
+        primaries: How many of the kept primaries; all if None.
+        responses: How many of the kept responses to each, on either side; all if None.
+    """
     from calosim.pictures import draws
 
-    if "examples_labels" not in arrays:
-        return
-    labels = arrays["examples_labels"].tolist()
-    png = _png(lambda path: draws(arrays["examples_reference"], arrays["examples_generated"], labels, path))
-    section.figures(
-        Picture(
-            png,
-            f"Photon images of {', '.join(labels)}: Monte Carlo left, generated right",
-            "Responses to the same primaries, one primary a row: draws of the Monte Carlo on the left, generated ones on "
-            "the right. Draws of one primary differ; generated ones should differ as much.",
-        )
+    if not found.has_answers or "examples_labels" not in found.names:
+        return None
+    labels = found["examples_labels"].tolist()[:primaries]
+    sides = [found[f"examples_{side}"][:primaries, :responses] for side in ("reference", "generated")]
+    png = _png(lambda path: draws(sides[0], sides[1], labels, path))
+    return Picture(
+        png,
+        f"Photon images of {', '.join(labels)}: Monte Carlo left, generated right",
+        "Responses to the same primaries, one primary a row: the Monte Carlo's on the left, generated ones on the right, with "
+        "their photon sums below. Responses to one primary differ; generated ones should differ as much.",
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from calosim.evaluation.stored import Evaluation
 from calosim.files import read_csv, read_json
 from calosim.loggers import wandb_offline_without_key
 from calosim.report.page import Section
@@ -39,7 +40,7 @@ def log_report(
                 image = wandb.Image(Image.open(io.BytesIO(picture.png)), caption=picture.caption)
                 run.log({f"{section.key}/{number}": image})
         for folder in found["evaluation"]:
-            rows = list(_metrics(read_json(folder / "evaluation.json")))
+            rows = list(_metrics(read_json(folder / Evaluation.RECORD)))
             run.log({f"{folder_name(folder)}/metrics": wandb.Table(["candidate", "metric", "mean", "std"], rows)})
             run.summary.update({f"{folder_name(folder)}/{c}/{m}": mean for c, m, mean, _ in rows})
         for name, marker in (("study", "comparison.csv"), ("explanation", "shap.csv")):

@@ -54,6 +54,15 @@ def test_names_are_text_in_every_piece(parsed, png):
     assert text.count('<th scope="col">') == text.count("<th") - text.count("<thead>") == 2
 
 
+def test_what_stands_beside_the_models_steps_back():
+    section = Section("key", "title")
+    section.markdown("| WS | all |\n|---|---|\n| model | 2.0 ± 0.1 [1.5, 2.5] |\n| floor (x) | [1, 2] is no cell |\n")
+    text = render("title", "lead", [section], "the end")
+    assert "<td>2.0 ± 0.1 <small>[1.5, 2.5]</small></td>" in text
+    assert text.count("<small>") == text.count('<tr class="beside">') == 1
+    assert "<footer>the end</footer>" in text
+
+
 def test_anchors_differ(parsed, png):
     sections = [Section(key, "title") for key in ("a", "b", "a", "a")]
     name_apart(sections)

@@ -19,7 +19,7 @@ def test_copies_in_an_ensemble_and_evaluations_of_a_study_are_not_reported(folde
     shutil.copytree(folders / "study", tmp_path / "study")
     shutil.copytree(folders / "judged", tmp_path / "study" / "runs" / "judged")
     assert command("report", "--runs", f"[{tmp_path}]", "--out", tmp_path / "r.html", "--quiet", "true") == 0
-    assert parsed((tmp_path / "r.html").read_text()).headings == ["Study: study"]
+    assert parsed((tmp_path / "r.html").read_text()).headings == ["At a glance", "Study: study"]
 
 
 def test_nothing_to_report_is_one_line(command, tmp_path, capfd):

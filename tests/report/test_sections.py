@@ -6,14 +6,16 @@ import shutil
 
 import pytest
 
+from calosim.evaluation.stored import Evaluation
 from calosim.report.sections import curves, evaluation, explanation, study, trainings
 from calosim.runs import Run
 
 
 def test_sections_are_those_with_data(page, parsed):
     headings = parsed(page.read_text()).headings
-    assert headings[:2] == ["What was trained", "Training curves"]
-    assert [h.partition(":")[0] for h in headings[2:]] == ["Evaluation", "Study", "Study", "Explanation"]
+    # The answer first, what it rests on, and then how it was made.
+    first = ["At a glance", "Evaluation", "Study", "Study", "Explanation"]
+    assert [h.partition(":")[0] for h in headings] == [*first, "What was trained", "Training curves"]
     assert "<strong>1.61</strong>" in page.read_text()
 
 
@@ -39,9 +41,11 @@ def test_curves_are_drawn_for_each_kind_of_model(folders):
 def test_an_evaluation_shows_answers_where_they_were_kept(page, parsed, folders, tmp_path):
     shown = [image["alt"].partition(" of ")[0] for image in parsed(page.read_text()).images]
     assert {"Photon images", "Histograms", "Spectrum"} <= set(shown)
-    for name in ("evaluation.json", "evaluation.md"):
+    for name in (Evaluation.RECORD, Evaluation.TABLES):
         shutil.copy(folders / "judged" / name, tmp_path / name)
-    assert [name for name, _ in evaluation(tmp_path).pieces] == ["markup"]
+    section = evaluation(tmp_path)
+    assert [name for name, _ in section.pieces] == ["markup", "fold"]
+    assert {"WS", "MAE_cond", "MAE_w", "δ", "JaccErr"} <= {row[0] for row in section.pieces[1][1][2]}
 
 
 def test_a_study_says_what_its_pictures_are(folders, tmp_path, png):

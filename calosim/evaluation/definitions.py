@@ -1,0 +1,81 @@
+"""What the metrics of the tables are: formula, unit, best value, and what they tell."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from calosim.files import markdown_table
+
+__all__ = ["DEFINITIONS", "HEADER", "Definition", "definition_table"]
+
+
+class Definition(NamedTuple):
+    """A metric in the words and the order of :data:`HEADER`."""
+
+    metric: str
+    formula: str
+    unit: str
+    best: str
+    tells: str
+
+
+HEADER = ("metric", "formula", "unit", "best", "what it tells")
+
+#: The references of the formulas stand in :mod:`calosim.metrics`.
+DEFINITIONS: tuple[Definition, ...] = (
+    Definition(
+        "WS",
+        "⅕ Σᵢ ∫ |Fᵢ(w) − F̂ᵢ(w)| dw over the five channels i, F and F̂ the distribution functions of their photon sums w in "
+        "the Monte Carlo and generated",
+        "photons",
+        "the floor's",
+        "whether channels have the right distribution over all primaries together",
+    ),
+    Definition(
+        "MAE_cond",
+        "Σₖ pₖ ⅕ Σᵢ |mean wᵢₖ − mean ŵᵢₖ| / Σₖ pₖ over the primaries k, with pₖ = log(1 + nₖ) for nₖ responses",
+        "photons",
+        "the floor's",
+        "whether the mean response to each primary is right",
+    ),
+    Definition(
+        "MAE_w", "the same with pₖ = nₖ", "photons", "the floor's", "the same, frequent primaries counting more"
+    ),
+    Definition(
+        "δ",
+        "mean over channels and primaries (weights pₖ) of |m̂ − m| / (m̂ + m), m the median absolute deviation of a channel over "
+        "the responses to a primary, drawn towards that of its particle type where responses are few",
+        "0 to 1",
+        "the floor's",
+        "whether the responses to one primary scatter as much as they should",
+    ),
+    Definition(
+        "JaccErr",
+        "mean over neighboring channels and primaries (weights pₖ) of |Ĵ − J|, J the number of responses with light in both "
+        "channels over that with light in either",
+        "0 to 1",
+        "the floor's",
+        "whether neighboring channels light up together as they should",
+    ),
+    Definition(
+        "AUC",
+        "area under the ROC curve of a judge trained to tell generated responses from the Monte Carlo's, on primaries that it "
+        "was not trained with",
+        "0.5 to 1",
+        "0.5",
+        "in which share of pairs the judge finds the generated one",
+    ),
+    Definition(
+        "shower center",
+        "mean (and standard deviation) of the distance between a shower's center of gravity and where its primary would hit if "
+        "it flew straight",
+        "cm",
+        "the Monte Carlo's",
+        "whether showers lie where they should",
+    ),
+)
+
+
+def definition_table() -> str:
+    """The definitions as a Markdown table."""
+    return markdown_table(HEADER, DEFINITIONS)
