@@ -23,6 +23,7 @@ __all__ = [
     "Candidate",
     "ask",
     "center_offsets",
+    "first_answers",
     "measure",
     "packed_answers",
     "radial_profile",
@@ -117,6 +118,22 @@ def ask(
         )
         for name, a in answers.items()
     }
+
+
+def first_answers(candidate: Candidate, rows: int, responses: int, title: str, quiet: bool = False) -> np.ndarray:
+    """The first response to each row in the first run, photon counts with shape (rows, nx, ny).
+
+    Args:
+        candidate: What answers; its row numbers count rows times ``responses``, see :func:`ask`.
+        rows: The number of rows.
+        responses: Responses to each row.
+        title: For the progress bar.
+        quiet: Show no progress.
+    """
+    numbers = np.arange(rows) * responses
+    batches = np.split(numbers, range(1024, len(numbers), 1024))
+    progress = tqdm(batches, desc=f"to judge: {title}", disable=True if quiet else None, leave=False)
+    return np.concatenate([candidate(0, batch) for batch in progress])
 
 
 def measure(

@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from calosim.evaluation.answers import Candidate
 from calosim.evaluation.protocol import ClassifierOptions
 from calosim.evaluation.references import Reference
 from calosim.evaluation.selection import Selection
@@ -33,9 +31,8 @@ SHOWN = 5
 
 
 def judge_by_classifier(
-    candidates: dict[str, Candidate],
+    generated: Mapping[str, np.ndarray],
     rows: Selection,
-    responses: int,
     floors: Mapping[str, Reference],
     options: ClassifierOptions,
     seed: int,
@@ -44,10 +41,8 @@ def judge_by_classifier(
     """Lets the judges of :mod:`calosim.metrics.classifier` tell one response to each row from the Monte Carlo's.
 
     Args:
-        candidates: The models by title; row numbers count rows times ``responses``, as those of
-            :func:`calosim.evaluation.answers.ask`.
-        rows: The rows, all of which are answered.
-        responses: What the row numbers count; the first response to each row is judged.
+        generated: Responses to the rows by the models' titles, photon counts with shape (N, nx, ny).
+        rows: The rows.
         floors: For the controls, other simulations that answer the rows: ``floor``, with sums of their own, and
             ``shape_floor``, with those of the rows.
         options: How often judges are trained.
@@ -65,9 +60,8 @@ def judge_by_classifier(
     settings = ClassifierSettings(seeds=options.classifier_seeds, rows=len(rows), seed=seed)
     known = (showers.particles, rows.inputs, showers.geometry)
     found["candidates"] = {}
-    for title, candidate in candidates.items():
-        generated = _answered(title, candidate, rows, responses, quiet)
-        found["candidates"][title] = classifier_test(showers.images, generated, *known, settings, quiet).to_dict()
+    for title, images in generated.items():
+        found["candidates"][title] = classifier_test(showers.images, images, *known, settings, quiet).to_dict()
     controls: dict[str, Any] = {}
     for name, floor in floors.items():
         # No response twice, and none to another primary.
@@ -85,14 +79,6 @@ def judge_by_classifier(
         same = {"mc": "mc_sums"} if name == "shape_floor" else {}
         controls |= {same.get(key, key): result.to_dict() for key, result in tested.items()}
     return found | ({"controls": controls} if controls else {})
-
-
-def _answered(title: str, candidate: Candidate, rows: Selection, responses: int, quiet: bool) -> np.ndarray:
-    """One response to each row, photon counts with shape (N, nx, ny)."""
-    numbers = np.arange(len(rows)) * responses
-    batches = np.split(numbers, range(1024, len(numbers), 1024))
-    progress = tqdm(batches, desc=f"classifier test, {title}", disable=True if quiet else None, leave=False)
-    return np.concatenate([candidate(0, batch) for batch in progress])
 
 
 def classifier_tables(results: dict[str, Any]) -> list[str]:

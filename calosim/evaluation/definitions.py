@@ -66,6 +66,14 @@ DEFINITIONS: tuple[Definition, ...] = (
         "in which share of pairs the judge finds the generated one",
     ),
     Definition(
+        "likelihood test",
+        "mean of −log q(x) over the Monte Carlo's responses x minus that over the model's own, q the model, primaries and photon "
+        "sums the same",
+        "nats",
+        "0",
+        "whether the Monte Carlo surprises the model more than its own responses do",
+    ),
+    Definition(
         "shower center",
         "mean (and standard deviation) of the distance between a shower's center of gravity and where its primary would hit if "
         "it flew straight",

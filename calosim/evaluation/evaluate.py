@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from calosim import __version__
-from calosim.evaluation.answers import TITLES, Answers, Candidate, ask, measure, packed_answers
+from calosim.evaluation.answers import TITLES, Answers, Candidate, ask, first_answers, measure, packed_answers
 from calosim.evaluation.classifier import judge_by_classifier
 from calosim.evaluation.intervals import metric_intervals
+from calosim.evaluation.likelihood import judge_by_likelihood
 from calosim.evaluation.photons import photon_report
 from calosim.evaluation.pools import Nearest
 from calosim.evaluation.protocol import ClassifierOptions, FloorOptions, Protocol
@@ -210,7 +211,7 @@ def _judge_images(
     """Images that simulation and references answer with, against the Monte Carlo's.
 
     Returns:
-        Results: ``noise_removal``, ``images`` by candidate, the ``monte_carlo`` itself, and ``classifier``; and the arrays of
+        Results: ``noise_removal``, ``images`` by candidate, the ``monte_carlo`` itself, and tests; and the arrays of
         ``answers.npz``.
     """
     rows, protocol = work.rows, work.protocol
@@ -231,7 +232,7 @@ def _judge_images(
     results["images"] = {title: measured(answer, fair[title]) for title, answer in answers.items()}
     results["monte_carlo"] = measured(itself, np.ones(len(rows), dtype=bool))["mean"]
     if classifier.classifier:
-        results["classifier"] = _judge_by_classifier(work, simulator, classifier, others, quiet)
+        results |= _judge_by_tests(work, simulator, classifier, others, quiet)
     # Answers to a part of the rows cannot be compared row by row.
     whole = {title: answer for title, answer in answers.items() if fair[title].all()}
     return results, {
@@ -242,14 +243,19 @@ def _judge_images(
     }
 
 
-def _judge_by_classifier(
+def _judge_by_tests(
     work: _Work, simulator: FastSimulator, options: ClassifierOptions, others: Floors, quiet: bool
 ) -> dict[str, Any]:
-    """The classifier test of the simulation, on rows of its own: more than the metrics may have been asked for."""
+    """Tests of the simulation by ``classifier`` and ``likelihood``, on rows of their own: metrics may be of fewer."""
     wanted = replace(work.protocol, rows=options.classifier_rows, rows_of_each=None)
     rows = select_rows(work.data, wanted, work.particle)
     models = _candidates(replace(work, rows=rows, references={}), simulator)
-    return judge_by_classifier(models, rows, wanted.responses, others.simulated(rows), options, wanted.seed, quiet)
+    images = {title: first_answers(model, len(rows), wanted.responses, title, quiet) for title, model in models.items()}
+    floors = others.simulated(rows)
+    return {
+        "classifier": judge_by_classifier(images, rows, floors, options, wanted.seed, quiet),
+        "likelihood": judge_by_likelihood(simulator, rows, images[TITLES["shape"]], floors, wanted.seed, quiet),
+    }
 
 
 def _simulator(work: _Work, quiet: bool) -> tuple[FastSimulator, dict[str, Any]]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from calosim.evaluation.classifier import classifier_rows, classifier_tables
 from calosim.evaluation.intervals import LEAST_PRIMARIES
+from calosim.evaluation.likelihood import likelihood_rows, likelihood_tables
 from calosim.evaluation.photons import INTERVALS, shown_particles
 from calosim.files import csv_text, markdown_table
 from calosim.particles import particle_code, particle_symbol
@@ -58,7 +59,7 @@ def as_markdown(results: dict[str, Any]) -> str:
         head += f"; it lacks the primaries of {without} rows." if without else "."
     tables = [_metric_table(images, names, *metric) for metric in METRICS[:PRINTED]] if images else []
     tables += [_photon_table(sums, names)] if sums else []
-    tables += classifier_tables(results.get("classifier", {}))
+    tables += classifier_tables(results.get("classifier", {})) + likelihood_tables(results.get("likelihood", {}))
     return "\n\n".join([head, *tables]) + "\n"
 
 
@@ -98,7 +99,7 @@ def _title(name: str) -> str:
 def as_csv(results: dict[str, Any]) -> str:
     """All numbers of the results as CSV: candidate, metric, particle type or channel, mean, standard deviation, 95 % interval.
 
-    The classifier test's areas under the ROC curve have their standard errors in that column.
+    Areas under the ROC curve and differences of likelihoods have their standard errors in the place of the deviation.
 
     Args:
         results: The content of ``evaluation.json``.
@@ -109,7 +110,7 @@ def as_csv(results: dict[str, Any]) -> str:
             metric = max((m for m, _, _ in METRICS if key.startswith(f"{m}_")), key=len)
             interval = [result.get(what, {}).get(key, "") for what in ("low", "high")]
             rows.append([candidate, metric, key[len(metric) + 1 :], result["mean"][key], result["std"][key], *interval])
-    rows += classifier_rows(results.get("classifier", {}))
+    rows += [*classifier_rows(results.get("classifier", {})), *likelihood_rows(results.get("likelihood", {}))]
     for model, report in results["photon_sum"].items():
         for particle, values in report.items():
             rows += [[model, f"photon_sum_{key}", particle, value, "", "", ""] for key, value in values.items()]

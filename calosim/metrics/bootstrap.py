@@ -110,15 +110,16 @@ def resampled_wasserstein(
     return result / rows / reference.shape[1]
 
 
-def interval(value: float, samples: Floats) -> tuple[float, float]:
+def interval(value: float, samples: Floats, least: float = 0.0) -> tuple[float, float]:
     r"""The 95 % interval of a metric: quantiles of its resamples, moved by what resampling adds on average.
 
     Resampled inputs occur several times, so that distances between resampled distributions are larger than that between
     the distributions themselves, as if there were fewer inputs; how far they scatter is what tells.
 
     Args:
-        value: The metric, not negative.
+        value: The metric.
         samples: The metric in each resample, with shape (R,).
+        least: The least value that the metric can have.
 
     Returns:
         Lower and upper end; NaN where nothing could be resampled.
@@ -130,7 +131,7 @@ def interval(value: float, samples: Floats) -> tuple[float, float]:
     if not len(known):
         return float("nan"), float("nan")
     low, high = np.quantile(known, [0.025, 0.975]) + (value - known.mean())
-    return max(0.0, float(low)), float(high)
+    return max(least, float(low)), float(high)
 
 
 def contrast(first: float, second: float, firsts: Floats, seconds: Floats) -> Bootstrap:

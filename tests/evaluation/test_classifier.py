@@ -37,11 +37,10 @@ def found(showers, all_of, again):
     """The test of showers that are twice too bright, with two other simulations that lack one primary."""
     kept = showers.inputs != 0
     other = Showers(showers.particles[kept], showers.pdg[kept], again(1)[kept], showers.detector)
-    # The first of three responses to each row.
-    bright = {"twice": lambda run, n: 2 * again(2)[n // 3] * (n % 3 == 0)[:, None, None]}
+    bright = {"twice": 2 * again(2)}
     rows = all_of(showers)
     floors = {"floor": floor_of_simulation(other, rows), "shape_floor": floor_of_sums(other, rows, 1)}
-    return judge_by_classifier(bright, rows, 3, floors, ONE, seed=1, quiet=True)
+    return judge_by_classifier(bright, rows, floors, ONE, seed=1, quiet=True)
 
 
 def test_tables_show_what_is_told_by_what_beside_controls(found, showers):
@@ -75,9 +74,9 @@ def test_they_come_after_the_others_and_into_the_csv(found):
 
 def test_controls_need_primaries_of_their_own(found, showers, all_of, again):
     few = showers.select(np.flatnonzero(showers.inputs < 19))
-    second = {"again": lambda run, n: again(3)[n]}
+    second = {"again": again(3)}
     rows = all_of(showers)
-    alone = judge_by_classifier(second, rows, 1, {"floor": floor_of_simulation(few, rows)}, ONE, seed=1, quiet=True)
+    alone = judge_by_classifier(second, rows, {"floor": floor_of_simulation(few, rows)}, ONE, seed=1, quiet=True)
     assert "controls" not in alone
     assert "No controls: the test needs 20 primaries or more, the floor's sample has 19." in classifier_tables(alone)[0]
 
@@ -93,17 +92,16 @@ def test_few_primaries_are_no_failure_and_false_skips(run_folders, tmp_path, com
     assert [r["arguments"]["classifier"] for r in records] == [True, False]
     tables, without = ((folder / "evaluation.md").read_text(encoding="utf-8") for folder in folders)
     inputs = records[0]["classifier"]["inputs"]
-    line = f"No classifier test: it needs 20 primaries or more, the rows to judge have {inputs}."
-    assert tables == f"{without}\n{line}\n"
+    reason = f"it needs 20 primaries or more, the rows to judge have {inputs}."
+    assert tables == f"{without}\nNo classifier test: {reason}\n\nNo likelihood test: {reason}\n"
     assert (folders[0] / "evaluation.csv").read_bytes() == (folders[1] / "evaluation.csv").read_bytes()
 
 
 def test_it_is_of_the_answers_that_are_judged_anyway(run_folders, data, root_file, tmp_path, monkeypatch):
     asked = []
 
-    def judge(candidates, rows, responses, floors, *_):
-        numbers = np.arange(len(rows)) * responses
-        channels = {title: data.detector.channels(answer(0, numbers)) for title, answer in candidates.items()}
+    def judge(generated, rows, floors, *_):
+        channels = {title: data.detector.channels(images) for title, images in generated.items()}
         asked.append((rows, channels, floors))
         return {"reason": "is not made here"}
 
