@@ -77,8 +77,8 @@ def verdict(test: Mapping[str, Any], title: str) -> Verdict:
 
 def _is_wanted(found: Evaluation) -> bool:
     """Whether it is of a model of all particle types, on test rows."""
-    shape = found.record.get("shape")
-    return bool(shape) and found.record.get("split") == "test" and Run(shape).particle is None
+    shape: str | None = found.record.get("shape")
+    return shape is not None and found.record.get("split") == "test" and Run(shape).particle is None
 
 
 def _lines(found: Evaluation, several: bool) -> list[tuple[Any, ...]]:

@@ -8,6 +8,7 @@ from calosim.files import atomic_write, write_json
 from calosim.studies.cells import fill_cells
 from calosim.studies.cost import print_plan
 from calosim.studies.ensemble import make_ensemble
+from calosim.studies.judges import judge_cells
 from calosim.studies.layout import ENSEMBLE, Row, Table, judged_rows, reference_rows
 from calosim.studies.plan import load_plan
 from calosim.studies.runner import run_steps
@@ -59,7 +60,7 @@ def compare(
             evaluation, chosen = made
             rows.append(Row(ENSEMBLE, "ensemble of the best", [(evaluation, None)]))
     rows += reference_rows(rows)
-    cells = fill_cells(rows, table, resamples, quiet)
+    cells = fill_cells(rows, table, resamples, quiet) | judge_cells(rows, table.modes)
     comparison = Comparison(study, table, rows, cells, failed, chosen)
     text = comparison.markdown()
     atomic_write(study.out / "comparison.csv", comparison.csv())

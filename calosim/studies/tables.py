@@ -16,6 +16,7 @@ from calosim.metrics.bootstrap import Bootstrap
 from calosim.runs import git_hash
 from calosim.studies.cells import Cell, Cells
 from calosim.studies.cost import cost_table
+from calosim.studies.judges import judge_table
 from calosim.studies.layout import FORMATS, HEADINGS, REFERENCES, Row, Table
 from calosim.studies.plan import Plan
 from calosim.studies.winners import contrast_text, rank_table, winners
@@ -61,6 +62,7 @@ class Comparison:
             for metric in self.table.metrics:
                 sections.append(f"### {HEADINGS[metric]}\n\n{self._metric(mode, metric)}")
                 sections.append(self._contrasts(mode, metric))
+            sections.append(judge_table(self.rows, self.cells, mode))
             sections.append(
                 f"### Mean rank over the metrics\n\n{rank_table(self.table, self.cells, mode, self.titles)}"
             )
