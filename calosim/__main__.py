@@ -22,6 +22,9 @@ VERBS: dict[str, str] = {
     "compare": "run a plan of trainings and compare them with statistics (conf/study)",
 }
 TRAINING = ("fit", "validate", "test", "predict")
+#: Errors of lightning, and words in those of torch and lightning, that settings cause.
+LIGHTNINGS = ("MisconfigurationException",)
+TORCHS = ("loading state_dict", "Early stopping conditioned on metric")
 
 
 def usage() -> str:
@@ -43,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the program's name; the process's own if not given.
 
     Returns:
-        The exit status: 0 on success, 2 after one line on standard error about what was wrong, 130 when interrupted.
+        The exit status: 0 on success, 2 after one line on standard error about what was wrong, 1 after one about a
+        training whose numbers were no longer finite, 130 when interrupted.
     """
     if argv is None:
         _take_any_character()
@@ -59,6 +63,10 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in VERBS:
         print(f"calosim: error: unknown verb {argv[0]!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(
+            os.getcwd()
+        )  # for `--model mine.MyTeacher`, as with `python -m calosim`; last, to shadow nothing
     try:
         # Imported only when there is work for them: torch and lightning take seconds.
         if argv[0] in TRAINING:
@@ -66,10 +74,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             from calosim.cli.tools import run
         run(argv)
-    except (ValueError, OSError, RuntimeError) as error:
-        # Of torch's own errors only one is the user's doing.
-        fault = not isinstance(error, RuntimeError) or "loading state_dict" in str(error)
-        if os.environ.get("CALOSIM_TRACEBACK") or not fault:
+    except Exception as error:
+        if os.environ.get("CALOSIM_TRACEBACK") or not _is_said(error):
             raise
         text = " ".join(str(error).split())
         # jsonargparse wraps what a model says of its arguments in all types that it tried.
@@ -77,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
         # Among what several kinds of settings say, a setting's own words come first.
         reason = re.search(r"Union subtypes .*?Errors: - (expected .*?)(?: - |$)", text) or reason
         print(f"calosim: error: {reason[1] if reason else text}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, FloatingPointError) else 2
     except KeyboardInterrupt:
         print("calosim: interrupted", file=sys.stderr)
         return 130
@@ -93,6 +99,14 @@ def _take_any_character() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a table is worth more than its ± sign
+
+
+def _is_said(error: Exception) -> bool:
+    """Whether an error's own words are meant for who gave the command: others are ours, and need their traceback."""
+    # By name: lightning is not imported for this.
+    if isinstance(error, (ValueError, OSError, FloatingPointError)) or type(error).__name__ in LIGHTNINGS:
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in TORCHS)
 
 
 if __name__ == "__main__":

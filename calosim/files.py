@@ -22,6 +22,7 @@ __all__ = [
     "check_not_read",
     "check_writable",
     "csv_text",
+    "expanded",
     "find_config",
     "markdown_table",
     "read_csv",
@@ -289,6 +290,19 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (header, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
+
+
+def expanded(value: Any) -> Any:
+    """A setting, or settings in lists and mappings, in which paths that begin with ``~`` are those of the user's home."""
+    if isinstance(value, dict):
+        return {key: expanded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [expanded(item) for item in value]
+    if hasattr(value, "items") and hasattr(value, "__setitem__"):  # a parser's namespace, in place
+        for key, item in list(value.items()):
+            value[key] = expanded(item)
+        return value
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
 
 
 def shipped_config(name: str | Path) -> Path | None:

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from calosim.files import read_json, read_yaml
 
-__all__ = ["FORMAT", "Run", "git_hash"]
+__all__ = ["FORMAT", "SPLIT", "Run", "difference", "git_hash", "identity"]
 
 #: Version of run folders and checkpoints; those of another version are refused in one line.
 FORMAT = 2
+
+#: What determines which rows train, validate and test.
+SPLIT = ("data_hash", "split_by", "seed", "fractions")
+
+#: Settings of a run that change where it writes and what it shows, but no weight.
+_ASIDE = {
+    "": {"run", "quiet", "ckpt_path", "weights_only"},
+    "trainer": {
+        "default_root_dir",
+        "enable_autolog_hparams",
+        "enable_model_summary",
+        "enable_progress_bar",
+        "log_every_n_steps",
+        "logger",
+        "model_registry",
+        "profiler",
+    },
+    # Files are told by their content, see `files_of`.
+    "data": {"files", "cache_dir"},
+}
 
 
 class Run:
@@ -22,7 +45,7 @@ class Run:
     ``config.yaml``               resolved settings; ``config.resumed-1.yaml`` ... those of resumed sessions
     ``run.json``                  format, versions, git hash, command, seed, model, data set and split
     ``training.json``             time, epochs, steps and samples; there only when the training came to its end
-    ``metrics.csv``               what was logged
+    ``metrics.csv``               what was logged; ``hparams.yaml`` the settings, as Lightning's loggers write them
     ``checkpoints/best.ckpt``     by the validation loss; ``last.ckpt`` is what a killed run resumes from
     ``pictures``                  drawn while it was trained
     ``evaluation``                where ``calosim evaluate`` is expected to write
@@ -38,7 +61,9 @@ class Run:
 
     def __init__(self, path: str | Path):
         path = Path(path)
-        self.folder = path.parent.parent if path.is_file() else path
+        # A checkpoint that was taken out of its run has what is beside it.
+        inside = path.parent.parent if path.parent.name == self.CHECKPOINTS else path.parent
+        self.folder = inside if path.is_file() else path
         self._file = path if path.is_file() else None
 
     def __repr__(self) -> str:
@@ -49,13 +74,50 @@ class Run:
 
     @property
     def is_ensemble(self) -> bool:
-        """Whether several models simulate together here."""
-        return (self / self.ENSEMBLE).is_file()
+        """Whether several models simulate together here; one of their checkpoints alone is none."""
+        return self._file is None and (self / self.ENSEMBLE).is_file()
 
     @property
     def exists(self) -> bool:
         """Whether a training was begun here."""
         return (self / self.CONFIG).exists() or (self / self.RECORD).exists()
+
+    @property
+    def begun_only(self) -> bool:
+        """Whether a training that was begun here left nothing that could be used or gone on with."""
+        checkpoints = list((self / self.CHECKPOINTS).glob("*.ckpt"))
+        return self.exists and not checkpoints and not (self / self.TRAINING).exists()
+
+    def claim(self) -> int:
+        """Makes the folder and keeps other processes out of it until :meth:`release`, or until this one ends.
+
+        Returns:
+            What :meth:`release` takes.
+
+        Raises:
+            ValueError: If another process has it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise ValueError(f"{self.folder}: another process trains there now; choose another --run") from None
+        except OSError:
+            pass  # a file system without locks
+        return handle
+
+    def release(self, handle: int) -> None:
+        """Lets others in; a folder in which nothing came to be is removed."""
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+        os.close(handle)
+
+    def clear(self) -> None:
+        """Removes what a training that was only begun wrote."""
+        for name in (self.CONFIG, self.RECORD, self.METRICS, "hparams.yaml"):
+            (self / name).unlink(missing_ok=True)
 
     @property
     def last(self) -> Path:
@@ -130,7 +192,7 @@ class Run:
             data = self.record["data"]
         except (ValueError, KeyError):
             return None
-        return {key: data.get(key) for key in ("data_hash", "split_by", "seed", "fractions")}
+        return {key: data.get(key) for key in SPLIT}
 
     def _there(self, name: str) -> Path:
         if not (self / name).is_file():
@@ -156,3 +218,33 @@ def git_hash() -> str | None:
     if commit is None:
         return None
     return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that determine a training's result, flat: ``{"trainer.max_epochs": 2}``.
+
+    Args:
+        settings: All settings, of :func:`resolved` or of a run's ``config.yaml``.
+    """
+    flat: dict[str, Any] = {}
+
+    def visit(name: str, value: Any) -> None:
+        if isinstance(value, Mapping) and value:
+            for key, inner in value.items():
+                if key not in _ASIDE.get(name, ()) and key != "dirpath":  # where checkpoints lie
+                    visit(f"{name}.{key}".lstrip("."), inner)
+        elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
+            for number, item in enumerate(value):
+                visit(f"{name}.{number}", item)
+        else:
+            flat[name] = list(value) if isinstance(value, tuple) else value
+
+    visit("", settings)
+    return flat
+
+
+def difference(made: Mapping[str, Any], wanted: Mapping[str, Any], most: int = 3) -> str:
+    """What differs between two flat settings, in words; an empty text if nothing does."""
+    keys = [key for key in dict.fromkeys([*wanted, *made]) if made.get(key) != wanted.get(key)]
+    words = [f"{key}={made.get(key)!r} instead of {wanted.get(key)!r}" for key in keys[:most]]
+    return ", ".join([*words, f"and {len(keys) - most} more"] if len(keys) > most else words)

@@ -2,30 +2,56 @@
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.plugins import TorchCheckpointIO
 
 from calosim import __version__
 from calosim.files import atomic_write, write_json, write_npz
+from calosim.models.provenance import split_unlike
 from calosim.runs import FORMAT, Run, git_hash
 from calosim.showers.datamodule import describe
 
-__all__ = ["PredictionFile", "RunCheckpoint", "RunRecord"]
+__all__ = ["PredictionFile", "RunCheckpoint", "RunRecord", "WholeCheckpoints"]
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints beside their place and renames them: a full disk or a killed process leaves the one before."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes one."""
+        stream = io.BytesIO()
+        torch.save(checkpoint, stream)
+        atomic_write(path, stream.getvalue())
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """A ModelCheckpoint that writes into the run folder, whatever the logger."""
+    """A ModelCheckpoint that writes into the run folder, whatever the logger, and ends with averaged weights, if there are."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finds the folder."""
         self.dirpath = self.dirpath or str(Run(trainer.default_root_dir) / Run.CHECKPOINTS)
         super().setup(trainer, pl_module, stage)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the average of the weights that StochasticWeightAveraging has put in their place: nothing else is left of it."""
+        super().on_train_end(trainer, pl_module)
+        averaging = [c for c in trainer.callbacks if isinstance(c, StochasticWeightAveraging)]  # type: ignore[attr-defined]
+        if averaging and trainer.current_epoch > averaging[0].swa_start and self.dirpath and self.filename:
+            path = Path(self.dirpath) / f"{self.filename}{self.FILE_EXTENSION}"
+            trainer.save_checkpoint(path)
+            if trainer.is_global_zero:
+                print(f"{path} holds the average of the weights since epoch {averaging[0].swa_start + 1}")
 
 
 class RunRecord(SaveConfigCallback):
@@ -38,24 +64,48 @@ class RunRecord(SaveConfigCallback):
     def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any):
         super().__init__(parser, config, **{**kwargs, "save_to_log_dir": False})
         self._lines = not config.get("quiet")
-        self._earlier, self._begin = 0.0, time.perf_counter()
+        self._done = {"seconds": 0.0, "epochs": 0.0, "samples": 0.0}
+        self._begin = time.perf_counter()
 
     @property
     def seconds(self) -> float:
         """The time of training and validation so far, in all sessions."""
-        return self._earlier + time.perf_counter() - self._begin
+        return self._done["seconds"] + time.perf_counter() - self._begin
 
     def state_dict(self) -> dict[str, Any]:
-        """The time so far, for a resumed run to go on counting."""
-        return {"seconds": self.seconds}
+        """Time, epochs and samples so far, for a resumed run to go on counting."""
+        return {**self._done, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on counting."""
-        self._earlier = state_dict["seconds"]
+        self._done |= state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Starts the clock."""
+        """Starts the clock; writes a batch size down that a callback has found, and that the run is not finished."""
         self._begin = time.perf_counter()
+        run, data = Run(trainer.default_root_dir), trainer.datamodule  # type: ignore[attr-defined]
+        if not trainer.is_global_zero:
+            return
+        (run / Run.TRAINING).unlink(missing_ok=True)
+        if self.config.data.batch_size != data.batch_size:
+            self.config.data.batch_size = data.batch_size
+            atomic_write(run / self._written, self._settings())
+
+    def _settings(self) -> str:
+        """All settings as YAML; numbers of batches stay whole, which the parser writes as fractions."""
+        text = self.parser.dump(self.config, skip_none=False)
+        for name, value in self.config.trainer.items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                text = re.sub(rf"^(  {name}: ){value}\.0$", rf"\g<1>{value}", text, flags=re.MULTILINE)
+        return text
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Counts the rows of a batch on all processes."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        # The first process has the largest share of the last batch, whose rest is shared.
+        left = len(data.rows("train")) - batch_idx * data.batch_size * trainer.world_size
+        self._done["samples"] += min(len(batch["rows"]) * trainer.world_size, left)
+        self._done["epochs"] += 1 / trainer.num_training_batches
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Prints the epoch's metrics where no progress bar does."""
@@ -69,14 +119,12 @@ class RunRecord(SaveConfigCallback):
         """Writes ``training.json``, on one process; an interrupted training has none."""
         if trainer.interrupted or not trainer.is_global_zero:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        rows = min(len(data.rows("train")), trainer.num_training_batches * data.batch_size * trainer.world_size)
         record = {
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": round(self.seconds, 3),
-            "epochs": trainer.current_epoch,
+            "epochs": round(self._done["epochs"], 3),
             "steps": trainer.global_step,
-            "samples": rows * trainer.current_epoch,
+            "samples": round(self._done["samples"]),
         }
         write_json(Run(trainer.default_root_dir) / Run.TRAINING, record)
 
@@ -90,7 +138,15 @@ class RunRecord(SaveConfigCallback):
         config, record = Run.CONFIG, Run.RECORD
         if resumed:
             config, record = f"config.resumed-{resumed}.yaml", f"run.resumed-{resumed}.json"
-        atomic_write(run / config, self.parser.dump(self.config, skip_none=False))
+        self._written = config
+        atomic_write(run / config, self._settings())
+        for logger in trainer.loggers:
+            logger.log_hyperparams({**pl_module.hparams, "config": yaml.safe_load(self._settings())})
+        if unlike := split_unlike(pl_module.lineage):
+            print(
+                f"calosim: {unlike}; `calosim evaluate` will refuse to judge it on rows that it has seen",
+                file=sys.stderr,
+            )
         write_json(
             run / record,
             {
@@ -105,6 +161,7 @@ class RunRecord(SaveConfigCallback):
                 "processes": trainer.world_size,
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "data": describe(trainer.datamodule),  # type: ignore[attr-defined]
+                "ancestors": pl_module.ancestors,
             },
         )
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_type_hints
 
 from jsonargparse import ArgumentParser
 
-from calosim.files import check_not_read, check_writable, shipped_words
+from calosim.files import check_not_read, check_writable, expanded, shipped_words
 
 __all__ = ["run", "simulate"]
 
@@ -42,6 +42,7 @@ def run(argv: list[str]) -> None:
     parser.add_function_arguments(function, as_group=False, skip=set(groups))
     for kind in groups.values():
         parser.add_class_arguments(kind, as_group=False)
+    parser.add_argument("--trust", type=list[str] | str, default=[], help="Modules whose models may be loaded: mine.")
     for action in parser._actions:
         if action.default in (True, False) and isinstance(action.default, bool) and action.option_strings:
             # `--quiet` alone says `--quiet true`.
@@ -52,6 +53,10 @@ def run(argv: list[str]) -> None:
     if options.get("quiet"):
         os.environ["TQDM_DISABLE"] = "1"  # for what shows progress without being told by an argument
     options.pop("config", None)
+    if trust := options.pop("trust"):
+        # In the environment, so that commands which a command starts have it too.
+        os.environ["CALOSIM_TRUST"] = trust if isinstance(trust, str) else ",".join(trust)
+    options = expanded(options)
     values = dict(parser.instantiate(options))
     for n, kind in groups.items():
         values[n] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})

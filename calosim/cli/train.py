@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
-import uuid
 import warnings
 from functools import cache
 from typing import Any
@@ -16,9 +14,19 @@ import yaml
 from jsonargparse import ArgumentError
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins import CheckpointIO
 
-from calosim.cli.record import PredictionFile, RunCheckpoint, RunRecord
-from calosim.files import shipped_config, shipped_words
+from calosim.cli.record import PredictionFile, RunCheckpoint, RunRecord, WholeCheckpoints
+from calosim.cli.session import (
+    as_list,
+    check_resumed,
+    checkpoint_to_use,
+    folder_of,
+    said_words,
+    say_replaced,
+    single_batches,
+)
+from calosim.files import expanded, shipped_config, shipped_words
 from calosim.loggers import wandb_offline_without_key
 
 # So that `--model Teacher` finds them by their short names.
@@ -33,8 +41,10 @@ __all__ = ["CalosimCLI", "resolved", "train"]
 #: loss improves.
 CHECKPOINTS: dict[str, dict[str, Any]] = {
     "best": {"monitor": "val/loss", "mode": "min", "filename": "best", "enable_version_counter": False},
-    "last": {"filename": "last", "enable_version_counter": False},
+    "last": {"filename": "last", "save_on_train_epoch_end": True, "enable_version_counter": False},
 }
+#: Run folders that this process has claimed.
+HELD: list[tuple[Run, int]] = []
 
 
 class CalosimCLI(LightningCLI):
@@ -54,80 +64,89 @@ class CalosimCLI(LightningCLI):
             parser.set_defaults({f"{name}.{key}": value for key, value in settings.items()})
         parser.link_arguments("data.detector", "model.init_args.detector")
 
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: what a checkpoint says of its model must not override files and command line."""
+
     def before_instantiate_classes(self) -> None:
-        """Chooses the run folder and puts logs, checkpoints and pictures into it.
+        """Chooses and claims the run folder, and puts logs, checkpoints and pictures into it.
 
         Raises:
-            ValueError: If the folder holds another run that is not being resumed.
+            ValueError: If the folder holds another run, another process trains there, or a training cannot be resumed so.
         """
         config = self.config[self.subcommand] if self.subcommand else self.config
+        for key, value in expanded(dict(config)).items():
+            config[key] = value
+        say_replaced(config)
+        #: The settings as they were asked for, which can be run again, in another folder too.
+        self.asked = config.clone()
+        self.asked.run = self.asked.ckpt_path = None
+        self.singles = single_batches(config, sys.argv[1:])
+        for name, single in self.singles.items():
+            self.asked.trainer[name] = single
         checkpoint = config.get("ckpt_path")
-        run = Run(self._folder(config, checkpoint))
-        first = int(os.environ.get("SLURM_PROCID", os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))) == 0
-        if self.subcommand == "fit" and not checkpoint and first and run.exists:
-            raise ValueError(
-                f"{run.folder}: holds a run already; choose another --run, or resume it with --ckpt_path last"
-            )
+        run = Run(folder_of(str(self.subcommand), config, checkpoint))
         # Processes that Lightning launches repeat the command line; they inherit the folder by the environment.
         os.environ["CALOSIM_RUN"] = config.run = config.trainer.default_root_dir = str(run.folder)
+        first = int(os.environ.get("SLURM_PROCID", os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))) == 0
+        if self.subcommand == "fit" and first:
+            self._enter(run, checkpoint)
+        if checkpoint in ("best", "last"):
+            config.ckpt_path = checkpoint_to_use(run, checkpoint)
         # A progress bar redraws itself: in a log that is a line for every batch.
         if config.get("quiet"):
             os.environ["TQDM_DISABLE"] = "1"
         if config.get("quiet") or (config.trainer.get("enable_progress_bar") is None and not sys.stdout.isatty()):
             config.trainer.enable_progress_bar = False
         self._place(config, run)
-        if checkpoint in ("best", "last"):
-            config.ckpt_path = str(getattr(run, checkpoint))
 
-    def _folder(self, config: Any, checkpoint: str | None) -> str:
-        """The run folder: the one that was named, that of the checkpoint, or a new one."""
-        run = config.get("run") or os.environ.get("CALOSIM_RUN")
-        if self.subcommand != "fit" and not checkpoint:
-            raise ValueError(
-                f"expected --ckpt_path, a checkpoint to {self.subcommand}; without one the weights are random"
-            )
-        if run is not None:
-            return run
-        if checkpoint in ("best", "last"):
-            raise ValueError(
-                f"expected --run RUN_FOLDER, whose {checkpoint} checkpoint is meant, or the path of a checkpoint"
-            )
-        if checkpoint is not None:
-            # Judging or resuming a checkpoint belongs to the run that wrote it.
-            return str(Run(checkpoint).folder)
-        model = config.model.class_path.rpartition(".")[2].lower()
-        # Under Slurm all processes must choose the same folder without talking to each other.
-        if job := os.environ.get("SLURM_JOB_ID"):
-            return f"runs/{model}/slurm-{job}"
-        return f"runs/{model}/{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    def _enter(self, run: Run, checkpoint: str | None) -> None:
+        """Claims the folder of a training, and refuses what would mix two of them."""
+        HELD.append((run, run.claim()))
+        origin = run if checkpoint in (None, "best", "last") else Run(checkpoint)
+        if run.exists and (checkpoint is None or origin.folder.resolve() != run.folder.resolve()):
+            if not run.begun_only:
+                raise ValueError(
+                    f"{run.folder}: holds a run already; choose another --run, or resume it with --ckpt_path last"
+                )
+            print(f"calosim: {run.folder}: begun before, without a checkpoint; starts anew", file=sys.stderr)
+            run.clear()
+        if checkpoint is not None and origin.exists:
+            settings = yaml.safe_load(self._parser("fit").dump(self.asked, skip_none=False))
+            check_resumed(origin, settings)
 
     def _place(self, config: Any, run: Run) -> None:
-        """Points loggers and further checkpoint callbacks at the run folder."""
-        loggers = _as_list(config.trainer.get("logger"))
+        """Points loggers and further checkpoint callbacks at the run folder; leaves out what has nothing to work with."""
+        trainer, loggers = config.trainer, as_list(config.trainer.get("logger"))
         for logger in loggers:
             if "save_dir" in logger.get("init_args", {}):
                 logger.init_args.save_dir = str(run.folder)
             if logger.class_path.endswith("CSVLogger") and (run / Run.METRICS).exists():
                 # CSVLogger starts its file anew; what was logged before must stay.
                 logger.init_args.version = f"{self.subcommand}-{len(list(run.folder.glob(f'{self.subcommand}-*'))) + 1}"
-        for callback in _as_list(config.trainer.get("callbacks")):
-            if callback.class_path.endswith("ModelCheckpoint") and callback.init_args.get("dirpath") is None:
+        for callback in as_list(trainer.get("callbacks")):
+            name = callback.class_path.rpartition(".")[2]
+            if name == "ModelCheckpoint" and callback.init_args.get("dirpath") is None:
                 callback.init_args.dirpath = str(run / Run.CHECKPOINTS)
+            # No logger, no learning rates to write down; no progress, no bar of one's own.
+            idle = name == "LearningRateMonitor" and trainer.get("logger") is False
+            if idle or (name.endswith("ProgressBar") and trainer.get("enable_progress_bar") is False):
+                trainer.callbacks = [other for other in as_list(trainer.callbacks) if other is not callback]
         if any("Wandb" in logger.class_path for logger in loggers):
             wandb_offline_without_key()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer; without the two checkpoints where ``--trainer.enable_checkpointing false`` says so."""
-        if self._get(self.config_init, "trainer", {}).get("enable_checkpointing") is False:
+        """The trainer, which writes checkpoints whole or not at all; without the two where it is told to write none."""
+        given = self._get(self.config_init, "trainer", {})
+        if given.get("enable_checkpointing") is False:
             parser = self._parser(self.subcommand)
             parser.callback_keys = [key for key in parser.callback_keys if key not in CHECKPOINTS]
-        return super().instantiate_trainer(**kwargs)
-
-
-def _as_list(value: Any) -> list[Any]:
-    if not value or value is True:
-        return []
-    return [v for v in (value if isinstance(value, list) else [value]) if hasattr(v, "get") and v.get("class_path")]
+        plugins = given.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, WholeCheckpoints()]
+        if self.subcommand:
+            self.config[self.subcommand] = self.asked  # what the run's record keeps
+        return super().instantiate_trainer(plugins=plugins, **self.singles, **kwargs)
 
 
 def train(argv: list[str]) -> None:
@@ -141,15 +160,21 @@ def train(argv: list[str]) -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
     os.environ.pop("CALOSIM_RUN", None) if "LOCAL_RANK" not in os.environ else None
     # Processes that Lightning launches repeat sys.argv, and the run's record quotes it.
-    sys.argv[1:] = shipped_words(argv)
-    CalosimCLI(
-        model_class=CalosimModule,
-        datamodule_class=RootDataModule,
-        subclass_mode_model=True,
-        save_config_callback=RunRecord,
-        trainer_defaults={"callbacks": [PredictionFile()]},
-        parser_kwargs=dict.fromkeys(("fit", "validate", "test", "predict"), _defaults()),
-    )
+    sys.argv[1:] = shipped_words(said_words(argv))
+    try:
+        CalosimCLI(
+            model_class=CalosimModule,
+            datamodule_class=RootDataModule,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            save_config_callback=RunRecord,
+            trainer_defaults={"callbacks": [PredictionFile()]},
+            parser_kwargs=dict.fromkeys(("fit", "validate", "test", "predict"), _defaults()),
+        )
+    finally:
+        while HELD:
+            run, handle = HELD.pop()
+            run.release(handle)
 
 
 def _defaults() -> dict[str, Any]:
@@ -186,6 +211,7 @@ def _fit_parser() -> CalosimCLI:
             model_class=CalosimModule,
             datamodule_class=RootDataModule,
             subclass_mode_model=True,
+            auto_configure_optimizers=False,
             parser_kwargs={**refusing, "fit": {**refusing, **_defaults()}},
         )
     except _Ready as ready:
@@ -200,7 +226,7 @@ def resolved(words: list[str]) -> dict[str, Any]:
     """
     command = _fit_parser()
     try:
-        config = command.parser.parse_args(shipped_words(["fit", *words]))
+        config = command.parser.parse_args(shipped_words(["fit", *said_words(words)]))
     except ArgumentError as error:
         raise ValueError(" ".join(str(error).split())) from None
     return yaml.safe_load(command._parser("fit").dump(config["fit"], skip_none=False))

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from calosim.evaluation.protocol import Protocol
-from calosim.runs import Run
+from calosim.models.checkpoints import lineages
+from calosim.runs import SPLIT, Run
 from calosim.showers.datamodule import RootDataModule
 from calosim.showers.record import Showers
 
@@ -149,13 +150,13 @@ def check_splits(judge: str | Path, models: Sequence[str | Path], given: bool) -
         ValueError: If a model was trained on another split of the data set, or unasked on another data set.
     """
     wanted = Run(judge).split
+    if wanted is None:
+        return
     for model in models:
-        found = Run(model).split
-        if wanted is None or found is None or found == wanted:
-            continue
-        if not given or found["data_hash"] == wanted["data_hash"]:
-            differs = ", ".join(f"{k} {found[k]}, not {wanted[k]}" for k in wanted if found[k] != wanted[k])
-            raise ValueError(
-                f"{model}: expected a model trained on the data and split of {judge}, lest it has seen the rows it is judged "
-                f"on; it has {differs}"
-            )
+        for found in lineages(model):
+            differs = ", ".join(f"{k} {found.get(k)}, not {wanted[k]}" for k in SPLIT if found.get(k) != wanted[k])
+            if differs and (not given or found["data_hash"] == wanted["data_hash"]):
+                raise ValueError(
+                    f"{model}: expected a model trained on the data and split of {judge}, and begun from such models, lest it "
+                    f"has seen the rows it is judged on; it has {differs}"
+                )

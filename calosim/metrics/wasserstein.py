@@ -40,12 +40,17 @@ def wasserstein(reference: ArrayLike, generated: ArrayLike) -> Floats:
 
     Returns:
         Distances with shape (*), in the unit of the values; NaN where a side is empty.
+
+    Raises:
+        ValueError: If a value is not finite: sorted to an end, it would look like a distance.
     """
     u, v = np.asarray(reference, dtype=np.float64), np.asarray(generated, dtype=np.float64)
     n, m = len(u), len(v)
     if not n or not m:
         return np.full(u.shape[1:], np.nan)
     values = np.concatenate([u, v])
+    if not np.isfinite(values).all():
+        raise ValueError("expected finite values to compare, got some that are not")
     order = np.argsort(values, axis=0)
     # Counting in integers keeps ties and the order of equal values from changing a single bit of the result.
     below = np.cumsum(order < n, axis=0)
@@ -84,7 +89,7 @@ class ChannelMetric(Metric):
             input: Identifiers of the unique inputs with shape (B,); rows of the same primary share one.
 
         Raises:
-            ValueError: If a shape is not as described.
+            ValueError: If a shape is not as described, or a value is not finite.
         """
         rows = reference.shape[0] if reference.ndim == 2 else -1
         if (
@@ -99,6 +104,12 @@ class ChannelMetric(Metric):
                 "expected generated (B, 5) or (B, G, 5), reference (B, 5), pdg (B,) and input (B,), got "
                 + ", ".join(str(tuple(t.shape)) for t in (generated, reference, pdg, input))
             )
+        for name, values in (("generated", generated), ("reference", reference)):
+            bad = ~values.isfinite().flatten(1).all(1)
+            if bad.any():
+                raise ValueError(
+                    f"expected finite {name} channel values, got others in row {int(torch.nonzero(bad)[0, 0])}"
+                )
         generations = generated.shape[1] if generated.ndim == 3 else 1
         keys = torch.stack([pdg, input], dim=1).to(self.device, torch.int64)
         self.reference.append(reference.detach().to(self.device, torch.float64))

@@ -14,6 +14,17 @@ from torch import Tensor, nn
 
 from calosim import draws
 from calosim.detectors import get_detector
+from calosim.models.provenance import (
+    Lineage,
+    Seen,
+    check_precision,
+    check_rows,
+    first_not_finite,
+    joined,
+    lineage_of,
+    primaries_of,
+    same_line,
+)
 from calosim.models.schedules import WarmupCosine
 from calosim.runs import FORMAT
 
@@ -69,13 +80,13 @@ class CalosimModule(LightningModule):
 
     A checkpoint names its class and the plain arguments of its constructor, so that
     :func:`~calosim.models.checkpoints.load_module` rebuilds it under ``weights_only=True``; standardizations are buffers of
-    the module.
+    the module. A subclass with arguments of its own adds them to ``init``.
 
     Args:
         detector: The detector's name.
         optimizer: From parameters to an optimizer.
         scheduler: From an optimizer to a learning-rate scheduler, stepped once an epoch; a
-            :class:`~calosim.models.schedules.WarmupCosine` after every batch.
+            :class:`~calosim.models.schedules.WarmupCosine` as it says itself.
         init: The other constructor arguments as plain values; with them and ``detector`` the module can be rebuilt.
     """
 
@@ -90,21 +101,43 @@ class CalosimModule(LightningModule):
         self.detector = get_detector(detector)
         self.optimizer, self.scheduler = optimizer, scheduler
         self.init = {"detector": self.detector.name, **init}
+        self.save_hyperparameters(self.init)  # Lightning's too: `load_from_checkpoint` and loggers have them
+        #: What the models have learned from that this one begins from, and which primaries they have seen.
+        self.ancestors: Lineage = []
+        self.seen_before: Seen | None = None
+        #: The same with its own training, from its setup or its checkpoint.
+        self.lineage: Lineage = []
+        self.seen: Seen | None = None
+
+    def setup(self, stage: str) -> None:
+        """Refuses a precision that is not right, and keeps what the training learns from."""
+        if stage == "fit":
+            check_precision(str(self.trainer.precision))
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.lineage = joined(self.ancestors, lineage_of(data))
+            self.seen = primaries_of(data, self.seen_before)
 
     def configure_optimizers(self) -> Any:
         """The optimizer and, if given, its scheduler."""
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
         if self.scheduler is None:
             return optimizer
-        scheduler, interval = self.scheduler(optimizer), "epoch"
+        scheduler, settings = self.scheduler(optimizer), {"interval": "epoch"}
         if isinstance(scheduler, WarmupCosine):
-            interval, scheduler.total_steps = "step", scheduler.total_steps or self._steps()
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+            settings["interval"] = scheduler.every
+            scheduler.total_steps = scheduler.total_steps or self._steps(scheduler.every)
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            settings["monitor"] = getattr(scheduler, "monitor", "val/loss")  # lightning's own kind names one
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **settings}}
 
-    def _steps(self) -> int | None:
-        """Steps that the training will take, None if it has no end."""
+    def _steps(self, every: str) -> int | None:
+        """Steps or epochs that the training will take, None if it has no end."""
         steps = self.trainer.estimated_stepping_batches
-        return int(steps) if math.isfinite(steps) and steps > 0 else None
+        if not math.isfinite(steps) or steps <= 0:
+            return None
+        # An epoch's steps: batches, but for accumulated gradients.
+        epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        return int(steps) if every == "step" else math.ceil(steps / max(1, epoch))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Keys dropout and weight noise by (seed, step, process), so that a resumed run repeats the uninterrupted one."""
@@ -112,9 +145,62 @@ class CalosimModule(LightningModule):
         words = (draws.training_seed(), self.global_step, batch_idx, self.global_rank)
         torch.manual_seed(int(draws.row_keys(torch.zeros(1, dtype=torch.int64), draws.TRAINING_STREAM, *words)))
 
+    def finite(self, losses: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """The losses of a batch's rows, shape (B,), as they came; the first that is not finite ends what is going on.
+
+        Raises:
+            FloatingPointError: If there is one.
+        """
+        when = "training" if self.training else "evaluation"
+        check_rows(losses, batch["rows"], f"loss in {when} after {self.global_step} steps")
+        return losses
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Ends a training whose gradients are not finite, before they are clipped and reach the weights.
+
+        Raises:
+            FloatingPointError: If so.
+        """
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        if gradients and not nn.utils.get_total_norm(gradients, math.inf).isfinite():
+            bad = first_not_finite({name: p.grad for name, p in self.named_parameters() if p.grad is not None})
+            raise FloatingPointError(f"gradient of {bad} after {self.global_step} steps: expected finite numbers")
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes the class and its arguments into the checkpoint."""
-        checkpoint["calosim"] = {"format": FORMAT, "class": type(self).__name__, "init": self.init}
+        """Writes the class, its arguments and what it has learned from into the checkpoint.
+
+        Raises:
+            FloatingPointError: If a weight is not finite.
+        """
+        if bad := first_not_finite(checkpoint.get("state_dict", {})):
+            raise FloatingPointError(f"weights {bad} after {self.global_step} steps: expected finite numbers")
+        kind = type(self)
+        name = kind.__name__ if kind.__module__.startswith("calosim.") else f"{kind.__module__}.{kind.__qualname__}"
+        own = {"class": name, "init": self.init, "lineage": self.lineage, "seen": self.seen}
+        checkpoint["calosim"] = {"format": FORMAT, **own}
+        checkpoint["hyper_parameters"] = {**self.init}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes over what the checkpoint has learned from; a training that is resumed must go on with just that.
+
+        Raises:
+            ValueError: If the checkpoint is of another model, of other data, or beyond the training's end.
+        """
+        found = checkpoint.get("calosim", {})
+        lineage = found.get("lineage", self.lineage)
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            init = found.get("init", self.init)
+            if keys := [key for key in {**init, **self.init} if init.get(key) != self.init.get(key)]:
+                differs = ", ".join(f"{key} {init.get(key)}, not {self.init.get(key)}" for key in keys)
+                raise ValueError(f"the checkpoint to resume from is of another model: it has {differs}")
+            epochs, most = checkpoint.get("epoch", 0) + 1, self._trainer.max_epochs
+            if most is not None and 0 <= most < epochs:
+                raise ValueError(
+                    f"the checkpoint to resume from is of epoch {epochs}; expected max_epochs of as many, got {most}"
+                )
+            if differs := same_line(self.lineage, lineage):
+                raise ValueError(f"the checkpoint to resume from was trained on other rows: it has {differs}")
+        self.lineage, self.seen = lineage, found.get("seen", self.seen)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:

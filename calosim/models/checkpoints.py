@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import os
 import zipfile
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from calosim.models.base import CalosimModule
+from calosim.models.provenance import Lineage, first_not_finite, joined
 from calosim.runs import FORMAT, Run
 
-__all__ = ["MODULES", "load_module", "read_checkpoint"]
+__all__ = ["MODULES", "TRUST", "lineages", "load_module", "read_checkpoint"]
 
+#: Environment variable with the names of modules, separated by commas, whose classes a checkpoint may name too: `--trust`.
+TRUST = "CALOSIM_TRUST"
+#: Entry points by which an installed package announces models of its own, as ``name = "package.module:Class"``.
+ENTRY_POINTS = "calosim.models"
 #: Where the classes are that a checkpoint may name. Nothing else: it must not choose which function is called.
 MODULES: dict[str, str] = {
     "Teacher": "calosim.models.teacher",
@@ -58,6 +65,48 @@ def _fault(path: Path, error: Exception) -> str:
     return f"it cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
 
 
+def _model_class(name: str, source: str) -> Any:
+    """The class that a checkpoint names: one of calosim's, or of a module that is trusted, see :data:`TRUST`.
+
+    Raises:
+        ValueError: If it is of another module, or is not there.
+    """
+    home, _, own = f"{MODULES.get(name, '')}.{name}".lstrip(".").rpartition(".")
+    trusted = {text.strip() for text in os.environ.get(TRUST, "").split(",")}
+    announced = {entry.value.replace(":", ".") for entry in entry_points(group=ENTRY_POINTS)}
+    if name not in MODULES and name not in announced and home.partition(".")[0] not in trusted - {""}:
+        advice = f"; to run the code of {home}, say --trust {home.partition('.')[0]}" if home else ""
+        raise ValueError(f"{source}: expected a checkpoint of {', '.join(MODULES)}, got one of {name!r}{advice}")
+    try:
+        return getattr(importlib.import_module(home), own)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{source}: is of {name}, which cannot be imported ({error})") from None
+
+
+def lineages(path: str | Path) -> Lineage:
+    """The data sets and splits that a model has learned from, with those of all that it began from.
+
+    Args:
+        path: A checkpoint, a run folder, or the folder of an ensemble, all of whose members count.
+
+    Returns:
+        What checkpoint and record tell; nothing if neither does.
+
+    Raises:
+        ValueError: If a checkpoint is damaged.
+    """
+    run = Run(path)
+    alone = (run / Run.ENSEMBLE).exists()  # a member's record is not that of the folder it lies in
+    if run.is_ensemble:
+        return joined(*(lineages(member) for member in sorted(run.folder.glob("*.ckpt"))))
+    own = [{**run.split, "particle": run.record["data"].get("particle")}] if run.split and not alone else []
+    try:
+        stored = run.checkpoint
+    except ValueError:  # a folder that tells of its data alone
+        return own
+    return joined(read_checkpoint(stored)["calosim"].get("lineage", []), own)
+
+
 def load_module(path: str | Path, device: str | torch.device = "cpu") -> CalosimModule:
     """Loads a trained module for inference.
 
@@ -73,11 +122,14 @@ def load_module(path: str | Path, device: str | torch.device = "cpu") -> Calosim
     """
     checkpoint = read_checkpoint(path, device)
     name, init = checkpoint["calosim"]["class"], checkpoint["calosim"]["init"]
-    if name not in MODULES:
-        raise ValueError(f"{path}: expected a checkpoint of {', '.join(MODULES)}, got one of {name!r}")
-    module = getattr(importlib.import_module(MODULES[name]), name)(**init)
+    module = _model_class(name, str(path))(**init)
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise ValueError(f"{path}: its weights do not fit {name} ({' '.join(str(error).split())[:200]})") from None
+    if bad := first_not_finite(module.state_dict()):
+        raise ValueError(f"{path}: its weights {bad} are not finite; train the model anew")
+    module.lineage, module.seen = (
+        checkpoint["calosim"].get(key, default) for key, default in (("lineage", []), ("seen", None))
+    )
     return module.to(device).eval()

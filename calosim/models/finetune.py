@@ -56,6 +56,7 @@ class FineTune(Teacher):
             init["flow"] = {**init["flow"], "dropout": dropout}
         super().__init__(**init, optimizer=optimizer, scheduler=scheduler)
         self.load_state_dict(baseline.state_dict())
+        self.ancestors, self.seen_before = baseline.lineage, baseline.seen
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Writes a teacher's checkpoint."""

@@ -98,6 +98,7 @@ class PhotonSum(CalosimModule):
 
     def setup(self, stage: str) -> None:
         """Fits standardizations, bins and the head's bounds on the training split, unless a checkpoint brought them."""
+        super().setup(stage)
         if stage != "fit" or bool(self.features.fitted):
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -112,7 +113,8 @@ class PhotonSum(CalosimModule):
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         """Minimizes the negative log-likelihood per row, of a Bayesian posterior the negative evidence lower bound."""
         outputs = self.posterior(self.encoding(self.features(batch["particles"])))
-        nll = -self.head.log_prob(outputs, batch["particles"][:, 0], batch["photon_sum"]).mean()
+        losses = -self.head.log_prob(outputs, batch["particles"][:, 0], batch["photon_sum"])
+        nll = self.finite(losses, batch).mean()
         rows = len(self.trainer.datamodule.rows("train"))  # type: ignore[attr-defined]
         kl = self.posterior.penalty() / rows
         self.log_dict({"train/nll": nll, "train/kl": kl}, batch_size=len(batch["rows"]))
@@ -136,12 +138,12 @@ class PhotonSum(CalosimModule):
 
     def validation_step(self, batch: dict[str, Tensor]) -> None:
         """Accumulates the negative log predictive probability over all rows of all processes."""
-        self.val_nll.update(self._evaluation_step(batch))
+        self.val_nll.update(self.finite(self._evaluation_step(batch), batch))
         self.log("val/loss", self.val_nll, prog_bar=True)
 
     def test_step(self, batch: dict[str, Tensor]) -> None:
         """Accumulates the negative log predictive probability of the test split."""
-        self.test_nll.update(self._evaluation_step(batch))
+        self.test_nll.update(self.finite(self._evaluation_step(batch), batch))
         self.log("test/loss", self.test_nll)
 
     # -- inference ----------------------------------------------------------------------------------------------------

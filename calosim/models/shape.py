@@ -58,6 +58,7 @@ class ShapeModule(CalosimModule):
 
         Every process computes the same numbers from the same rows; nothing needs to be broadcast.
         """
+        super().setup(stage)
         if stage != "fit" or bool(self.features.fitted):
             return
         rows, particles, images = fit_sample(self.trainer.datamodule)  # type: ignore[attr-defined]
@@ -104,7 +105,7 @@ class ShapeModule(CalosimModule):
 
     def test_step(self, batch: dict[str, Tensor]) -> None:
         """Accumulates the negative log-likelihood of the test split."""
-        self.test_nll.update(-self.log_likelihood(batch))
+        self.test_nll.update(self.finite(-self.log_likelihood(batch), batch))
         # A density per pixel and a probability of images never share a name.
         self.log("test/nll" if self.coordinates.per == 1 else "test/loss", self.test_nll)
 

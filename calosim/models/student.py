@@ -17,6 +17,7 @@ from calosim.models.base import fit_sample, step_keys
 from calosim.models.distillation import CHANNEL_POWERS, StudentLosses
 from calosim.models.losses import channel_loss, distillation, shower_center
 from calosim.models.pairing import CountPairing, Paired, PointPairing
+from calosim.models.provenance import joined
 from calosim.models.shape import ShapeModule
 from calosim.shapes import CoordinatesConfig, SplitConfig, from_plain
 
@@ -121,6 +122,7 @@ class Student(ShapeModule):
         # What coordinates have of their own, local splits, is the teacher's and stays so.
         self.coordinates.requires_grad_(False)
         self._teacher = (teacher.eval().requires_grad_(False),)
+        self.ancestors = joined(*(model.lineage for model in (*self._teacher, *self._forerunner)))
 
     def _pairing(self, teacher: ShapeModule) -> PointPairing | CountPairing:
         kind = PointPairing if self.coordinates.nodes is None else CountPairing
@@ -270,7 +272,7 @@ class Student(ShapeModule):
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         """Minimizes the weighted sum of the losses, the mean over rows."""
         parts, rows = self.parts(batch, self.global_step), len(batch["rows"])
-        loss = self.objective(parts, batch, self.global_step).mean()
+        loss = self.finite(self.objective(parts, batch, self.global_step), batch).mean()
         self.log("train/loss", loss, prog_bar=True, batch_size=rows)
         for name, part in parts.items():
             self.log(f"train/{name}", part.detach().mean(), batch_size=rows)
@@ -279,7 +281,7 @@ class Student(ShapeModule):
     def validation_step(self, batch: dict[str, Tensor]) -> None:
         """Accumulates the losses, rows not weighted and noise fixed, over all rows of all processes."""
         parts = self.parts(batch)
-        parts["loss"] = self.objective(parts)
+        parts["loss"] = self.finite(self.objective(parts), batch)
         for name, part in parts.items():
             metric = cast(MeanMetric, self.val_parts[name])
             metric.update(part)
@@ -289,7 +291,7 @@ class Student(ShapeModule):
         """Accumulates the likelihood of the test split; where a student has none, of counts, its losses."""
         if self.coordinates.nodes is None:
             return super().test_step(batch)
-        self.test_nll.update(self.objective(self.parts(batch)))
+        self.test_nll.update(self.finite(self.objective(self.parts(batch)), batch))
         self.log("test/loss", self.test_nll)
 
 

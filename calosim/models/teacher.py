@@ -51,11 +51,11 @@ class Teacher(ShapeModule):
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         """Minimizes the negative log-likelihood in nats."""
-        loss = -self.log_likelihood(batch, self.global_step).mean()
+        loss = self.finite(-self.log_likelihood(batch, self.global_step), batch).mean()
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["rows"]))
         return loss
 
     def validation_step(self, batch: dict[str, Tensor]) -> None:
         """Accumulates the negative log-likelihood over all rows of all processes."""
-        self.val_nll.update(-self.log_likelihood(batch))
+        self.val_nll.update(self.finite(-self.log_likelihood(batch), batch))
         self.log("val/loss", self.val_nll, prog_bar=True)

@@ -7,6 +7,7 @@ is left out because it does not fit: such rows say "MISSED" and why.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from calosim.montecarlo.targets import Target
 from calosim.montecarlo.targets_datasets import diversity_targets, mix_targets
 from calosim.montecarlo.targets_parts import face_targets, survival_targets
 
-__all__ = ["calibrate", "main", "to_markdown", "to_text"]
+__all__ = ["calibrate", "main", "over_seeds", "to_markdown", "to_text"]
 
 #: Why a target is missed, or may be with another seed; printed where it is.
 _REASONS: dict[str, str] = {
@@ -45,6 +46,33 @@ def calibrate(seed: int = 1, scale: float = 1.0, workers: int = 2) -> list[Targe
     targets += face_targets(seed, scale)
     targets += survival_targets(seed, scale)
     return sorted(targets, key=lambda t: [u.group for u in targets].index(t.group))
+
+
+def over_seeds(seeds: int, first: int = 1, scale: float = 1.0, workers: int = 2) -> list[Target]:
+    """The table of the mean over seeds: what holds at one seed alone is no property of the Monte Carlo.
+
+    Args:
+        seeds: How many.
+        first: The first of them; the others follow it.
+        scale: Size of each seed's samples.
+        workers: Threads.
+
+    Returns:
+        The table's rows; values are means, errors those of the means, from the spread over seeds where there are several.
+    """
+    tables = [calibrate(seed, scale, workers) for seed in range(first, first + seeds)]
+    if seeds == 1:
+        return tables[0]
+    return [_mean([table[k] for table in tables]) for k in range(len(tables[0]))]
+
+
+def _mean(targets: list[Target]) -> Target:
+    """One row of several seeds; a seed without a value (no such particle) is left out."""
+    values = np.array([target.ours for target in targets])
+    values = values[np.isfinite(values)]
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    ours = values.mean() if len(values) else np.nan
+    return replace(targets[0], ours=float(ours), error=float(error))
 
 
 _HEADER = ("quantity", "published", "ours", "+-", "band", "verdict", "remark")
@@ -90,12 +118,15 @@ def _summary(targets: list[Target]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Prints the table and, if asked, writes it in Markdown."""
     parser = argparse.ArgumentParser(prog="python -m calosim.montecarlo.calibration", description=main.__doc__)
-    parser.add_argument("--seed", type=int, default=1, help="seed of everything (default 1)")
-    parser.add_argument("--scale", type=float, default=1.0, help="size of the samples (default 1; about a minute)")
+    parser.add_argument("--seed", type=int, default=1, help="the first seed (default 1)")
+    parser.add_argument("--seeds", type=int, default=8, help="how many seeds; their mean is judged (default 8)")
+    parser.add_argument("--scale", type=float, default=1.0, help="size of each seed's samples (default 1)")
     parser.add_argument("--workers", type=int, default=2, help="threads (default 2)")
     parser.add_argument("--out", type=Path, help="also write the table here, in Markdown")
     options = parser.parse_args(arguments)
-    targets = calibrate(options.seed, options.scale, options.workers)
+    if options.seeds < 1:
+        parser.error(f"expected at least one seed, got {options.seeds}")
+    targets = over_seeds(options.seeds, options.seed, options.scale, options.workers)
     print(to_text(targets))
     if options.out:
         atomic_write(options.out, to_markdown(targets))

@@ -16,6 +16,7 @@ from calosim.showers.record import FEATURES, Showers, Where
 
 __all__ = [
     "agreed_detector",
+    "check_mass_shell",
     "check_primaries",
     "check_showers",
     "detector_of_shape",
@@ -38,6 +39,9 @@ _MASS_TOLERANCE = 1.5
 
 #: Masses per nucleon of nuclei and hypernuclei, in MeV.
 _NUCLEON_MASS = (900.0, 1150.0)
+
+#: How far an energy may be off the mass shell, relative to it: files are written with few digits.
+_SHELL = 0.01
 
 #: What can be a primary of a forward calorimeter (c tau above a centimeter), for files without PDG codes.
 #: Neutral antiparticles are left out: nothing in mass and charge tells them from the far more frequent
@@ -188,9 +192,11 @@ def check_primaries(particles: np.ndarray, pdg: np.ndarray, source: str, where: 
     expected = (len(pdg), len(FEATURES))
     if particles.shape != expected:
         raise ValueError(f"{source}: expected particles with shape {expected}, got {particles.shape}")
-    if at := first_true(~np.isfinite(particles)):
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(particles.astype(np.float32))  # as models will see them
+    if at := first_true(~finite):
         name, value = FEATURES[at[1]], particles[at]
-        raise ValueError(f"{source}: {where(at[0])}: {name} is {value}; expected a finite number")
+        raise ValueError(f"{source}: {where(at[0])}: {name} is {value}; expected a finite number of 32 bits")
     if at := first_true(particles[:, 0] <= 0):
         value = particles[at[0], 0]
         raise ValueError(f"{source}: {where(at[0])}: energy is {value:g} GeV; expected more than 0")
@@ -206,6 +212,20 @@ def check_primaries(particles: np.ndarray, pdg: np.ndarray, source: str, where: 
                 f"{source}: {where(at[0])}: {FEATURES[k]} is {particles[at[0], k]:g}; "
                 f"expected {true[at]:g} {unit} for PDG code {pdg[at]}"
             )
+
+
+def check_mass_shell(particles: np.ndarray, source: str, where: Where) -> None:
+    r"""Checks that energy, momentum and mass of primaries (N, 9) belong together, :math:`E^2 = p^2 + m^2`.
+
+    Raises:
+        ValueError: If the energy is off by more than a hundredth.
+    """
+    energy, mass = particles[:, 0], particles[:, FEATURES.index("mass")] / 1000
+    expected = np.sqrt(np.square(particles[:, 4:7]).sum(1) + mass**2)
+    if at := first_true(np.abs(energy - expected) > _SHELL * energy):
+        raise ValueError(
+            f"{source}: {where(at[0])}: energy is {energy[at]:g} GeV; expected {expected[at]:g} GeV, by its momentum and mass"
+        )
 
 
 def photon_counts(values: np.ndarray, source: str, where: Where) -> np.ndarray:

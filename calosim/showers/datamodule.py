@@ -18,7 +18,7 @@ from calosim.detectors import get_detector
 from calosim.particles import particle_code, particle_name
 from calosim.showers.cache import cached_arrays, open_cache
 from calosim.showers.record import Showers
-from calosim.showers.splits import SPLITS, EpochSampler, Split, split_rows
+from calosim.showers.splits import SPLITS, EpochSampler, InOrder, Split, split_rows
 
 __all__ = ["RootDataModule", "ShowerDataset", "describe"]
 
@@ -67,6 +67,17 @@ class ShowerDataset(Dataset):
         rows = self.rows[positions]
         arrays = {name: values[rows] for name, values in self.arrays.items()} | {"rows": rows}
         return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
+
+
+class ResumableLoader(DataLoader):
+    """A loader whose state Lightning need not keep: where to go on follows from the trainer's progress."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing."""
 
 
 class RootDataModule(LightningDataModule):
@@ -176,25 +187,35 @@ class RootDataModule(LightningDataModule):
         world = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         if len(rows) < world[0]:
             raise ValueError(f"expected at least one {split} row for each of {world[0]} processes, got {len(rows)}")
+        overfit = bool(getattr(self.trainer, "overfit_batches", 0))
         sampler = EpochSampler(
             a["pdg"][rows],
             self.batch_size,
             power=self.power,
-            shuffle=split == "train",
+            shuffle=split == "train" and not overfit,
             seed=self.seed,
             num_replicas=world[0],
             rank=world[1],
         )
+        if split == "train":
+            sampler.skip = self._batches_done()
         # A model of the photon sum needs no images.
         model = self.trainer.lightning_module if self.trainer else None
         names = ("particles", "pdg", "images", "inputs", "photon_sum")
         dataset = ShowerDataset(*(a[name] for name in names), rows, getattr(model, "with_images", True))
-        return DataLoader(
+        return ResumableLoader(
             dataset,
             batch_size=None,  # the sampler yields whole batches
-            sampler=sampler,
+            sampler=InOrder(sampler) if overfit else sampler,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _batches_done(self) -> int:
+        """Batches of the current epoch that a training took before its checkpoint, where it resumes inside of an epoch."""
+        loop: Any = None if self.trainer is None else self.trainer.fit_loop
+        if loop is None or not loop.restarting or loop.epoch_loop.batch_progress.is_last_batch:
+            return 0
+        return loop.epoch_loop.batch_progress.current.processed
 
     def train_dataloader(self) -> DataLoader:
         """Batches of the training split, in an order drawn anew each epoch."""

@@ -13,6 +13,7 @@ from calosim.detectors import get_detector
 from calosim.files import check_not_read
 from calosim.showers.checks import (
     agreed_detector,
+    check_mass_shell,
     check_primaries,
     check_showers,
     existing_file,
@@ -67,11 +68,28 @@ def _sets(files: Files, detector: str | None) -> list[tuple[Path, ...]]:
         counts = f"{len(particles)} npz files with particles and {len(responses)} with responses"
         raise ValueError(f"{particles[0]}: got {counts}; expected pairs")
     sets: list[tuple[Path, ...]] = [(path,) for path in found["root"]]
-    sets += zip(particles, responses, strict=True)
+    sets += _pairs(particles, responses)
     if found["table"] or found["images"]:
         sets += pair_texts(found["table"], found["images"], detector and get_detector(detector).name)
     place = {path: k for k, path in enumerate(paths.values())}
     return sorted(sets, key=lambda members: min(place.get(path, len(place)) for path in members))
+
+
+def _pairs(particles: list[Path], responses: list[Path]) -> list[tuple[Path, Path]]:
+    """Pairs npz files by their names; a single pair may be called anything.
+
+    Raises:
+        ValueError: If the names of several do not tell: paired by place, showers would get other primaries.
+    """
+    if len(particles) == 1:
+        return [(particles[0], responses[0])]
+    partners = {path.with_name(path.name.replace("responses", "particles")): path for path in responses}
+    if lost := [path for path in particles if path not in partners]:
+        raise ValueError(
+            f"{lost[0]}: which of {len(responses)} files holds its responses? expected names that differ in `particles` and "
+            "`responses` alone"
+        )
+    return [(path, partners[path]) for path in particles]
 
 
 def _partner(path: Path, mine: str, other: str) -> Path:
@@ -233,6 +251,7 @@ def read_primaries(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray
         arrays["mass"], arrays["charge"] = tabulated(pdg, str(path), where)
     particles = np.column_stack([arrays[name] for name in FEATURES]).astype(np.float64, copy=False)
     check_primaries(particles, pdg, str(path), where)
+    check_mass_shell(particles, str(path), where)
     return particles, pdg
 
 

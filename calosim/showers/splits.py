@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, SequentialSampler
 
 from calosim import draws
 
-__all__ = ["SPLITS", "EpochSampler", "Split", "split_rows"]
+__all__ = ["SPLITS", "EpochSampler", "InOrder", "Split", "split_rows"]
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -93,6 +93,8 @@ class EpochSampler(DistributedSampler):
     ):
         super().__init__(groups, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         self.groups, self.batch_size, self.power = groups, batch_size, power
+        #: Batches of the next epoch that a training has seen before it was interrupted.
+        self.skip = 0
 
     def order(self) -> np.ndarray:
         """The positions of the whole epoch, the same on every process, shape (N,)."""
@@ -114,7 +116,8 @@ class EpochSampler(DistributedSampler):
 
     def __iter__(self) -> Iterator[np.ndarray]:
         order, step = self.order(), self.batch_size * self.num_replicas
-        for k in range(len(self)):
+        skip, self.skip = self.skip, 0
+        for k in range(skip, len(self)):
             yield order[k * step : (k + 1) * step][self.rank :: self.num_replicas]
 
     def __len__(self) -> int:
@@ -126,3 +129,21 @@ class EpochSampler(DistributedSampler):
             # of is dropped in training. Evaluation drops nothing.
             return full + (rest >= self.num_replicas)
         return full + (rest > self.rank)
+
+
+class InOrder(SequentialSampler):
+    """Batches of a sampler that does not shuffle, of the kind that Lightning takes for `overfit_batches`.
+
+    Args:
+        batches: The sampler.
+    """
+
+    def __init__(self, batches: EpochSampler):
+        super().__init__(batches.groups)
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[np.ndarray]:  # type: ignore[override]
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)

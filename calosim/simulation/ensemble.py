@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import io
 import shutil
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from calosim import __version__
 from calosim.files import atomic_write, temporary_folder, write_json
-from calosim.models.checkpoints import read_checkpoint
+from calosim.models.checkpoints import lineages, read_checkpoint
 from calosim.models.photons import PhotonSum
+from calosim.models.provenance import joined
 from calosim.models.shape import ShapeModule
 from calosim.particles import particle_code, particle_name
-from calosim.runs import Run
+from calosim.runs import Run, git_hash
 from calosim.simulation.simulator import DEFAULTS, FastSimulator, NoiseRemoval
 
 __all__ = ["save_ensemble"]
@@ -51,6 +55,9 @@ def save_ensemble(
         raise ValueError(
             f"expected one member for each particle, got one particle twice among {', '.join(map(str, members))}"
         )
+    for code, run in codes.items():
+        if line := lineages(run.checkpoint):
+            check_particle(code, line[-1]["particle"], str(run.folder))
     # Loaded once here, so that what does not fit together is refused by its own name.
     together = FastSimulator(
         ShapeModule.load(default),
@@ -78,9 +85,41 @@ def save_ensemble(
         write_json(made / Run.ENSEMBLE, record)
         runs = list(sources.values())
         if None not in (splits := [run.split for run in runs]) and all(s == splits[0] for s in splits):
-            for name in (Run.CONFIG, Run.RECORD):
-                shutil.copyfile(runs[0] / name, made / name)
+            shutil.copyfile(runs[0] / Run.CONFIG, made / Run.CONFIG)
+            write_json(made / Run.RECORD, {**runs[0].record, **_making(sources)})
         made.rename(target)
+
+
+def _making(sources: dict[str, Run]) -> dict[str, Any]:
+    """What an ensemble's record says of how it was made, in the place of how its default model was trained."""
+    return {
+        "calosim": __version__,
+        "torch": torch.__version__,
+        "git": git_hash(),
+        "command": sys.argv[1:],
+        "model": "Ensemble",
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "members": {name: str(run.checkpoint.resolve()) for name, run in sources.items()},
+        "ancestors": joined(*(lineages(run.checkpoint) for run in sources.values())),
+    }
+
+
+def check_particle(wanted: int, trained: int | None, source: str) -> None:
+    """Refuses a member that was trained on another particle than it is to answer for.
+
+    Args:
+        wanted: PDG code of the particle.
+        trained: That of the only particle it was trained with; None for all.
+        source: Where it comes from, for the message.
+
+    Raises:
+        ValueError: If so.
+    """
+    if trained is not None and trained != wanted:
+        raise ValueError(
+            f"{source}: expected a member trained on {particle_name(wanted)} or on all particles, got one of "
+            f"{particle_name(trained)}"
+        )
 
 
 def _inference_only(path: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from calosim.files import check_not_read, read_json
 from calosim.models.base import CalosimModule
 from calosim.models.photons import PhotonSum
+from calosim.models.provenance import not_seen
 from calosim.models.shape import ShapeModule
 from calosim.particles import particle_code, particle_name
 from calosim.runs import Run
@@ -201,6 +203,26 @@ class FastSimulator:
                 images[batch] = model.generate(features, total, seed, keys, removal).cpu().numpy()
         return images
 
+    def outside(self, particles: np.ndarray, pdg: np.ndarray) -> dict[str, int]:
+        """Counts primaries outside of what the models that answer them were trained on.
+
+        Args:
+            particles: Features with shape (N, 9).
+            pdg: PDG codes with shape (N,).
+
+        Returns:
+            How many there are, by model and reason; see :func:`calosim.models.provenance.not_seen`.
+        """
+        counts: dict[str, int] = {}
+        models: list[tuple[str, CalosimModule, np.ndarray]] = [("shape", self.shape, ~np.isin(pdg, list(self.members)))]
+        models += [(f"member {particle_name(code)}", member, pdg == code) for code, member in self.members.items()]
+        if self.photons is not None:
+            models.append(("photon sum", self.photons, np.ones(len(pdg), dtype=bool)))
+        for name, model, mine in models:
+            for reason, rows in not_seen(model.seen, particles[mine], pdg[mine]).items():
+                counts[f"{name}: {reason}"] = int(rows.sum())
+        return counts
+
     def stream(
         self, particles: np.ndarray, pdg: np.ndarray, responses: int, seed: int, batch_size: int = 256
     ) -> Iterator[Showers]:
@@ -263,6 +285,7 @@ def generate(
     noise_removal: NoiseRemoval = DEFAULTS,
     batch_size: int = 256,
     device: str = "auto",
+    strict: bool = False,
     quiet: bool = False,
 ) -> None:
     """Simulates responses to primaries with trained models and writes them to a ROOT file.
@@ -277,6 +300,8 @@ def generate(
         noise_removal: How noisy real numbers become counts.
         batch_size: Responses simulated at once.
         device: auto, cpu, cuda or mps.
+        strict: Refuse primaries outside of what the models were trained on: types that they never saw, features far outside
+            of their range in training. They are counted and reported otherwise.
         quiet: Show no progress.
     """
     if responses < 1:
@@ -288,6 +313,13 @@ def generate(
     if simulator.photons is None:
         raise ValueError(f"{shape}: holds no photon-sum model; name one with --photons")
     particles, pdg = read_primaries(primaries)
+    if outside := simulator.outside(particles, pdg):
+        words = f"{primaries}: outside of what the models were trained on are, of {len(pdg)} primaries, " + "; ".join(
+            f"{count} by {reason}" for reason, count in outside.items()
+        )
+        if strict:
+            raise ValueError(words)
+        print(f"calosim: {words}", file=sys.stderr)
     progress = tqdm(total=len(pdg) * responses, unit="responses", unit_scale=True, disable=True if quiet else None)
     with progress, Writer(out, simulator.detector.name) as writer:
         for showers in simulator.stream(particles, pdg, responses, seed, batch_size):

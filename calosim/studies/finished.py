@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from calosim.evaluation.stored import Evaluation
-from calosim.runs import Run
+from calosim.runs import Run, difference, identity
 from calosim.showers.recipe import current_hash, primaries_hash, read_recipe
 from calosim.studies.plan import Step
-from calosim.studies.settings import difference, files_of, identity, simulated
+from calosim.studies.settings import files_of, simulated
 
 __all__ = ["check_training", "is_finished", "unknown_origin"]
 

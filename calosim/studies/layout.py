@@ -90,10 +90,11 @@ class Table:
 
 @dataclass
 class Row:
-    """One line of the tables: a label's runs, which differ in particle or seed.
+    """One line of the tables: a label's runs, which differ in particle or seed; runs that differ otherwise are other lines.
 
     Attributes:
-        label: The training's label in the plan, or ``floor``, ``trivial``, ``ensemble``.
+        label: The training's label in the plan, with the values of ``each`` that are neither particle nor seed; or ``floor``,
+            ``trivial``, ``ensemble``.
         title: What the tables call it.
         evaluations: Evaluations with the particle each is of; None for all.
     """
@@ -118,18 +119,22 @@ class Row:
 
 
 def judged_rows(plan: Plan) -> list[Row]:
-    """A row for each label with a finished evaluation."""
-    rows = []
+    """A row for each label with a finished evaluation; one for each combination of values that are swept over."""
+    rows: dict[str, Row] = {}
     for label in plan.trainings:
-        row = Row(label, plan.title(label))
+        templates = (plan.entries["trainings"][label] or {}).get("options") or {}
+        # Only trainings that differ by chance are the same model: their spread is an uncertainty.
+        pooled = {str(templates.get(option)).strip("{}") for option in ("seed_everything", "data.particle")}
         for step in plan.runs(label):
             if evaluation := plan.judged(step):
+                swept = {name: value for name, value in step.values.items() if name not in pooled}
+                key = "-".join([label, *map(str, swept.values())])
+                words = ", ".join(f"{name} {value}" for name, value in swept.items())
+                row = rows.setdefault(key, Row(key, f"{plan.title(label)} ({words})" if swept else plan.title(label)))
                 particle = step.options.get("data.particle")
                 own = None if particle is None else particle_name(particle_code(particle))
                 row.evaluations.append((evaluation, own))
-        if row.evaluations:
-            rows.append(row)
-    return rows
+    return list(rows.values())
 
 
 def reference_rows(rows: Sequence[Row]) -> list[Row]:

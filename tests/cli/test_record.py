@@ -21,7 +21,7 @@ def logged(path) -> list[dict[str, str]]:
 
 def test_a_run_folder_explains_itself(run_folders, root_file):
     run = Run(run_folders["teacher"])
-    names = {"config.yaml", "run.json", "training.json", "metrics.csv", "checkpoints", "pictures"}
+    names = {"config.yaml", "run.json", "training.json", "metrics.csv", "hparams.yaml", "checkpoints", "pictures"}
     assert set(os.listdir(run.folder)) == names
     record = run.record
     assert record["format"] == FORMAT

@@ -17,8 +17,10 @@ from calosim.evaluation.selection import (
     some_rows,
     trained_data,
 )
+from calosim.models.finetune import FineTune
 from calosim.runs import Run
 from calosim.showers.root import write
+from calosim.simulation.ensemble import save_ensemble
 
 
 def test_rank_within_counts_earlier_rows():
@@ -103,6 +105,21 @@ def test_models_that_may_have_seen_the_rows_are_refused(run_folders, other, tmp_
     for given in (False, True):
         with pytest.raises(ValueError, match="it has seed 7, not 0"):
             check_splits(mine, [theirs], given)
+
+
+def test_models_that_began_from_one_that_may_have_seen_the_rows_are_refused(run_folders, fit, root_file, tmp_path):
+    few = {"limit_train_batches": 1, "limit_val_batches": 1}
+    fit(FineTune(run_folders["splits"]), root_file, tmp_path / "tuned", seed=7, trainer=few)
+    shutil.copy(run_folders["splits"] / Run.CONFIG, tmp_path / "tuned")
+    record = Run(run_folders["splits"]).record
+    (tmp_path / "tuned" / Run.RECORD).write_text(json.dumps({**record, "data": {**record["data"], "seed": 7}}))
+    for given in (False, True):
+        with pytest.raises(ValueError, match="it has seed 0, not 7"):
+            check_splits(tmp_path / "tuned", [tmp_path / "tuned"], given)
+    # Also as a member of an ensemble, whose folder cannot tell of one split.
+    save_ensemble(tmp_path / "e", str(run_folders["splits"]), {"lambda": str(tmp_path / "tuned")})
+    with pytest.raises(ValueError, match="it has seed 7, not 0"):
+        check_splits(run_folders["splits"], [tmp_path / "e"], given=True)
 
 
 def test_models_of_another_data_set_are_meant_to_be_there_only_if_the_data_was_named(run_folders, other):

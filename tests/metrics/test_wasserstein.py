@@ -140,3 +140,16 @@ def test_two_processes_equal_one_exactly(make_rows, compute, tmp_path):
 
 if __name__ == "__main__":
     process(int(sys.argv[1]), *sys.argv[2:])
+
+
+def test_what_is_not_finite_has_no_distance():
+    with pytest.raises(ValueError, match="expected finite values"):
+        wasserstein([1.0, np.nan], [1.0, 2.0])
+    metric = CheckerboardWasserstein("zn")
+    rows = torch.ones(3, 2, 5)
+    rows[1, 0, 2] = torch.inf
+    codes = torch.full((3,), 22)
+    with pytest.raises(ValueError, match="expected finite generated channel values, got others in row 1"):
+        metric.update(rows, torch.ones(3, 5), codes, torch.arange(3))
+    with pytest.raises(ValueError, match="expected finite reference channel values, got others in row 1"):
+        metric.update(torch.ones(3, 2, 5), rows[:, 0], codes, torch.arange(3))

@@ -50,3 +50,38 @@ def test_a_training_tells_it_its_length_and_it_is_stepped_after_every_batch(root
     schedule = trainer.lr_scheduler_configs[0].scheduler
     assert (schedule.total_steps, schedule.last_epoch) == (8, 8)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 * 0.04)
+
+
+def test_by_epochs_it_is_the_usual_cosine():
+    rates = []
+    for kind in (
+        lambda o: WarmupCosine(o, warmup_steps=0, final=0.0, total_steps=6, every="epoch"),
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=6),
+    ):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+        schedule = kind(optimizer)
+        own = []
+        for _ in range(7):
+            own.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        rates.append(own)
+    assert rates[0] == pytest.approx(rates[1], abs=1e-12)
+    with pytest.raises(ValueError, match="expected every step or epoch, got 'day'"):
+        WarmupCosine(optimizer, every="day")
+
+
+def test_a_resumed_schedule_follows_its_new_length():
+    def made(total):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+        return optimizer, WarmupCosine(optimizer, warmup_steps=0, final=0.0, total_steps=total)
+
+    optimizer, old = made(4)
+    for _ in range(3):
+        optimizer.step()
+        old.step()
+    optimizer, new = made(12)
+    new.load_state_dict(old.state_dict())
+    assert (new.last_epoch, new.total_steps) == (3, 12)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.3 * new.factor(3))
+    assert new.factor(3) > 2 * old.factor(3)

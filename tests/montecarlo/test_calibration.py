@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from calosim.montecarlo.calibration import calibrate, main, to_markdown, to_text
+from calosim.montecarlo.calibration import calibrate, main, over_seeds, to_markdown, to_text
 from calosim.montecarlo.targets import BLOCKS, Target, measured, relative
 from calosim.montecarlo.targets_parts import survival_targets
 
@@ -56,10 +56,24 @@ def test_errors_are_those_of_means_over_blocks():
 
 
 def test_the_command_prints_and_writes_the_table(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("calosim.montecarlo.calibration.calibrate", lambda seed, scale, workers: TARGETS)
+    monkeypatch.setattr("calosim.montecarlo.calibration.over_seeds", lambda seeds, first, scale, workers: TARGETS)
     main(["--out", str(tmp_path / "new" / "table.md")])
     assert capsys.readouterr().out == to_text(TARGETS) + "\n"
     assert (tmp_path / "new" / "table.md").read_text() == to_markdown(TARGETS)
+
+
+def test_the_mean_over_seeds_is_judged_with_its_error(monkeypatch):
+    values = {1: 0.4, 2: 1.0, 3: 1.6, 4: np.nan}
+    made = lambda seed, scale, workers: [Target("a", "one", "1", values[seed], 0.5, (0.8, 1.2))]  # noqa: E731
+    monkeypatch.setattr("calosim.montecarlo.calibration.calibrate", made)
+    (mean,) = over_seeds(4)
+    assert mean.ours == pytest.approx(1.0)
+    assert mean.error == pytest.approx(0.6 / np.sqrt(3))
+    assert mean.verdict == "inside"
+    assert made(1, 1, 1)[0].verdict == "MISSED"  # what one seed says is chance
+    assert over_seeds(1)[0].error == 0.5
+    with pytest.raises(SystemExit):
+        main(["--seeds", "0"])
 
 
 def test_survival_follows_from_published_lifetimes():

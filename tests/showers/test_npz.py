@@ -82,3 +82,15 @@ BAD: dict[str, tuple[Callable[[Any], list[str]], list[str], dict[str, Any]]] = {
 def test_a_bad_file_gets_one_clear_line(name, refused):
     make, says, options = BAD[name]
     refused(make, *says, **options)
+
+
+def test_several_pairs_are_found_by_their_names(tmp_path, make, save_npz):
+    pairs = [save_npz(tmp_path, make(4, seed=k), stem=stem) for k, stem in enumerate("ab")]
+    (a, a_images), (b, b_images) = pairs
+    crossed = read([a, b, b_images, a_images])
+    assert np.array_equal(crossed.images, read([a, a_images, b, b_images]).images)
+    renamed = tmp_path / "z.npz"
+    (tmp_path / b_images).rename(renamed)
+    with pytest.raises(ValueError, match=r"b_particles\.npz: which of 2 files holds its responses"):
+        read([a, b, a_images, renamed])
+    assert len(read([b, renamed])) == 4  # a single pair may be called anything

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from calosim.flows import FlowConfig
+from calosim.models.finetune import FineTune
 from calosim.models.photons import PhotonSum
 from calosim.models.teacher import Teacher
 from calosim.runs import FORMAT, Run
@@ -115,6 +116,19 @@ def test_an_ensemble_of_one_split_can_be_evaluated(seeds, run_folders, tmp_path)
     save_ensemble(tmp_path / "e", runs[0], {"lambda": runs[1]})
     for name in ("config.yaml", "run.json"):
         assert (tmp_path / "e" / name).exists() == (seeds[0] == seeds[1])
+
+
+def test_a_member_answers_for_what_it_was_trained_on(run_folders, fit, root_file, tmp_path):
+    few = {"limit_train_batches": 1, "limit_val_batches": 1}
+    fit(FineTune(run_folders["splits"]), root_file, tmp_path / "tuned", particle="lambda", trainer=few)
+    baseline = str(run_folders["splits"])
+    with pytest.raises(ValueError, match="expected a member trained on gamma or on all particles, got one of lambda"):
+        save_ensemble(tmp_path / "wrong", baseline, {"gamma": str(tmp_path / "tuned")})
+    save_ensemble(tmp_path / "right", baseline, {"gamma": baseline})
+    record = Run(tmp_path / "right").record
+    assert record["model"] == "Ensemble"
+    assert record["members"].keys() == {"default.ckpt", "gamma.ckpt"}
+    assert record["ancestors"] == Teacher.load(baseline).lineage
 
 
 def test_ensembles_that_cannot_be(ensemble, run_folders, tmp_path):

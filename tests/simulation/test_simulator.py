@@ -10,7 +10,7 @@ from calosim.flows import FlowConfig
 from calosim.models.photons import PhotonSum
 from calosim.models.teacher import Teacher
 from calosim.shapes import PixelConfig
-from calosim.simulation.simulator import FastSimulator, NoiseRemoval, pick_device
+from calosim.simulation.simulator import FastSimulator, NoiseRemoval, generate, pick_device
 
 ROWS = 6
 
@@ -144,3 +144,30 @@ def test_missing_device_is_said():
         with pytest.raises(ValueError, match="'cuda' is not available"):
             pick_device("cuda")
     assert pick_device("cpu").type == "cpu"
+
+
+def test_primaries_outside_of_the_training_are_counted_and_refused_if_asked(run_folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    head, photon = "pdg,energy,vx,vy,vz,px,py,pz\n", "22,100,0,0,0,0,0,100\n"
+    models = [str(run_folders[name]) for name in ("splits", "photons")]
+
+    def answer(lines, **more):
+        (tmp_path / "p.csv").write_text(head + photon + lines)
+        generate(models[0], "p.csv", "out.root", models[1], quiet=True, **more)
+
+    answer("")
+    assert not capsys.readouterr().err
+    outside = "1000010020,1000,0,0,0,0,0,999.998\n2112,90000,0,0,0,0,0,90000\n"
+    answer(outside)
+    said = capsys.readouterr().err
+    for words in ("of 3 primaries", "1 by shape: d2 never seen", "1 by photon sum: energy beyond ["):
+        assert words in said
+    (tmp_path / "out.root").unlink()
+    with pytest.raises(ValueError, match="d2 never seen"):
+        answer(outside, strict=True)
+    for line, expected in (("2112,2500,0,0,0,0,0,0", "0.939565"), ("2112,0.5,0,0,0,0,0,0.5", "1.06432")):
+        with pytest.raises(
+            ValueError, match=f"row 1: energy is .* GeV; expected {expected} GeV, by its momentum and mass"
+        ):
+            answer(line + "\n")
+    assert not (tmp_path / "out.root").exists()

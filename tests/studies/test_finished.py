@@ -9,12 +9,11 @@ import yaml
 
 from calosim.__main__ import main
 from calosim.files import read_json, write_json
-from calosim.runs import Run
+from calosim.runs import Run, difference, identity
 from calosim.showers.recipe import read_recipe
 from calosim.showers.root import write
 from calosim.studies.finished import is_finished, unknown_origin
 from calosim.studies.plan import load_plan
-from calosim.studies.settings import difference, identity
 
 
 @pytest.fixture

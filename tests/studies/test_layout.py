@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from calosim.studies.layout import Table
+from calosim.files import write_json
+from calosim.studies.layout import Table, judged_rows
 from calosim.studies.plan import load_plan
 
 
@@ -26,3 +27,16 @@ def test_a_bad_table_is_refused(make_plan, table, message):
 def test_columns_have_one_name_each(make_plan):
     table = Table.of(load_plan(make_plan(table={"particles": ["all", "sigma_plus", 3122]})))
     assert table.columns == {"all": "all", "sigma+": "Σ⁺ sigma+", "lambda": "Λ lambda"}
+
+
+def test_only_seeds_and_particles_are_pooled(make_plan):
+    each = {"lr": [1, 2], "seed": [1, 2]}
+    options = {"model.optimizer.lr": "{lr}", "seed_everything": "{seed}"}
+    config = {"config": ["conf/photons.yaml"]}
+    trainings = {"sweep": {**config, "each": each, "options": options, "title": "S"}, "one": config}
+    plan = load_plan(make_plan(trainings=trainings, evaluate={"runs": 2}))
+    for step in plan.steps.values():
+        if step.verb == "evaluate":
+            write_json(step.result, {"images": {}})
+    rows = {row.label: (row.title, len(row.evaluations)) for row in judged_rows(plan)}
+    assert rows == {"sweep-1": ("S (lr 1)", 2), "sweep-2": ("S (lr 2)", 2), "one": ("one", 1)}

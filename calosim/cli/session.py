@@ -1,0 +1,164 @@
+"""What a training verb may do where: its run folder, the checkpoint it goes on from, and what it is asked for."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from calosim.models.checkpoints import read_checkpoint
+from calosim.runs import Run, difference, identity
+
+__all__ = ["as_list", "check_resumed", "checkpoint_to_use", "folder_of", "said_words", "say_replaced", "single_batches"]
+
+#: Options whose 1 is one batch, and whose 1.0 all of them; the parser knows no difference.
+COUNTS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
+#: Settings that a resumed training may not change: Lightning would go on with the old ones, or with other rows.
+FIXED = ("model.", "data.", "seed_everything")
+#: Among them what is obeyed, or told by content: places of runs and files.
+FREE = ("model.init_args.init_from", "model.init_args.start", "data.batch_size")
+
+
+def said_words(words: Sequence[str]) -> list[str]:
+    """Command-line words in which Lightning's ``--optimizer`` and ``--lr_scheduler`` are what they are for here.
+
+    Every model has settings of that kind: two places for one thing would leave one of them ignored.
+    """
+    names = {"optimizer": "model.optimizer", "lr_scheduler": "model.scheduler"}
+    return [re.sub(r"^--(optimizer|lr_scheduler)(?=$|[.=])", lambda m: f"--{names[m[1]]}", word) for word in words]
+
+
+def as_list(value: Any) -> list[Any]:
+    """The classes that an entry of the trainer names, one or several."""
+    if not value or value is True:
+        return []
+    return [v for v in (value if isinstance(value, list) else [value]) if hasattr(v, "get") and v.get("class_path")]
+
+
+def folder_of(verb: str, config: Any, checkpoint: str | None) -> str:
+    """The run folder: the one that was named, that of the checkpoint or of the configuration to go on from, or a new one.
+
+    Raises:
+        ValueError: If a checkpoint is needed and none is named, or none can be found.
+    """
+    run = config.get("run") or os.environ.get("CALOSIM_RUN")
+    if verb != "fit" and not checkpoint:
+        raise ValueError(f"expected --ckpt_path, a checkpoint to {verb}; without one the weights are random")
+    if run is not None:
+        return run
+    if checkpoint in ("best", "last"):
+        # `-c RUN/config.yaml --ckpt_path last` goes on with that run, wherever it lies by now.
+        own = [path.parent for path in _files(config) if path.name == Run.CONFIG and Run(path.parent).exists]
+        if len(own) != 1:
+            raise ValueError(
+                f"expected --run RUN_FOLDER, whose {checkpoint} checkpoint is meant, or the path of a checkpoint"
+            )
+        return str(own[0])
+    if checkpoint is not None:
+        if verb == "fit" and not Run(checkpoint).exists:
+            raise ValueError(f"{checkpoint}: lies in no run folder; expected --run RUN_FOLDER to go on in")
+        # Judging or resuming a checkpoint belongs to the run that wrote it.
+        return str(Run(checkpoint).folder)
+    model = config.model.class_path.rpartition(".")[2].lower()
+    # Under Slurm all processes must choose the same folder without talking to each other.
+    if job := os.environ.get("SLURM_JOB_ID"):
+        return f"runs/{model}/slurm-{job}"
+    return f"runs/{model}/{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+
+
+def checkpoint_to_use(run: Run, name: str) -> str:
+    """The path of a run's ``best`` or ``last`` checkpoint; the other one, with a line, where it is damaged.
+
+    Raises:
+        ValueError: If there is none, or none that can be read.
+    """
+    wanted, other = (run.best, run.last) if name == "best" else (run.last, run.best)
+    if not wanted.exists():
+        raise ValueError(f"{wanted}: no such checkpoint; without one, `fit` starts anew in that folder")
+    try:
+        read_checkpoint(wanted)
+    except ValueError as error:
+        if not other.exists():
+            raise
+        epoch = read_checkpoint(other).get("epoch", 0)
+        print(f"calosim: {error}; {other}, after epoch {epoch + 1}, takes its place", file=sys.stderr)
+        return str(other)
+    return str(wanted)
+
+
+def check_resumed(run: Run, settings: Mapping[str, Any]) -> None:
+    """Refuses to resume a training with other settings than it was begun with, which would not be obeyed.
+
+    Args:
+        run: The run, as it was begun.
+        settings: All settings of the command that resumes it.
+
+    Raises:
+        ValueError: If one differs.
+    """
+    begun, asked = identity(run.config), identity(settings)
+    both = [key for key in begun if key in asked and key.startswith(FIXED) and not key.startswith(FREE)]
+    if differs := difference({k: begun[k] for k in both}, {k: asked[k] for k in both}):
+        raise ValueError(
+            f"{run.folder}: begun with other settings, which a resumed training keeps (it has {differs}); "
+            "leave them as they were, or start a new run"
+        )
+
+
+def single_batches(config: Any, words: Sequence[str]) -> dict[str, int]:
+    """Limits of the trainer that are one batch, as they were said, where the parser has made all batches of them.
+
+    Args:
+        config: The verb's parsed settings.
+        words: The command line.
+    """
+    contents = [_read(path) for path in _files(config)]
+    return {name: 1 for name in COUNTS if config.trainer.get(name) == 1 and _one(name, contents, words)}
+
+
+def say_replaced(config: Any) -> None:
+    """Says in a line which callbacks of a file are replaced by a later file or the command line."""
+    files = [(path, _read(path)) for path in _files(config)]
+    kept = {callback.class_path.rpartition(".")[2] for callback in as_list(config.trainer.get("callbacks"))}
+    for path, content in files:
+        named = [entry for key in ("callbacks", "callbacks+") for entry in _named(content.get("trainer") or {}, key)]
+        if gone := [name for name in named if name not in kept]:
+            print(f"calosim: {', '.join(gone)} of {path} is replaced by what comes after it", file=sys.stderr)
+
+
+def _one(name: str, contents: Iterable[Mapping[str, Any]], words: Sequence[str]) -> bool:
+    """Whether the last that was said of a number is the whole number 1."""
+    said: Any = None
+    for content in contents:
+        said = (content.get("trainer") or {}).get(name, said)
+    for k, word in enumerate(words):
+        if word == f"--trainer.{name}" and k + 1 < len(words):
+            said = words[k + 1]
+        elif word.startswith(f"--trainer.{name}="):
+            said = word.partition("=")[2]
+    return (isinstance(said, int) and said == 1) or said == "1"
+
+
+def _named(trainer: Mapping[str, Any], key: str) -> list[str]:
+    """Class names of the callbacks of a file."""
+    entries = trainer.get(key) or []
+    entries = entries if isinstance(entries, list) else [entries]
+    paths = [entry.get("class_path", "") if isinstance(entry, dict) else str(entry) for entry in entries]
+    return [path.rpartition(".")[2] for path in paths]
+
+
+def _files(config: Any) -> list[Path]:
+    """The files that were named with ``-c``."""
+    return [Path(str(path)) for path in config.get("config") or []]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return content if isinstance(content, dict) else {}
