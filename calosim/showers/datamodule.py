@@ -46,9 +46,13 @@ class ShowerDataset(Dataset):
         rows: np.ndarray,
         with_images: bool = True,
     ):
-        self.arrays = {"particles": particles.astype(np.float32), "pdg": pdg.astype(np.int64)}
-        self.arrays |= {"images": images} if with_images else {}
-        self.arrays |= {"inputs": inputs, "photon_sum": photon_sum}
+        self.arrays: dict[str, np.ndarray] = {
+            "particles": particles.astype(np.float32),
+            "pdg": pdg.astype(np.int64),
+            **({"images": images} if with_images else {}),
+            "inputs": inputs,
+            "photon_sum": photon_sum,
+        }
         self.rows = rows
 
     def __len__(self) -> int:
@@ -187,8 +191,8 @@ class RootDataModule(LightningDataModule):
         )
         # A model of the photon sum needs no images.
         model = self.trainer.lightning_module if self.trainer else None
-        names = ("particles", "pdg", "images", "inputs", "photon_sum")
-        dataset = ShowerDataset(*(a[name] for name in names), rows, getattr(model, "with_images", True))
+        held = a["particles"], a["pdg"], a["images"], a["inputs"], a["photon_sum"]
+        dataset = ShowerDataset(*held, rows, getattr(model, "with_images", True))
         return DataLoader(
             dataset,
             batch_size=None,  # the sampler yields whole batches
