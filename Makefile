@@ -68,7 +68,7 @@ explain: | $(STAMP)  ## SHAP values: PHOTONS=runs/photonsum/... [SHAPE=runs/teac
 report: | $(STAMP)  ## one HTML page about RUNS="runs/a,runs/b" (default runs), OUT=report.html
 	$(CALOSIM) report --runs "[$(or $(RUNS),runs)]" --out $(or $(OUT),report.html) $(ARGS)
 
-train-photons: $(DATA)  ## train the photon-sum model; ARGS="--model.head gaussian"
+train-photons: $(DATA)  ## train the photon-sum model; ARGS="-c conf/photons/published.yaml"
 	$(CALOSIM) fit -c conf/photons.yaml $(ARGS)
 
 demo: | $(STAMP)  ## simulate, train, generate, evaluate, explain and report in about five minutes; results in demo/

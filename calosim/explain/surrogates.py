@@ -64,6 +64,11 @@ class SurrogateSettings:
 class CenterHead(GaussianHead):
     """The Gaussian head of the photon sum, for a coordinate of the shower's center in cm: without bounds."""
 
+    def fit(self, photon_sum: Tensor, energy: Tensor) -> None:
+        """Takes mean and standard deviation of the coordinate, in the photon sum's place."""
+        self.center.fill_(photon_sum.mean())
+        self.spread.fill_(photon_sum.std())
+
     def moment(self, outputs: Tensor, energy: Tensor, power: Literal[1, 2] = 1) -> Tensor:
         """A moment of the coordinate in cm or cm squared, shape (B,), from a network's outputs (B, 2)."""
         mu, tau = self.parameters_of(outputs)
@@ -139,8 +144,7 @@ def fit_surrogate(
         torch.manual_seed(seed)
         model = CenterSurrogate(detector, posterior)
         model.features.fit(x)
-        model.head.center.fill_(y.mean())
-        model.head.spread.fill_(y.std())
+        model.head.fit(y, x[:, 0])
         if not y.std() > 0:
             raise ValueError(f"expected shower centers that differ, got {y.mean():.4g} cm in all {len(y)} rows")
         columns = model.features(x)

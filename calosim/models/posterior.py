@@ -105,7 +105,8 @@ class Ensemble(nn.Module):
     def _member(self, k: int) -> nn.Module:
         layers: list[nn.Module] = []
         for weight, bias in zip(self.weights, self.biases, strict=True):
-            linear = nn.Linear(*weight.shape[1:], device=weight.device, dtype=weight.dtype)
+            inputs, outputs = weight.shape[1:]
+            linear = nn.Linear(inputs, outputs).to(weight)
             linear.weight.data.copy_(weight[k].T)
             linear.bias.data.copy_(bias[k, 0])
             layers += [linear, nn.SiLU()]

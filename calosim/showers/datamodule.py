@@ -46,9 +46,13 @@ class ShowerDataset(Dataset):
         rows: np.ndarray,
         with_images: bool = True,
     ):
-        self.arrays = {"particles": particles.astype(np.float32), "pdg": pdg.astype(np.int64)}
-        self.arrays |= {"images": images} if with_images else {}
-        self.arrays |= {"inputs": inputs, "photon_sum": photon_sum}
+        self.arrays: dict[str, np.ndarray] = {
+            "particles": particles.astype(np.float32),
+            "pdg": pdg.astype(np.int64),
+            **({"images": images} if with_images else {}),
+            "inputs": inputs,
+            "photon_sum": photon_sum,
+        }
         self.rows = rows
 
     def __len__(self) -> int:
