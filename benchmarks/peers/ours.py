@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from lightning import seed_everything
 
 from calosim import draws, shapes
 from calosim.detectors import Detector
@@ -92,8 +93,9 @@ class TeacherPeer(ShapePeer):
         self.nll_unit = "nats per image" if exact else "nats per pixel (density of noisy logits)"
 
     def fit(self, showers: Showers, minutes: float, seed: int) -> int:
-        budget = self.begin(minutes, seed)
+        seed_everything(seed, verbose=False)
         self.module = Teacher(self.detector.name, **self.settings)
+        budget = self.begin(minutes, seed)
         rows = fit_rows(showers)
         images = torch.from_numpy(showers.images[rows])
         self.module.features.fit(torch.from_numpy(showers.particles[rows]), images.flatten(1).sum(1))

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from calosim import draws
 from calosim.detectors import Detector
-from calosim.models.base import FIT_ROWS
 from calosim.shapes import FeatureScaler
 from calosim.showers.record import Showers
 
@@ -25,6 +24,8 @@ from .counts import rounded, with_sum
 __all__ = ["Batches", "Budget", "ImagePeer", "Peer", "RealImagePeer", "descend", "fit_rows"]
 
 Batch = dict[str, Tensor]
+#: Rows that standardizations are fitted to; a quarter of calosim's, which take seconds of a short training.
+FIT_ROWS = 5000
 
 
 class Budget:
@@ -129,7 +130,7 @@ def descend(
 
 
 def fit_rows(showers: Showers) -> np.ndarray:
-    """Evenly spread rows (M,) that standardizations are fitted to, as many as in a training of calosim."""
+    """Evenly spread rows (M,) that standardizations are fitted to."""
     return np.unique(np.linspace(0, len(showers) - 1, min(len(showers), FIT_ROWS)).round().astype(np.int64))
 
 
@@ -166,7 +167,16 @@ class Peer(ABC):
 
     @abstractmethod
     def fit(self, showers: Showers, minutes: float, seed: int) -> int:
-        """Trains for that many minutes of wall time, all but reading the showers included; returns the steps made."""
+        """Trains for that many minutes of wall time.
+
+        Args:
+            showers: The training split.
+            minutes: All that is done with the showers takes that long together, standardizations and teachers too.
+            seed: Seed of weights, order and noise.
+
+        Returns:
+            How many steps were made.
+        """
 
     @abstractmethod
     def generate(self, particles: np.ndarray, pdg: np.ndarray, photon_sum: np.ndarray, seed: int) -> np.ndarray:

@@ -64,6 +64,7 @@ def run_tries(study: Study, words: Sequence[str]) -> dict[str, str]:
     waiting = [(name, m) for m in sorted(study.minutes, reverse=True) for name in study.peers]
     tunings = [t for name, m in waiting for t in study.tunings(name, m)]
     pending = [t for t in dict.fromkeys(tunings) if t.result is None]
+    known = set(pending)
     for tried in pending:  # what was given up is tried again
         (tried.folder / Try.UNFINISHED).unlink(missing_ok=True)
     failed: dict[str, str] = {}
@@ -74,7 +75,8 @@ def run_tries(study: Study, words: Sequence[str]) -> dict[str, str]:
             for pair in list(waiting):
                 if (best := study.chosen(*pair)) is not None:
                     waiting.remove(pair)
-                    if best.result is None and best not in pending:
+                    if best.result is None and best not in known:
+                        known.add(best)
                         pending.append(best)
                         pending.sort(key=lambda t: (t not in tunings, -t.minutes))
             _start(study, words, pending, running, failed, end)
