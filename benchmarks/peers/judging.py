@@ -14,7 +14,7 @@ import torch
 from calosim.evaluation.answers import TITLES, Answers, Candidate, ask, measure, packed_answers
 from calosim.evaluation.classifier import judge_by_classifier
 from calosim.evaluation.protocol import ClassifierOptions
-from calosim.evaluation.references import find_references
+from calosim.evaluation.references import Floors
 from calosim.evaluation.stored import Evaluation
 from calosim.files import read_npz, write_json, write_npz
 from calosim.metrics.wasserstein import wasserstein
@@ -85,7 +85,7 @@ def _judge_references(study: Study, folder: Path) -> None:
     """Floor and trivial model, and the controls of the classifier test."""
     data = study.datamodule()
     rows, other = study.judged(data), read(study.floor, data.detector.name)
-    references = find_references(data, "test", rows, other)
+    references = Floors(other).references(data, "test", rows)
 
     def drawn(name: str) -> Candidate:
         return lambda run, numbers: references[name].answers(numbers, study.seed + run, numbers)
@@ -110,8 +110,9 @@ def _judge(
 
     options = ClassifierOptions(classifier_rows=len(rows), classifier_seeds=study.classifier_seeds)
     # The floor is one of the controls, and no candidate.
-    models = {title: candidate for title, candidate in titled.items() if title != TITLES["floor"]}
-    other = read(study.floor, detector.name) if controls else None
+    every = np.arange(len(rows))
+    models = {title: candidate(0, every) for title, candidate in titled.items() if title != TITLES["floor"]}
+    floors = Floors(read(study.floor, detector.name)).simulated(rows) if controls else {}
     write_npz(
         folder / Evaluation.ANSWERS,
         **{"rows": rows.positions, "pdg": test.pdg, "inputs": rows.inputs, "natural": rows.natural},
@@ -123,7 +124,7 @@ def _judge(
             **{"rows": len(rows), "inputs": len(np.unique(rows.inputs)), "data": describe(data), "seed": study.seed},
             "images": {title: measured(answer) for title, answer in answers.items()},
             "monte_carlo": measured(itself)["mean"],
-            "classifier": judge_by_classifier(models, rows, 1, other, options, study.seed, quiet=True),
+            "classifier": judge_by_classifier(models, rows, floors, options, study.seed, quiet=True),
             **more,
         },
     )
