@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from calosim.evaluation.selection import Selection
 from calosim.files import markdown_table
 from calosim.metrics.classifier import MIN_PRIMARIES, ClassifierSettings, classifier_test
 from calosim.metrics.controls import classifier_controls
+from calosim.showers.record import Showers
 
 __all__ = ["classifier_rows", "classifier_tables", "judge_by_classifier"]
 
@@ -61,7 +63,9 @@ def judge_by_classifier(
     known = (showers.particles, rows.inputs, showers.geometry)
     found["candidates"] = {}
     for title, images in generated.items():
-        found["candidates"][title] = classifier_test(showers.images, images, *known, settings, quiet).to_dict()
+        tested = classifier_test(showers.images, images, *known, settings, quiet).to_dict()
+        tested["verdicts"] |= _calochallenge(showers, images, rows.inputs, settings, options, quiet)
+        found["candidates"][title] = tested
     controls: dict[str, Any] = {}
     for name, floor in floors.items():
         # No response twice, and none to another primary.
@@ -71,14 +75,33 @@ def judge_by_classifier(
         if inputs < MIN_PRIMARIES:
             found["controls_reason"] = f"needs {MIN_PRIMARIES} primaries or more, the floor's sample has {inputs}"
             continue
-        known = (showers.particles[own], rows.inputs[own], showers.geometry)
+        some, second = showers.select(own), floor.images(positions[own])
         # The same damage tells the same of either.
         shares = () if controls else (DAMAGE,)
-        second = floor.images(positions[own])
-        tested = classifier_controls(showers.images[own], second, *known, settings, shares, quiet)
+        results = classifier_controls(
+            some.images, second, some.particles, rows.inputs[own], some.geometry, settings, shares, quiet
+        )
+        told = {key: result.to_dict() for key, result in results.items()}
+        told["mc"]["verdicts"] |= _calochallenge(some, second, rows.inputs[own], settings, options, quiet)
         same = {"mc": "mc_sums"} if name == "shape_floor" else {}
-        controls |= {same.get(key, key): result.to_dict() for key, result in tested.items()}
+        controls |= {same.get(key, key): result for key, result in told.items()}
     return found | ({"controls": controls} if controls else {})
+
+
+def _calochallenge(
+    showers: Showers,
+    images: np.ndarray,
+    inputs: np.ndarray,
+    settings: ClassifierSettings,
+    options: ClassifierOptions,
+    quiet: bool,
+) -> dict[str, Any]:
+    """The verdict of the CaloChallenge's classifier, where it is asked for."""
+    if not options.classifier_calochallenge:
+        return {}
+    theirs = replace(ClassifierSettings.calochallenge(), seeds=settings.seeds, seed=settings.seed)
+    known = (showers.particles, inputs, showers.geometry)
+    return classifier_test(showers.images, images, *known, theirs, quiet).to_dict()["verdicts"]
 
 
 def classifier_tables(results: dict[str, Any]) -> list[str]:
@@ -98,18 +121,20 @@ def classifier_tables(results: dict[str, Any]) -> list[str]:
     )
     if "controls_reason" in results:
         head += f" No controls: the test {results['controls_reason']}."
-    judges = ("images", "features")
+    first = next(iter(results["candidates"].values()))["verdicts"]
+    judges = [judge for judge in ("images", "features", "calochallenge") if judge in first]
     controls = results.get("controls", {})
     named = results["candidates"] | {title: controls[name] for name, title in CONTROLS.items() if name in controls}
-    rows = [[title, *(_area(result["verdicts"][judge]) for judge in judges)] for title, result in named.items()]
+    rows = [[title, *(_area(result["verdicts"].get(judge)) for judge in judges)] for title, result in named.items()]
     if controls:
-        rows.append([PRIMARY, "–", _area(next(iter(controls.values()))["verdicts"]["primary"])])
+        primary = next(iter(controls.values()))["verdicts"]["primary"]
+        rows.append([PRIMARY, *(_area(primary if judge == "features" else None) for judge in judges)])
     areas = markdown_table(["classifier test", *(f"AUC {judge}" for judge in judges)], rows)
     return [head, areas, *(_feature_table(title, result) for title, result in results["candidates"].items())]
 
 
-def _area(verdict: dict[str, float]) -> str:
-    return f"{verdict['auc']:.3f} ± {verdict['error']:.3f}"
+def _area(verdict: dict[str, float] | None) -> str:
+    return "–" if verdict is None else f"{verdict['auc']:.3f} ± {verdict['error']:.3f}"
 
 
 def _feature_table(title: str, result: dict[str, Any]) -> str:

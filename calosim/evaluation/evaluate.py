@@ -27,6 +27,7 @@ from calosim.evaluation.rounding import best_noise_removals
 from calosim.evaluation.selection import Selection, check_splits, select_rows, trained_data
 from calosim.evaluation.stored import Evaluation
 from calosim.evaluation.tables import as_csv, as_markdown
+from calosim.evaluation.variants import measure_variants
 from calosim.files import atomic_write, check_writable, write_json, write_npz
 from calosim.models.photons import PhotonSum
 from calosim.models.shape import ShapeModule
@@ -235,6 +236,8 @@ def _judge_images(
         results |= _judge_by_tests(work, simulator, classifier, others, quiet)
     # Answers to a part of the rows cannot be compared row by row.
     whole = {title: answer for title, answer in answers.items() if fair[title].all()}
+    if protocol.variants:
+        results["variants"] = measure_variants(simulator, rows, protocol, whole, reference)
     return results, {
         **_examples(rows, simulator, protocol.seed),
         **{"rows": rows.positions, "pdg": test.pdg, "inputs": rows.inputs, "natural": rows.natural},

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from calosim.metrics.variants import VARIANTS
+
 __all__ = ["ClassifierOptions", "FloorOptions", "Protocol"]
 
 
@@ -24,9 +26,12 @@ class Protocol:
             natural mix.
         seed: Seed of the draws.
         resamples: Bootstrap resamples of primaries, for the 95 % intervals of metrics; 0: no intervals.
+        variants: Metrics as public codes compute them, in a table of their own: some of zdc (m-wojnar/zdc: channel sums not
+            rounded, all generations of a row pooled, MAE paired row by row) and zdc-fast-simulations
+            (majerzemilia/zdc-fast-simulations: one generation of each row, MAE paired row by row).
 
     Raises:
-        ValueError: If one of the numbers is below 1, or resamples are 1 or less than 0.
+        ValueError: If one of the numbers is below 1, resamples are 1 or less than 0, or a variant is unknown.
 
     References:
         | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), section 3.2,
@@ -40,8 +45,11 @@ class Protocol:
     rows_of_each: int | None = None
     seed: int = 1
     resamples: int = 1000
+    variants: list[str] | None = None
 
     def __post_init__(self) -> None:
+        if unknown := set(self.variants or []) - set(VARIANTS):
+            raise ValueError(f"unknown variant {min(unknown)!r}; expected some of {', '.join(VARIANTS)}")
         if self.resamples < 0 or self.resamples == 1:
             raise ValueError(f"expected resamples of 0 or at least 2, got {self.resamples}")
         for name in ("runs", "responses", "rows", "rows_of_each"):
@@ -76,6 +84,7 @@ class ClassifierOptions:
             so does the Monte Carlo itself, as it is and damaged, to show how good the judges are.
         classifier_rows: About that many rows at most take it, of the whole split, whatever else is judged.
         classifier_seeds: Trainings of each judge, each tested on another fifth of the primaries; five test all of them.
+        classifier_calochallenge: Whether the CaloChallenge's low-level classifier, trained as there, judges too.
 
     Raises:
         ValueError: If one of the numbers is below 1.
@@ -84,6 +93,7 @@ class ClassifierOptions:
     classifier: bool = True
     classifier_rows: int = 9000
     classifier_seeds: int = 5
+    classifier_calochallenge: bool = False
 
     def __post_init__(self) -> None:
         for name in ("classifier_rows", "classifier_seeds"):

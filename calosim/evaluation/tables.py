@@ -10,6 +10,7 @@ from calosim.evaluation.classifier import classifier_rows, classifier_tables
 from calosim.evaluation.intervals import LEAST_PRIMARIES
 from calosim.evaluation.likelihood import likelihood_rows, likelihood_tables
 from calosim.evaluation.photons import INTERVALS, shown_particles
+from calosim.evaluation.variants import variant_rows, variant_tables
 from calosim.files import csv_text, markdown_table
 from calosim.particles import particle_code, particle_symbol
 
@@ -58,6 +59,7 @@ def as_markdown(results: dict[str, Any]) -> str:
         without = same["rows_without_their_input"]
         head += f"; it lacks the primaries of {without} rows." if without else "."
     tables = [_metric_table(images, names, *metric) for metric in METRICS[:PRINTED]] if images else []
+    tables += variant_tables(results.get("variants", {}))
     tables += [_photon_table(sums, names)] if sums else []
     tables += classifier_tables(results.get("classifier", {})) + likelihood_tables(results.get("likelihood", {}))
     return "\n\n".join([head, *tables]) + "\n"
@@ -111,6 +113,7 @@ def as_csv(results: dict[str, Any]) -> str:
             interval = [result.get(what, {}).get(key, "") for what in ("low", "high")]
             rows.append([candidate, metric, key[len(metric) + 1 :], result["mean"][key], result["std"][key], *interval])
     rows += [*classifier_rows(results.get("classifier", {})), *likelihood_rows(results.get("likelihood", {}))]
+    rows += variant_rows(results.get("variants", {}))
     for model, report in results["photon_sum"].items():
         for particle, values in report.items():
             rows += [[model, f"photon_sum_{key}", particle, value, "", "", ""] for key, value in values.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from calosim.evaluation.protocol import ClassifierOptions, FloorOptions, Protoco
 from calosim.evaluation.references import floor_of_simulation, floor_of_sums
 from calosim.evaluation.tables import as_csv, as_markdown
 from calosim.files import read_json, read_npz
+from calosim.metrics.classifier import ClassifierSettings
 from calosim.showers.record import Showers
 
 FEW = Protocol(runs=1, responses=2, rows=40)
@@ -70,6 +72,19 @@ def test_they_come_after_the_others_and_into_the_csv(found):
     assert areas["twice", "auc_features"] == found["candidates"]["twice"]["verdicts"]["features"]["auc"]
     assert areas[CONTROLS["mc"], "auc_primary"] == 0.5
     assert len({(r["candidate"], r["metric"], r["particle_or_channel"]) for r in rows}) == len(rows)
+
+
+def test_the_calochallenges_classifier_is_an_option(showers, all_of, again, monkeypatch):
+    short = replace(ClassifierSettings.calochallenge(), epochs=1)
+    monkeypatch.setattr(ClassifierSettings, "calochallenge", lambda: short)
+    rows = all_of(showers)
+    floors = {"floor": floor_of_simulation(replace(showers, images=again(1)), rows)}
+    both = ClassifierOptions(classifier_seeds=1, classifier_calochallenge=True)
+    result = judge_by_classifier({"twice": 2 * again(2)}, rows, floors, both, seed=1, quiet=True)
+    lines = [line.strip("| ").split(" | ") for line in classifier_tables(result)[1].splitlines()]
+    assert lines[0] == ["classifier test", "AUC images", "AUC features", "AUC calochallenge"]
+    cells = {line[0]: line[3] for line in lines[2:]}
+    assert [title for title, cell in cells.items() if cell != "–"] == ["twice", CONTROLS["mc"]]
 
 
 def test_controls_need_primaries_of_their_own(found, showers, all_of, again):

@@ -32,6 +32,8 @@ def test_an_evaluation_says_how_it_was_made(judged, run_folders):
         **{
             "seed": 1,
             "resamples": 1000,
+            "variants": None,
+            "classifier_calochallenge": False,
             "shape_floor": None,
             "device": "auto",
             "classifier": True,
