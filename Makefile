@@ -41,6 +41,9 @@ data/study.root: | $(STAMP)
 data/study-floor.root: data/study.root
 	$(CALOSIM) simulate --detector zn --primaries $< --responses_per_primary 8 --seed 12 --out $@
 
+data/study-same-sums.root: data/study.root
+	$(CALOSIM) simulate --detector zn --primaries $< --split test --responses_per_primary 250 --match_sums 8 --seed 13 --out $@
+
 calibrate: | $(STAMP)  ## table of the toy Monte Carlo against every published calibration figure
 	$(BIN)/python -m calosim.montecarlo.calibration $(ARGS)
 
@@ -105,7 +108,7 @@ bench-gpu: | $(STAMP)  ## speed of split coordinates and of pixel flows on a CUD
 	$(BIN)/python -m benchmarks.splits --device cuda --batches 1 256 4096
 	$(BIN)/python -m benchmarks.flows_gpu
 
-peers: data/study.root data/study-floor.root  ## flow matching, GAN, VAE and pixel flows beside the default, at 2, 10 and 30 minutes
+peers: data/study.root data/study-floor.root data/study-same-sums.root  ## flow matching, GAN, VAE and pixel flows beside the default, at 2, 10 and 30 minutes
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 	$(BIN)/python -m benchmarks.peers $(ARGS) --speed
 	$(BIN)/python -m benchmarks.peers $(ARGS) --judge

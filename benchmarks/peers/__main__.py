@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", default=str(CONFIG), help="settings; the options below win over them")
     parser.add_argument("--data", help="file of showers, split by primary")
     parser.add_argument("--floor", help="the same primaries simulated with another seed")
+    parser.add_argument("--shape_floor", help="the same with the photon sums of the data (match_sums)")
     parser.add_argument("--out", help="folder of the results; finished tries in it are skipped")
     parser.add_argument("--peers", nargs="+", help="names in the settings; all if not given")
     parser.add_argument("--minutes", nargs="+", type=float, help="training times, each a training of its own")

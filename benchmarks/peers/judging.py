@@ -11,15 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from calosim.evaluation.answers import TITLES, Answers, Candidate, ask, measure, packed_answers
+from calosim.evaluation.answers import TITLES, Answers, Candidate, ask, first_answers, measure, packed_answers
 from calosim.evaluation.classifier import judge_by_classifier
-from calosim.evaluation.protocol import ClassifierOptions
-from calosim.evaluation.references import Floors
+from calosim.evaluation.protocol import ClassifierOptions, FloorOptions
+from calosim.evaluation.references import Floors, Reference
 from calosim.evaluation.stored import Evaluation
 from calosim.files import read_npz, write_json, write_npz
 from calosim.metrics.wasserstein import wasserstein
 from calosim.showers.datamodule import RootDataModule, describe
-from calosim.showers.reading import read
 
 from .settings import Study, Try
 
@@ -78,24 +77,29 @@ def _judge_try(study: Study, tried: Try) -> None:
     if "own_channels" in arrays:
         reference = data.detector.channels(rows.showers.images)
         more["ws_own_sums"] = float(wasserstein(reference, arrays["own_channels"]).mean())
-    _judge(study, data, tried.folder, {"shape": lambda run, numbers: images[numbers]}, False, more)
+    _judge(study, data, tried.folder, {"shape": lambda run, numbers: images[numbers]}, {}, more)
 
 
 def _judge_references(study: Study, folder: Path) -> None:
-    """Floor and trivial model, and the controls of the classifier test."""
+    """Floors and trivial model, and the controls of the classifier test."""
     data = study.datamodule()
-    rows, other = study.judged(data), read(study.floor, data.detector.name)
-    references = Floors(other).references(data, "test", rows)
+    rows, floors = study.judged(data), Floors.read(FloorOptions(study.floor, study.shape_floor), data, "test")
+    references = floors.references(data, "test", rows)
 
     def drawn(name: str) -> Candidate:
         return lambda run, numbers: references[name].answers(numbers, study.seed + run, numbers)
 
     lacking = {"floor_rows_without_their_input": references["floor"].lacking}
-    _judge(study, data, folder, {name: drawn(name) for name in references}, True, lacking)
+    _judge(study, data, folder, {name: drawn(name) for name in references}, floors.simulated(rows), lacking)
 
 
 def _judge(
-    study: Study, data: RootDataModule, folder: Path, candidates: dict[str, Candidate], controls: bool, more: dict
+    study: Study,
+    data: RootDataModule,
+    folder: Path,
+    candidates: dict[str, Candidate],
+    floors: dict[str, Reference],
+    more: dict,
 ) -> None:
     """Writes an evaluation of candidates, by short name, in the form of ``calosim evaluate``."""
     rows = study.judged(data)
@@ -109,10 +113,11 @@ def _judge(
         return measure(answer, reference, test.pdg, rows.inputs, detector)
 
     options = ClassifierOptions(classifier_rows=len(rows), classifier_seeds=study.classifier_seeds)
-    # The floor is one of the controls, and no candidate.
-    every = np.arange(len(rows))
-    models = {title: candidate(0, every) for title, candidate in titled.items() if title != TITLES["floor"]}
-    floors = Floors(read(study.floor, detector.name)).simulated(rows) if controls else {}
+    # The floors are controls of the classifier test, and no candidates.
+    models = {TITLES[name]: candidate for name, candidate in candidates.items() if "floor" not in name}
+    generated = {
+        title: first_answers(candidate, len(rows), 1, title, quiet=True) for title, candidate in models.items()
+    }
     write_npz(
         folder / Evaluation.ANSWERS,
         **{"rows": rows.positions, "pdg": test.pdg, "inputs": rows.inputs, "natural": rows.natural},
@@ -124,7 +129,7 @@ def _judge(
             **{"rows": len(rows), "inputs": len(np.unique(rows.inputs)), "data": describe(data), "seed": study.seed},
             "images": {title: measured(answer) for title, answer in answers.items()},
             "monte_carlo": measured(itself)["mean"],
-            "classifier": judge_by_classifier(models, rows, floors, options, study.seed, quiet=True),
+            "classifier": judge_by_classifier(generated, rows, floors, options, study.seed, quiet=True),
             **more,
         },
     )

@@ -64,9 +64,9 @@ class ShapePeer(Peer):
 
     def generate(self, particles: np.ndarray, pdg: np.ndarray, photon_sum: np.ndarray, seed: int) -> np.ndarray:
         parts = []
+        primaries, sums = torch.from_numpy(particles.astype(np.float32)), torch.from_numpy(photon_sum)
         for rows in torch.arange(len(pdg)).split(256):
-            primaries = torch.from_numpy(particles[rows].astype(np.float32))
-            parts.append(self.module.generate(primaries, torch.from_numpy(photon_sum[rows]), seed, rows).numpy())
+            parts.append(self.module.generate(primaries[rows], sums[rows], seed, rows).numpy())
         return np.concatenate(parts)
 
     def save(self, path: Path) -> None:

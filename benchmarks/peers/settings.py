@@ -100,6 +100,7 @@ class Study:
     Attributes:
         data: File of showers.
         floor: The same primaries, simulated with another seed.
+        shape_floor: The same with the photon sums of the data, if there is such a file.
         out: Folder of the results.
         peers: By name.
         minutes: Training times, each a training of its own.
@@ -118,6 +119,7 @@ class Study:
     floor: str
     out: str
     peers: Mapping[str, Entry]
+    shape_floor: str | None = None
     minutes: Sequence[float] = (2, 10, 30)
     tune_minutes: float | None = None
     threads: int = 1

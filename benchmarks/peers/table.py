@@ -26,7 +26,7 @@ METRICS = ("ws", "mae_cond", "delta", "jacc")
 JUDGES = ("images", "features")
 RESAMPLES = 2000
 #: What the classifier test's record calls the Monte Carlo with another seed, and that with moved photons.
-CONTROLS = {"floor": "mc", "damaged": "damaged_10"}
+CONTROLS = {"shape_floor": "mc_sums", "floor": "mc", "damaged": "damaged_10"}
 
 
 @dataclass
@@ -59,13 +59,14 @@ def lines_of(study: Study) -> list[Line]:
     evaluations = {tried.folder.name: Evaluation(tried.folder) for tried in tries.values()}
     rows = [Row(label, label, [(evaluation, None)]) for label, evaluation in evaluations.items()]
     rows += [Row(name, TITLES[name], [(references, None)]) for name in ("floor", "trivial")]
-    table = Table(particles=("all",), metrics=METRICS, modes=("shape",))
+    # Models are of the first mode; the floor's row there is that of the same photon sums, if there is one.
+    table = Table(particles=("all",), metrics=METRICS, modes=("shape", "chain"))
     cells = fill_cells(rows, table, RESAMPLES, quiet=True)
     speeds = Path(study.out) / SPEED
     milliseconds = read_json(speeds)["milliseconds"] if speeds.exists() else {}
 
-    def of(label: str) -> dict[str, Cell]:
-        return {m: cells["shape", m, "all", label] for m in METRICS if ("shape", m, "all", label) in cells}
+    def of(label: str, mode: str = "shape") -> dict[str, Cell]:
+        return {m: cells[mode, m, "all", label] for m in METRICS if (mode, m, "all", label) in cells}
 
     lines = []
     for (name, _), tried in tries.items():
@@ -76,7 +77,9 @@ def lines_of(study: Study) -> list[Line]:
         lines.append(line)
     controls = {name: _verdicts(references.record, "controls", key) for name, key in CONTROLS.items()}
     trivial = _verdicts(references.record, "candidates", TITLES["trivial"])
-    lines.append(Line("floor", TITLES["floor"], {}, of("floor"), controls["floor"]))
+    if TITLES["shape_floor"] in references.metrics:
+        lines.append(Line("shape_floor", TITLES["shape_floor"], {}, of("floor"), controls["shape_floor"]))
+    lines.append(Line("floor", TITLES["floor"], {}, of("floor", "chain"), controls["floor"]))
     lines.append(Line("trivial", TITLES["trivial"], {}, of("trivial"), trivial))
     lines.append(Line("damaged", "Monte Carlo, 10 % of photons moved by one pixel", {}, {}, controls["damaged"]))
     return lines
@@ -104,11 +107,11 @@ def _head(study: Study) -> str:
         "# Peers on the same showers, at equal training time\n\n"
         f"calosim {__version__}, git {git_hash()}, data {record['data']['data_hash']}; {record['rows']} test rows of "
         f"{record['inputs']} primaries, one response each to the true photon sum; trained on "
-        f"{', '.join(map(str, threads))} thread(s) a peer. Brackets: 95 % by bootstrap over primaries (distances of "
-        "resamples are larger than the distance itself); AUC ± its standard error. The floor's responses have sums of their "
-        "own, so that models that are given the sums can be below it. NLL in different units cannot be compared. Models whose "
-        "images have sums of their own are brought to the given one; WS before that is in a column of its own. Pixel flows "
-        "round last, as published: their sums are off by some."
+        f"{', '.join(map(str, threads))} thread(s) a peer. Brackets: 95 % by bootstrap over primaries; AUC ± its standard "
+        "error. Responses of the floor of another seed have sums of their own, so that models, which are given the sums, can "
+        "be below it. NLL in different units cannot be compared. Models whose images have sums of their own are brought to "
+        "the given one; WS before that is in a column of its own. Pixel flows round last, as published: their sums are off "
+        "by some."
     )
 
 
@@ -229,9 +232,10 @@ def draw(lines: list[Line], path: Path) -> None:
             # A percentile interval may leave out the value itself.
             errors = [[max(0, p[0] - p[1]) for p in points], [max(0, p[2] - p[0]) for p in points]]
             axis.errorbar(x, y, errors, marker="o", capsize=2, label=title)
-        for label, style in (("floor", "--"), ("trivial", ":")):
-            reference = next(line for line in lines if line.label == label)
+        styles = {"shape_floor": "-.", "floor": "--", "trivial": ":"}
+        for reference in [line for line in lines if line.label in styles]:
             if found := value(reference, panel):
+                style = styles[reference.label]
                 axis.axhline(found[0], color="gray", linestyle=style, label=reference.title)
         axis.set(xscale="log", xlabel="training, minutes", title=heading)
         axis.set_xticks(

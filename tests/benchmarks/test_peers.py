@@ -59,6 +59,7 @@ def test_a_peer(name, showers, tmp_path):
     exact = name not in ("pixels", "student")
     assert np.array_equal(images.sum((1, 2)), some.photon_sum) == exact
     assert np.array_equal(images, peer.generate(*asked, seed=3))
+    assert peer.generate(*(a[:1] for a in asked), seed=3).shape == images[:1].shape
     assert not np.array_equal(images, peer.generate(*asked, seed=4))
     nll = peer.nll(some)
     assert (nll is None) == (peer.nll_unit is None)
@@ -89,7 +90,12 @@ def test_settings_are_those_of_the_command(name, showers):
 def words(root_file, make_showers, tmp_path):
     """A study of two quick peers."""
     write(tmp_path / "floor.root", make_showers(seed=0))
-    options = {"data": root_file, "floor": tmp_path / "floor.root", "out": tmp_path / "out", "minutes": MINUTES}
+    options = {
+        "data": root_file,
+        **dict.fromkeys(("floor", "shape_floor"), tmp_path / "floor.root"),
+        "out": tmp_path / "out",
+        "minutes": MINUTES,
+    }
     options |= {"jobs": 1, "rows": 200, "validation_rows": 20, "classifier_seeds": 1}
     return ["--peers", "gan", "vae", *[str(word) for pair in options.items() for word in ("--" + pair[0], pair[1])]]
 
@@ -107,7 +113,14 @@ def test_tries_are_judged(words, tmp_path):
     assert len(arrays["images"]) == len(arrays["nll"]) == best.result["rows"]
     assert main([*words, "--judge"]) == 0
     lines = {line["label"]: line for line in read_csv(tmp_path / "out" / "peers.csv")}
-    assert set(lines) == {best.folder.name, study.chosen("gan", MINUTES).folder.name, "floor", "trivial", "damaged"}
+    assert set(lines) == {
+        best.folder.name,
+        study.chosen("gan", MINUTES).folder.name,
+        "shape_floor",
+        "floor",
+        "trivial",
+        "damaged",
+    }
     line = lines[best.folder.name]
     assert float(line["ws"]) > 0
     assert float(line["ws_low"]) < float(line["ws_high"])
