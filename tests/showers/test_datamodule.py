@@ -60,7 +60,7 @@ def test_a_batch_is_writable_and_not_the_cache(module):
 def test_images_stay_in_the_file_and_integer(module):
     for loader in (module.train_dataloader(), module.test_dataloader(), module.predict_dataloader()):
         assert isinstance(loader, DataLoader)
-        images = loader.dataset.images
+        images = loader.dataset.arrays["images"]
         assert isinstance(images, np.memmap)
         assert images.dtype == np.int16
         assert not images.flags.writeable
