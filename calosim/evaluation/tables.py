@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from calosim.evaluation.acceptance import acceptance_table
 from calosim.evaluation.classifier import classifier_rows, classifier_tables
 from calosim.evaluation.intervals import LEAST_PRIMARIES
 from calosim.evaluation.likelihood import likelihood_rows, likelihood_tables
@@ -59,6 +60,8 @@ def as_markdown(results: dict[str, Any]) -> str:
         head += f"; it lacks the primaries of {without} rows." if without else "."
     tables = [_metric_table(images, names, *metric) for metric in METRICS[:PRINTED]] if images else []
     tables += [_photon_table(sums, names)] if sums else []
+    if "acceptance" in results:
+        tables.append(markdown_table(*acceptance_table(results["acceptance"])))
     tables += classifier_tables(results.get("classifier", {})) + likelihood_tables(results.get("likelihood", {}))
     return "\n\n".join([head, *tables]) + "\n"
 
@@ -114,4 +117,8 @@ def as_csv(results: dict[str, Any]) -> str:
     for model, report in results["photon_sum"].items():
         for particle, values in report.items():
             rows += [[model, f"photon_sum_{key}", particle, value, "", "", ""] for key, value in values.items()]
+    for who, report in results.get("acceptance", {}).items():
+        for particle, values in report.items():
+            kept = {key: value for key, value in values.items() if key != "reliability"}
+            rows += [[f"acceptance {who}", key, particle, value, "", "", ""] for key, value in kept.items()]
     return csv_text(["candidate", "metric", "particle_or_channel", "mean", "std", "low", "high"], rows)
