@@ -208,7 +208,8 @@ def _judge_sums(work: _Work) -> dict[str, dict[str, dict[str, float]]]:
     report, true_sum = {}, showers.photon_sum
     for name, drawn in sums.items():
         fair = work.fair(name)
-        report[name] = photon_report(drawn.reshape(-1, SUMS_PER_ROW)[fair], true_sum[fair], showers.pdg[fair])
+        some = drawn.reshape(-1, SUMS_PER_ROW)[fair], true_sum[fair], showers.pdg[fair], work.rows.inputs[fair]
+        report[name] = photon_report(*some, work.protocol.resamples)
     return report
 
 
