@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 CALOSIM := $(BIN)/calosim
 STAMP := $(VENV)/.installed
 DATA := data/zn.root
+DARK := data/zn-dark.root
 SEED ?= 1
 STRATEGY ?= gd
 PLAN ?= conf/study/compare.yaml
@@ -71,6 +72,12 @@ explain: | $(STAMP)  ## SHAP values: PHOTONS=runs/photonsum/... [SHAPE=runs/teac
 report: | $(STAMP)  ## one HTML page about RUNS="runs/a,runs/b" (default runs), OUT=report.html
 	$(CALOSIM) report --runs "[$(or $(RUNS),runs)]" --out $(or $(OUT),report.html) $(ARGS)
 
+$(DARK): | $(STAMP)
+	$(CALOSIM) simulate --detector zn --primaries 10000 --responses_per_primary 2 --keep_dark true --seed $(SEED) --out $@
+
+train-acceptance: $(DARK)  ## train the model of whether there is a response at all, on data/zn-dark.root
+	$(CALOSIM) fit -c conf/acceptance.yaml $(ARGS)
+
 train-photons: $(DATA)  ## train the photon-sum model; ARGS="-c conf/photons/published.yaml"
 	$(CALOSIM) fit -c conf/photons.yaml $(ARGS)
 
@@ -116,4 +123,4 @@ peers: data/study.root data/study-floor.root data/study-same-sums.root  ## flow 
 clean:  ## remove the virtual environment, the demo and caches; data/ and runs/ stay
 	rm -rf $(VENV) demo .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
-.PHONY: help install data calibrate train-teacher train-photons train-student train-focal ablation finetune compare explain report demo test test-all lint bench bench-gpu peers clean
+.PHONY: help install data calibrate train-teacher train-photons train-acceptance train-student train-focal ablation finetune compare explain report demo test test-all lint bench bench-gpu peers clean

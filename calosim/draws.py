@@ -19,7 +19,9 @@ from torch import Tensor
 __all__ = ["normal", "row_keys", "training_seed", "uniform", "uniform_at"]
 
 #: First word of a key: what the draws are for, so that no two uses of one (seed, row) share their numbers.
-NOISE_STREAM, BASE_STREAM, PHOTON_STREAM, FIT_STREAM, TRAINING_STREAM, EVALUATION_STREAM = range(1, 7)
+NOISE_STREAM, BASE_STREAM, PHOTON_STREAM, FIT_STREAM, TRAINING_STREAM, EVALUATION_STREAM, ACCEPTANCE_STREAM = range(
+    1, 8
+)
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9

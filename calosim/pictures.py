@@ -23,6 +23,7 @@ __all__ = [
     "image_rows",
     "importances",
     "predictive_intervals",
+    "reliability_diagram",
     "spectra",
     "training_curves",
 ]
@@ -373,6 +374,22 @@ def predictive_intervals(
     right.set(xticks=range(len(parts)), ylabel="standard deviation, photons", yscale="log")
     right.set_xticklabels(list(parts))
     right.legend(frameon=False, fontsize="small")
+    return _save(figure, Path(path))
+
+
+def reliability_diagram(curves: Mapping[str, Mapping[str, Sequence[float]]], path: str | os.PathLike[str]) -> Path:
+    """Draws observed shares over predicted probabilities: ``predicted``, ``observed`` and ``rows`` of bins, by title."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], color="0.6", lw=0.8)
+    for title, curve in curves.items():
+        predicted, observed, rows = (np.asarray(curve[key]) for key in ("predicted", "observed", "rows"))
+        error = np.sqrt(observed * (1 - observed) / np.maximum(rows, 1))
+        axis.errorbar(predicted, observed, error, marker="o", ms=4, lw=1, capsize=2, label=title)
+    axis.set(xlabel="predicted probability", ylabel="observed share", xlim=(0, 1), ylim=(0, 1))
+    axis.legend(frameon=False, fontsize="small")
     return _save(figure, Path(path))
 
 

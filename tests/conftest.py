@@ -127,6 +127,16 @@ def root_file(showers: Showers, once) -> Path:
 
 
 @pytest.fixture(scope="session")
+def dark_file(once) -> Path:
+    """A ROOT file of all attempts of the Monte Carlo at 60 primaries, most of them without a response."""
+    from calosim.montecarlo import simulate
+
+    return (
+        once("dark", lambda folder: write(folder / "dark.root", simulate(60, 2, "zn", 3, min_photons=0))) / "dark.root"
+    )
+
+
+@pytest.fixture(scope="session")
 def fit() -> Callable[..., object]:
     """Fits a module in this process, quietly: ``fit(module, file, folder, epochs=1, ckpt_path=None, **data)``."""
     from lightning import Trainer
@@ -169,15 +179,15 @@ def command() -> Callable[..., int]:
 
 
 @pytest.fixture(scope="session")
-def run_folders(root_file: Path, once, command) -> dict[str, Path]:
+def run_folders(root_file: Path, dark_file: Path, once, command) -> dict[str, Path]:
     """Run folders of a tiny teacher and a tiny photon-sum model, one epoch each by the real command; not to be changed.
 
-    Keys ``teacher`` (of pixels), ``splits`` (a teacher of split coordinates) and ``photons``.
+    Keys ``teacher`` (of pixels), ``splits`` (a teacher of split coordinates), ``photons`` and, of other data, ``acceptance``.
     """
 
-    def train(name: str, files: list[str], words: list[str]) -> Path:
+    def train(name: str, files: list[str], words: list[str], data: Path = root_file) -> Path:
         configs = [word for file in files for word in ("-c", f"conf/{file}.yaml")]
-        start = ["fit", *configs, "--data.files", root_file, *QUICK, *words, "--run"]
+        start = ["fit", *configs, "--data.files", data, *QUICK, *words, "--run"]
 
         def make(folder: Path) -> None:
             assert command(*start, folder) == 0
@@ -188,4 +198,7 @@ def run_folders(root_file: Path, once, command) -> dict[str, Path]:
         "teacher": train("teacher", ["teacher", "coordinates/pixels"], [*TEACHER, *CALLBACK]),
         "splits": train("splits", ["teacher"], [*SPLITS, *CALLBACK]),
         "photons": train("photons", ["photons"], PHOTONS),
+        "acceptance": train(
+            "acceptance", ["acceptance"], ["--model.hidden", "[8]", "--data.batch_size", "64"], dark_file
+        ),
     }

@@ -31,6 +31,7 @@ SMALL = {
         "8",
     ],
     "PhotonSum": ["--model.hidden", "[8]"],
+    "Acceptance": ["--model.hidden", "[8]"],
     "Student": [],
     "FineTune": [],
 }
@@ -89,10 +90,12 @@ COMMON = [name for name in FILES if name.startswith("study/common/")]
 
 
 @pytest.fixture(scope="session")
-def showers_of(make_showers, root_file, once):
-    """The ROOT file of a detector's showers."""
+def showers_of(make_showers, root_file, dark_file, once):
+    """The ROOT file of a detector's showers, or of attempts with and without a response."""
 
     def get(detector):
+        if detector == "dark":
+            return dark_file
         if detector == "zn":
             return root_file
         make = lambda folder: write(folder / "showers.root", make_showers(detector, responses=3))  # noqa: E731
@@ -127,7 +130,8 @@ def test_training_configuration(name, tmp_path, monkeypatch, showers_of, teacher
     pixels = any("pixels" in layer for layer in layers)
     files = [word for layer in layers for word in ("-c", str(CONF / layer))]
     small = (PIXELS if model == "Teacher" else PIXELS[:2]) if pixels else SMALL[model]
-    words = [*LIMITS, *small, "--data.files", str(showers_of(detector)), "--run", str(tmp_path / "run")]
+    words = [*LIMITS, *small, "--data.files", str(showers_of("dark" if model == "Acceptance" else detector))]
+    words += ["--run", str(tmp_path / "run")]
     if model in ("FineTune", "Student"):
         # Of pixels, whose one transformation is one stage of an unfreezing; those of splits need more epochs.
         words += ["--model.init_from", str(teacher_of(detector, pixels or model == "FineTune"))]

@@ -69,6 +69,7 @@ def simulate(
     responses_per_primary: int = 20,
     split: Literal["test", "val"] | None = None,
     match_sums: int = 0,
+    keep_dark: bool = False,
     seed: int = 1,
     out: str = "data/zn.root",
     workers: int = 2,
@@ -86,6 +87,8 @@ def simulate(
         match_sums: Keep, for each row of the file, only that many of the responses to its primary, those with the nearest
             photon sums and each for one row: the floor of models that are given the true sums. The more
             responses_per_primary, the nearer. 0 keeps all.
+        keep_dark: Write every attempt, those that leave fewer than 10 photons too: six times as many rows in the ZN. What is
+            without it is the same, bit for bit.
         seed: Seed; one seed, one data set, whatever the number of workers.
         out: The ROOT file to write.
         workers: Threads.
@@ -93,6 +96,7 @@ def simulate(
     """
     from calosim.montecarlo import simulate as respond
     from calosim.montecarlo.given import match_to_file, primaries_of_file
+    from calosim.montecarlo.simulate import MIN_PHOTONS
     from calosim.showers.recipe import write_recipe
     from calosim.showers.root import Writer, write
 
@@ -103,17 +107,20 @@ def simulate(
         "primaries": primaries,
         "responses_per_primary": responses_per_primary,
     }
-    settings |= {"split": split, "match_sums": match_sums, "seed": seed}
+    settings |= {"split": split, "match_sums": match_sums, "keep_dark": keep_dark, "seed": seed}
     how: dict[str, Any] = {"workers": workers, "progress": not quiet}
     if isinstance(primaries, int) and (split is not None or match_sums):
         raise ValueError("split and match_sums are of the rows of a file; expected one as primaries, got a number")
     if isinstance(primaries, str):
         check_not_read(out, [primaries])
+    if match_sums and keep_dark:
+        raise ValueError("match_sums keeps responses, and keep_dark what is none; expected one of them")
+    least = 0 if keep_dark else MIN_PHOTONS
     if match_sums:
         print(match_to_file(str(primaries), out, detector, responses_per_primary, match_sums, seed, split, **how))
     else:
         source: Any = primaries_of_file(primaries, split) if isinstance(primaries, str) else primaries
-        showers = respond(source, responses_per_primary, detector, seed, **how)
+        showers = respond(source, responses_per_primary, detector, seed, min_photons=least, **how)
         write(out, showers)
         answered, tried = showers.inputs.max() + 1, source if isinstance(source, int) else len(source[1])
         mean = f"{len(showers) / answered:.1f} each"

@@ -30,7 +30,7 @@ from calosim.files import expanded, shipped_config, shipped_words
 from calosim.loggers import wandb_offline_without_key
 
 # So that `--model Teacher` finds them by their short names.
-from calosim.models import CalosimModule, FineTune, PhotonSum, Student, Teacher  # noqa: F401
+from calosim.models import Acceptance, CalosimModule, FineTune, PhotonSum, Student, Teacher  # noqa: F401
 from calosim.models.schedules import WarmupCosine  # noqa: F401
 from calosim.runs import Run
 from calosim.showers.datamodule import RootDataModule

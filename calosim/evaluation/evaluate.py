@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from calosim import __version__
+from calosim.evaluation.acceptance import draw_acceptance, judge_acceptance
 from calosim.evaluation.answers import TITLES, Answers, Candidate, ask, first_answers, measure, packed_answers
 from calosim.evaluation.classifier import judge_by_classifier
 from calosim.evaluation.intervals import metric_intervals
@@ -56,12 +57,15 @@ class Models:
             for each particle the one with the smallest Wasserstein distance on validation rows. An ensemble's own by
             default, else 3.
         noise_removal_of: Exceptions by particle, for instance "[neutron=1,k0s=2]".
+        acceptance: Run folder of an acceptance model, judged on the held-out attempts of its own data, with and without a
+            response.
     """
 
     shape: str | None = None
     photons: list[str] | None = None
     noise_removal: int | Literal["best"] | None = None
     noise_removal_of: list[str] | None = None
+    acceptance: str | None = None
 
     @property
     def paths(self) -> list[str]:
@@ -116,6 +120,9 @@ def evaluate(
     results |= {"arguments": {**given, **{key: value for some in options for key, value in asdict(some).items()}}}
     results |= _description(work, floors)
     results["photon_sum"] = _judge_sums(work)
+    if models.acceptance:
+        first = next(iter(work.photons), None)
+        results["acceptance"] = judge_acceptance(models.acceptance, first, protocol.split, protocol.seed, work.device)
     images, arrays = ({}, {}) if models.shape is None else _judge_images(work, classifier, others, quiet)
     _save(Path(out), results | images, arrays, work)
 
@@ -202,7 +209,8 @@ def _judge_sums(work: _Work) -> dict[str, dict[str, dict[str, float]]]:
     report, true_sum = {}, showers.photon_sum
     for name, drawn in sums.items():
         fair = work.fair(name)
-        report[name] = photon_report(drawn.reshape(-1, SUMS_PER_ROW)[fair], true_sum[fair], showers.pdg[fair])
+        some = drawn.reshape(-1, SUMS_PER_ROW)[fair], true_sum[fair], showers.pdg[fair], work.rows.inputs[fair]
+        report[name] = photon_report(*some, work.protocol.resamples)
     return report
 
 
@@ -338,6 +346,8 @@ def _save(folder: Path, results: dict[str, Any], arrays: dict[str, np.ndarray], 
     if arrays:
         write_npz(folder / Evaluation.ANSWERS, **arrays)
         _draw(folder, arrays, work)
+    if "acceptance" in results:
+        draw_acceptance(results["acceptance"], folder / "acceptance.png")
     tables = as_markdown(results)
     atomic_write(folder / Evaluation.NUMBERS, as_csv(results))
     atomic_write(folder / Evaluation.TABLES, tables)

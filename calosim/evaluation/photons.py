@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from calosim import draws
+from calosim.evaluation.intervals import LEAST_PRIMARIES
+from calosim.metrics.bootstrap import interval, resample, resampled_wasserstein
 from calosim.metrics.wasserstein import wasserstein
 from calosim.models.photons import PhotonSum
 from calosim.particles import STUDY_PARTICLES, groups, particle_code, particle_name, particle_symbol
@@ -22,6 +24,7 @@ __all__ = [
     "interval_contents",
     "photon_report",
     "photon_uncertainty",
+    "quantile_table",
     "shown_particles",
     "uncertainty_table",
 ]
@@ -32,22 +35,35 @@ INTERVALS = (0.5, 0.68, 0.9, 0.95)
 #: Nominal contents at which the curve of coverage is drawn.
 LEVELS = (*(round(0.05 * k, 2) for k in range(1, 20)), 0.99)
 
+#: Quantiles of the sums that are tabulated, in percent.
+TABULATED = (1, 5, 25, 50, 75, 95, 99, 99.9)
+
 #: Quantiles that are kept of each row's predictive distribution.
 QUANTILES = {"median": 0.5, "low_68": 0.16, "high_68": 0.84, "low_95": 0.025, "high_95": 0.975}
 
 
-def photon_report(samples: np.ndarray, photon_sum: np.ndarray, pdg: np.ndarray) -> dict[str, dict[str, float]]:
+def photon_report(
+    samples: np.ndarray,
+    photon_sum: np.ndarray,
+    pdg: np.ndarray,
+    inputs: np.ndarray | None = None,
+    resamples: int = 0,
+) -> dict[str, dict[str, float]]:
     """How well predictive samples of the photon sum agree with the Monte Carlo.
 
     Args:
         samples: Predictive samples with shape (N, K).
         photon_sum: True photon sums with shape (N,).
         pdg: PDG codes with shape (N,).
+        inputs: Unique-input numbers with shape (N,), to resample.
+        resamples: Resamples of the inputs; below 2 there are no intervals.
 
     Returns:
         For ``all`` and each particle type: ``rows``; ``mae`` and ``median_error`` (relative) of the predictive median;
-        ``rmse`` of the predictive mean; ``w1`` between the distributions of sums; ``coverage_50`` and so on, the share of
-        sums inside the central predictive intervals (nominally that percentage), limits included.
+        ``rmse`` of the predictive mean; ``w1`` between the distributions of sums, of :data:`LEAST_PRIMARIES` inputs or more
+        with ``w1_low`` and ``w1_high``, its 95 % interval by bootstrap over inputs; ``coverage_50`` and so on, the share of
+        sums inside the central predictive intervals (nominally that percentage), limits included; ``quantile_50`` and so on
+        of all samples, ``true_quantile_50`` of the sums, and ``largest`` and ``true_largest``.
     """
     median, mean = np.median(samples, axis=1), samples.mean(axis=1)
     limits = {p: np.quantile(samples, [(1 - p) / 2, (1 + p) / 2], axis=1) for p in INTERVALS}
@@ -63,8 +79,42 @@ def photon_report(samples: np.ndarray, photon_sum: np.ndarray, pdg: np.ndarray) 
         }
         for p, (low, high) in limits.items():
             values[f"coverage_{100 * p:.0f}"] = ((low <= photon_sum) & (photon_sum <= high))[rows].mean()
+        if inputs is not None:
+            values |= _w1_interval(samples[rows], photon_sum[rows], inputs[rows], values["w1"], resamples)
+        for prefix, sums in (("", samples[rows]), ("true_", photon_sum[rows])):
+            found = zip(TABULATED, np.quantile(sums, [p / 100 for p in TABULATED]), strict=True)
+            values |= {f"{prefix}quantile_{p}": value for p, value in found} | {f"{prefix}largest": sums.max()}
         report[name] = {key: float(value) for key, value in values.items()}
     return report
+
+
+def _w1_interval(
+    samples: np.ndarray, photon_sum: np.ndarray, inputs: np.ndarray, w1: float, resamples: int
+) -> dict[str, float]:
+    """The 95 % interval of a distance of sums; nothing with few inputs."""
+    ids, group = np.unique(inputs, return_inverse=True)
+    if len(ids) < LEAST_PRIMARIES or resamples < 2:
+        return {}
+    counts = resample(len(ids), resamples)
+    found = resampled_wasserstein(photon_sum[:, None], samples[..., None], group.ravel(), counts)
+    return dict(zip(("w1_low", "w1_high"), interval(w1, found), strict=True))
+
+
+def quantile_table(sums: dict[str, Any], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of a table of quantiles of the sums, the Monte Carlo's first.
+
+    Args:
+        sums: :func:`photon_report` by who drew the sums.
+        names: ``all`` and names of particle types, as tables list them.
+    """
+    rows = []
+    for name in names:
+        reports = [("Monte Carlo", next(iter(sums.values())), "true_"), *((who, r, "") for who, r in sums.items())]
+        for who, report, prefix in reports:
+            found = [report[name][f"{prefix}{key}"] for key in (*(f"quantile_{p}" for p in TABULATED), "largest")]
+            symbol = name if name == "all" else f"{particle_symbol(particle_code(name))} {name}"
+            rows.append([symbol, who, *(f"{value:.0f}" for value in found)])
+    return ["quantiles of the photon sum", "", *(f"{p} %" for p in TABULATED), "largest"], rows
 
 
 def interval_contents(samples: np.ndarray, photon_sum: np.ndarray, seed: int = 0) -> np.ndarray:

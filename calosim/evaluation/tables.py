@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from calosim.evaluation.acceptance import acceptance_table
 from calosim.evaluation.classifier import classifier_rows, classifier_tables
 from calosim.evaluation.intervals import LEAST_PRIMARIES
 from calosim.evaluation.likelihood import likelihood_rows, likelihood_tables
-from calosim.evaluation.photons import INTERVALS, shown_particles
+from calosim.evaluation.photons import INTERVALS, quantile_table, shown_particles
 from calosim.evaluation.variants import variant_rows, variant_tables
 from calosim.files import csv_text, markdown_table
 from calosim.particles import particle_code, particle_symbol
@@ -60,7 +61,9 @@ def as_markdown(results: dict[str, Any]) -> str:
         head += f"; it lacks the primaries of {without} rows." if without else "."
     tables = [_metric_table(images, names, *metric) for metric in METRICS[:PRINTED]] if images else []
     tables += variant_tables(results.get("variants", {}))
-    tables += [_photon_table(sums, names)] if sums else []
+    tables += [_photon_table(sums, names), markdown_table(*quantile_table(sums, names))] if sums else []
+    if "acceptance" in results:
+        tables.append(markdown_table(*acceptance_table(results["acceptance"])))
     tables += classifier_tables(results.get("classifier", {})) + likelihood_tables(results.get("likelihood", {}))
     return "\n\n".join([head, *tables]) + "\n"
 
@@ -88,7 +91,8 @@ def _photon_table(sums: dict[str, Any], names: list[str]) -> str:
             v = report[name]
             errors = [f"{v['rows']:.0f}", f"{v['mae']:.1f}", f"{v['rmse']:.1f}", f"{100 * v['median_error']:.1f} %"]
             shares = [f"{100 * v[f'coverage_{100 * p:.0f}']:.1f}" for p in INTERVALS]
-            rows.append([_title(name), model, *errors, f"{v['w1']:.1f}", *shares])
+            ends = f" [{v['w1_low']:.1f}, {v['w1_high']:.1f}]" if "w1_low" in v else ""
+            rows.append([_title(name), model, *errors, f"{v['w1']:.1f}{ends}", *shares])
     inside = [f"{100 * p:.0f} %" for p in INTERVALS]
     return markdown_table([*header, f"inside {inside[0]}", *inside[1:]], rows)
 
@@ -117,4 +121,8 @@ def as_csv(results: dict[str, Any]) -> str:
     for model, report in results["photon_sum"].items():
         for particle, values in report.items():
             rows += [[model, f"photon_sum_{key}", particle, value, "", "", ""] for key, value in values.items()]
+    for who, report in results.get("acceptance", {}).items():
+        for particle, values in report.items():
+            kept = {key: value for key, value in values.items() if key != "reliability"}
+            rows += [[f"acceptance {who}", key, particle, value, "", "", ""] for key, value in kept.items()]
     return csv_text(["candidate", "metric", "particle_or_channel", "mean", "std", "low", "high"], rows)

@@ -1,5 +1,6 @@
 """The LightningModules: what is trained, how, and how it is loaded again."""
 
+from calosim.models.acceptance import Acceptance
 from calosim.models.base import CalosimModule
 from calosim.models.checkpoints import load_module
 from calosim.models.finetune import FineTune
@@ -8,4 +9,4 @@ from calosim.models.shape import ShapeModule
 from calosim.models.student import Student
 from calosim.models.teacher import Teacher
 
-__all__ = ["CalosimModule", "FineTune", "PhotonSum", "ShapeModule", "Student", "Teacher", "load_module"]
+__all__ = ["Acceptance", "CalosimModule", "FineTune", "PhotonSum", "ShapeModule", "Student", "Teacher", "load_module"]

@@ -27,6 +27,7 @@ MODULES: dict[str, str] = {
     "Student": "calosim.models.student",
     "FineTune": "calosim.models.finetune",
     "PhotonSum": "calosim.models.photons",
+    "Acceptance": "calosim.models.acceptance",
 }
 
 

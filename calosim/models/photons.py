@@ -23,14 +23,10 @@ from torchmetrics import MeanMetric
 from calosim import draws
 from calosim.models.base import CalosimModule, evaluating
 from calosim.models.heads import build_head
-from calosim.models.posterior import BayesianNetworks, Ensemble, PiecewiseLinear
+from calosim.models.posterior import MASS, SPOT, BayesianNetworks, Ensemble, PiecewiseLinear
 from calosim.shapes.features import FeatureScaler
 
 __all__ = ["PhotonSum"]
-
-#: Columns of :class:`~calosim.shapes.features.FeatureScaler` that are binned: the mass tells the type; where the straight flight
-#: ends, in x and y, whether it meets an edge.
-_MASS, _SPOT = 7, (10, 11)
 
 
 class PhotonSum(CalosimModule):
@@ -84,7 +80,7 @@ class PhotonSum(CalosimModule):
             )
         self.head, self.members = build_head(head, components), members
         self.features = FeatureScaler(self.detector, physics=physics)
-        columns = (_MASS, *(_SPOT if physics else ())) if bins else ()
+        columns = (MASS, *(SPOT if physics else ())) if bins else ()
         self.encoding = PiecewiseLinear(self.features.width, columns, bins)
         widths = (self.encoding.width, *hidden, self.head.outputs)
         self.posterior = Ensemble(widths, members) if posterior == "ensemble" else BayesianNetworks(widths)

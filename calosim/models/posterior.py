@@ -19,7 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from zuko.bayesian import BayesianModel
 
-__all__ = ["BayesianNetworks", "Ensemble", "PiecewiseLinear"]
+__all__ = ["MASS", "SPOT", "BayesianNetworks", "Ensemble", "PiecewiseLinear"]
+
+#: Columns of :class:`~calosim.shapes.features.FeatureScaler` to bin: the mass tells the type; where the straight flight ends, in
+#: x and y, whether it meets an edge.
+MASS, SPOT = 7, (10, 11)
 
 #: Standard deviation of the Gaussian prior of Bayesian weights.
 PRIOR_SCALE = 1.0

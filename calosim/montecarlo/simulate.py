@@ -106,6 +106,7 @@ def simulate(
     *,
     workers: int = 1,
     progress: bool = False,
+    min_photons: int = MIN_PHOTONS,
 ) -> Showers:
     """Simulates many responses to each of some primaries and keeps those with at least 10 photons.
 
@@ -123,6 +124,7 @@ def simulate(
         seed: One seed gives one dataset, bit for bit, whatever the number of workers.
         workers: Threads.
         progress: Whether to show a progress bar.
+        min_photons: Attempts that leave fewer are dropped; 0 keeps every attempt.
 
     Returns:
         The kept responses, those of one primary next to each other; images are int16.
@@ -131,7 +133,15 @@ def simulate(
         ValueError: If the detector is unknown or has no setup, a number is not positive, given primaries have the
             wrong shape or an unknown PDG code, or none of them leaves a response.
     """
-    return simulate_with_truth(primaries, responses_per_primary, detector, seed, workers=workers, progress=progress)[0]
+    return simulate_with_truth(
+        primaries,
+        responses_per_primary,
+        detector,
+        seed,
+        workers=workers,
+        progress=progress,
+        min_photons=min_photons,
+    )[0]
 
 
 def simulate_with_truth(
@@ -153,7 +163,7 @@ def simulate_with_truth(
         seed: See :func:`simulate`.
         workers: See :func:`simulate`.
         progress: See :func:`simulate`.
-        min_photons: Responses with fewer are dropped; 0 keeps every attempt.
+        min_photons: See :func:`simulate`.
 
     Returns:
         The kept responses and their truth.

@@ -98,6 +98,8 @@ class RootDataModule(LightningDataModule):
         sampling: ``natural``; ``balanced``: particle types equally often; ``power``: in proportion to (number of rows)
             to the power of ``sampling_power``.
         sampling_power: The exponent of ``sampling: power``; 1 is natural, 0 is balanced.
+        min_photons: Keep only rows with at least that many photons, again after the split. Images and sums are of responses; 0
+            keeps attempts that left none.
         seed: Seed of the split; the order of training depends on ``seed_everything`` too.
         cache_dir: Where the cache lies; by default ``.calosim_cache`` beside the first file, or the user's cache folder if
             that is not writable.
@@ -113,6 +115,7 @@ class RootDataModule(LightningDataModule):
         fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
         sampling: Literal["natural", "balanced", "power"] = "natural",
         sampling_power: float = 0.5,
+        min_photons: int = 10,
         seed: int = 0,
         cache_dir: str | None = None,
     ):
@@ -126,7 +129,7 @@ class RootDataModule(LightningDataModule):
         self.batch_size, self.split_by, self.fractions = batch_size, split_by, tuple(fractions)
         self.particle = None if particle is None else particle_code(particle)
         self.power = {"natural": 1.0, "balanced": 0.0, "power": sampling_power}[sampling]
-        self.seed, self.cache_dir = seed, cache_dir
+        self.min_photons, self.seed, self.cache_dir = min_photons, seed, cache_dir
         self._splits: dict[Split, np.ndarray] | None = None
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -147,6 +150,8 @@ class RootDataModule(LightningDataModule):
         self.arrays, self.data_hash = open_cache(folder)
         pdg = self.arrays["pdg"]
         splits = split_rows(self.arrays["inputs"], pdg, self.split_by, self.fractions, self.seed)
+        lit = self.arrays["photon_sum"] >= self.min_photons
+        splits = {name: rows[lit[rows]] for name, rows in splits.items()}
         if self.particle is not None:
             splits = {name: rows[pdg[rows] == self.particle] for name, rows in splits.items()}
             if not sum(map(len, splits.values())):
@@ -205,8 +210,8 @@ class RootDataModule(LightningDataModule):
             sampler.skip = self._batches_done()
         # A model of the photon sum needs no images.
         model = self.trainer.lightning_module if self.trainer else None
-        names = ("particles", "pdg", "images", "inputs", "photon_sum")
-        dataset = ShowerDataset(*(a[name] for name in names), rows, getattr(model, "with_images", True))
+        held = a["particles"], a["pdg"], a["images"], a["inputs"], a["photon_sum"]
+        dataset = ShowerDataset(*held, rows, getattr(model, "with_images", True))
         return ResumableLoader(
             dataset,
             batch_size=None,  # the sampler yields whole batches

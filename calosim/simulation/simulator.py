@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from calosim.files import check_not_read, read_json
+from calosim.models.acceptance import Acceptance
 from calosim.models.base import CalosimModule
 from calosim.models.photons import PhotonSum
 from calosim.models.provenance import not_seen
@@ -26,7 +27,7 @@ from calosim.showers.reading import read_primaries
 from calosim.showers.record import Showers
 from calosim.showers.root import Writer
 
-__all__ = ["FastSimulator", "NoiseRemoval", "generate", "pick_device", "read_ensemble"]
+__all__ = ["FastSimulator", "NoiseRemoval", "Stages", "generate", "pick_device", "read_ensemble"]
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,28 @@ class NoiseRemoval:
         return methods
 
 
+@dataclass(frozen=True)
+class Stages:
+    """Which models make a response, in the order in which they are asked from the last.
+
+    Attributes:
+        shape: Run folder or checkpoint of the shape model (teacher or student), or the folder of an ensemble.
+        photons: Run folder or checkpoint of the photon-sum model; not needed if the ensemble holds one.
+        acceptance: Run folder or checkpoint of the acceptance model; without it every primary leaves a response.
+    """
+
+    shape: str
+    photons: str | None = None
+    acceptance: str | None = None
+
+
 #: No choice; never changed.
 DEFAULTS = NoiseRemoval()
 
 
 class FastSimulator:
-    """Two stages: a photon sum from the Bayesian network, then a shape from the flow, scaled and made integer.
+    """Two stages: a photon sum from its networks, then a shape from the flow, made integer; before them, if there is a model of
+    it, whether there is a response at all.
 
     With members it is the published ensemble: the model fine-tuned for the particle where there is one, else the
     baseline.
@@ -73,6 +90,7 @@ class FastSimulator:
         noise_removal: A key of the coordinates' :attr:`~calosim.shapes.Coordinates.roundings`, or one for each of some
             PDG codes, with the key 0 for all others (the coordinates' own, if not given).
         members: Shape models of some PDG codes.
+        acceptance: The acceptance model; without it every primary leaves a response.
 
     Raises:
         ValueError: If the models are of different detectors, or a noise removal is unknown.
@@ -87,11 +105,15 @@ class FastSimulator:
         photons: PhotonSum | None = None,
         noise_removal: int | Mapping[int, int] | None = None,
         members: Mapping[int, ShapeModule] | None = None,
+        acceptance: Acceptance | None = None,
     ):
         self.shape, self.photons, self.detector, self.members = shape, photons, shape.detector, dict(members or {})
+        self.acceptance = acceptance
         others: dict[str, CalosimModule] = {f"member {particle_name(c)}": m for c, m in self.members.items()}
         if photons is not None:
             others["photon-sum model"] = photons
+        if acceptance is not None:
+            others["acceptance model"] = acceptance
         for name, other in others.items():
             if other.detector != shape.detector:
                 raise ValueError(
@@ -113,6 +135,7 @@ class FastSimulator:
         photons: str | Path | None = None,
         noise_removal: int | Mapping[int, int] | None = None,
         device: str | torch.device = "cpu",
+        acceptance: str | Path | None = None,
     ) -> Self:
         """Loads trained models.
 
@@ -123,6 +146,7 @@ class FastSimulator:
             noise_removal: See :class:`FastSimulator`; a mapping without the key 0 leaves the ensemble's choice to the
                 particles that it does not name, None to all.
             device: Where to simulate.
+            acceptance: Run folder or checkpoint of the acceptance model.
 
         Raises:
             ValueError: If a folder holds no such model.
@@ -140,6 +164,7 @@ class FastSimulator:
             None if photons is None else PhotonSum.load(photons, device),
             noise_removal,
             {int(code): ShapeModule.load(folder / name, device) for code, name in members.items()},
+            None if acceptance is None else Acceptance.load(acceptance, device),
         )
 
     @property
@@ -165,7 +190,8 @@ class FastSimulator:
             pdg: PDG codes with shape (N,); they choose noise removal and member.
             seed: Seed of the draws.
             rows: Row numbers with shape (N,) that key the draws together with the seed; 0 to N - 1 if not given.
-            photon_sum: Photon sums with shape (N,); drawn from the photon-sum model if not given.
+            photon_sum: Photon sums with shape (N,); drawn from the photon-sum model if not given, 0 where the acceptance model
+                draws no response.
             batch_size: Rows simulated at once; a matter of memory and speed, not of the result.
 
         Returns:
@@ -197,6 +223,8 @@ class FastSimulator:
                 if photon_sum is None:
                     assert self.photons is not None
                     total = self.photons.sample(features, seed, keys)
+                    if self.acceptance is not None:
+                        total = torch.where(self.acceptance.sample(features, seed, keys), total, 0)
                 else:
                     total = torch.from_numpy(photon_sum[batch]).to(self.device)
                 removal = torch.from_numpy(method[batch]).to(self.device) if self.noise_removal else None
@@ -218,6 +246,8 @@ class FastSimulator:
         models += [(f"member {particle_name(code)}", member, pdg == code) for code, member in self.members.items()]
         if self.photons is not None:
             models.append(("photon sum", self.photons, np.ones(len(pdg), dtype=bool)))
+        if self.acceptance is not None:
+            models.append(("acceptance", self.acceptance, np.ones(len(pdg), dtype=bool)))
         for name, model, mine in models:
             for reason, rows in not_seen(model.seen, particles[mine], pdg[mine]).items():
                 counts[f"{name}: {reason}"] = int(rows.sum())
@@ -276,10 +306,9 @@ def read_ensemble(folder: Path) -> dict[str, Any]:
 
 
 def generate(
-    shape: str,
+    stages: Stages,
     primaries: str,
     out: str,
-    photons: str | None = None,
     responses: int = 1,
     seed: int = 1,
     noise_removal: NoiseRemoval = DEFAULTS,
@@ -291,10 +320,9 @@ def generate(
     """Simulates responses to primaries with trained models and writes them to a ROOT file.
 
     Args:
-        shape: Run folder or checkpoint of the shape model (teacher or student), or the folder of an ensemble.
+        stages: The models.
         primaries: ROOT file, or CSV with a header of the nine features and pdg.
         out: The ROOT file to write.
-        photons: Run folder or checkpoint of the photon-sum model; not needed if the ensemble holds one.
         responses: Responses to each primary.
         seed: Seed; a response depends on the seed and its row alone.
         noise_removal: How noisy real numbers become counts.
@@ -309,9 +337,10 @@ def generate(
     if batch_size < 1:
         raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
     check_not_read(out, [primaries])
-    simulator = FastSimulator.load(shape, photons, noise_removal.by_code(), pick_device(device))
+    models = stages.shape, stages.photons, noise_removal.by_code(), pick_device(device), stages.acceptance
+    simulator = FastSimulator.load(*models)
     if simulator.photons is None:
-        raise ValueError(f"{shape}: holds no photon-sum model; name one with --photons")
+        raise ValueError(f"{stages.shape}: holds no photon-sum model; name one with --photons")
     particles, pdg = read_primaries(primaries)
     if outside := simulator.outside(particles, pdg):
         words = f"{primaries}: outside of what the models were trained on are, of {len(pdg)} primaries, " + "; ".join(

@@ -29,6 +29,7 @@ def test_an_evaluation_says_how_it_was_made(judged, run_folders):
         **{"out": str(judged), "shape": str(run_folders["teacher"]), "photons": [str(run_folders["photons"])]},
         **{"files": None, "data": None, "split": "test", "floor": None, "runs": 2, "responses": 2, "rows": 40},
         **{"rows_of_each": None, "noise_removal": "best", "noise_removal_of": ["neutron=1"], "references": True},
+        **{"acceptance": None},
         **{
             "seed": 1,
             "resamples": 1000,

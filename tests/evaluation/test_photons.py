@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calosim.evaluation.photons import INTERVALS, LEVELS, interval_contents, photon_report, photon_uncertainty
+from calosim.evaluation.photons import (
+    INTERVALS,
+    LEVELS,
+    interval_contents,
+    photon_report,
+    photon_uncertainty,
+    quantile_table,
+)
 from calosim.models.photons import PhotonSum
 
 #: Standard deviations that a share may lie off its expectation.
@@ -62,3 +69,20 @@ def test_the_parts_of_all_are_those_of_its_rows(run_folders, data):
         assert report["all"][part] ** 2 == pytest.approx(by_row[f"{part}_variance"].mean())
     inside = np.array([values["coverage"]["0.5"] for values in types])
     assert report["all"]["coverage"]["0.5"] == pytest.approx((count * inside).sum() / count.sum())
+
+
+def test_distances_have_intervals_over_primaries_and_quantiles_stand_beside_the_truth():
+    rng = np.random.default_rng(2)
+    mean = rng.uniform(50, 1000, 60)
+    inputs = np.repeat(np.arange(60), 8)
+    truth = rng.poisson(mean[inputs])
+    pdg = np.where(inputs < 55, 22, 2112)
+    report = photon_report(rng.poisson(mean[inputs][:, None], (480, 50)), truth, pdg, inputs, 200)
+    assert report["gamma"]["w1_low"] <= report["gamma"]["w1"] <= report["gamma"]["w1_high"]
+    assert "w1_low" not in report["neutron"]  # five primaries tell nothing
+    assert report["all"]["true_quantile_50"] == np.median(truth)
+    assert report["all"]["true_largest"] == truth.max()
+    header, rows = quantile_table({"model": report, "floor": report}, ["all", "gamma"])
+    assert [row[:2] for row in rows[:3]] == [["all", "Monte Carlo"], ["all", "model"], ["all", "floor"]]
+    assert all(len(row) == len(header) for row in rows)
+    assert rows[0][-1] == str(truth.max())

@@ -51,5 +51,5 @@ def test_markdown_shows_the_studys_particles(results):
     assert next(line for line in lines[lines.index("| δ | all | γ gamma | n neutron |") :] if "twice" in line).endswith(
         "| – |"
     )
-    assert sum("mixture (a\\|b)" in line for line in lines) == 3
+    assert sum("mixture (a\\|b)" in line for line in lines) == 6  # errors, and quantiles
     assert "lacks the primaries of 7 rows" in as_markdown({**results, "floor_rows_without_their_input": 7})

@@ -115,3 +115,13 @@ GOOD = (np.zeros((2, 9)), np.full(2, 22))
 def test_errors_say_what_is_wrong(arguments, message):
     with pytest.raises(ValueError, match=message):
         simulate(*arguments)
+
+
+def test_dark_attempts_are_kept_beside_the_same_responses():
+    kept, every = simulate(40, 2, "zn", 5), simulate(40, 2, "zn", 5, min_photons=0)
+    lit = every.photon_sum >= MIN_PHOTONS
+    assert 0 < lit.mean() < 0.5
+    assert len(every) % 40 == 0
+    again = every.select(lit)
+    assert np.array_equal(again.images, kept.images)
+    assert np.array_equal(again.particles, kept.particles)

@@ -60,7 +60,7 @@ def test_a_batch_is_writable_and_not_the_cache(module):
 def test_images_stay_in_the_file_and_integer(module):
     for loader in (module.train_dataloader(), module.test_dataloader(), module.predict_dataloader()):
         assert isinstance(loader, DataLoader)
-        images = loader.dataset.images
+        images = loader.dataset.arrays["images"]
         assert isinstance(images, np.memmap)
         assert images.dtype == np.int16
         assert not images.flags.writeable
@@ -241,3 +241,20 @@ def test_two_ddp_processes_train_like_one(root_file, tmp_path, sampling):
     assert sorted(rows) == alone.rows("val").tolist()
     assert ranks[0]["loss"] == ranks[1]["loss"] == pytest.approx(np.mean(rows))
     assert ranks[0]["weights"] == ranks[1]["weights"]
+
+
+def test_dark_rows_are_left_out_after_the_split_unless_asked_for(dark_file):
+    with_dark, without = (RootDataModule(str(dark_file), min_photons=least) for least in (0, 10))
+    for split in SPLITS:
+        every = with_dark.rows(split)
+        lit = with_dark.arrays["photon_sum"][every] >= 10
+        assert not lit.all()
+        assert np.array_equal(without.rows(split), every[lit])
+
+
+def test_a_model_without_images_gets_none(module):
+    from types import SimpleNamespace
+
+    model = SimpleNamespace(with_images=False)
+    module.trainer = SimpleNamespace(world_size=1, global_rank=0, lightning_module=model, overfit_batches=0)
+    assert "images" not in next(iter(module.val_dataloader()))

@@ -18,7 +18,7 @@ from calosim.runs import FORMAT, Run
 from calosim.shapes import PixelConfig
 from calosim.showers.reading import read
 from calosim.simulation.ensemble import save_ensemble
-from calosim.simulation.simulator import FastSimulator, NoiseRemoval, generate
+from calosim.simulation.simulator import FastSimulator, NoiseRemoval, Stages, generate
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +93,14 @@ def test_what_is_given_beside_an_ensemble_wins(ensemble, run_folders):
 def test_generate_with_an_ensemble(ensemble, run_folders, tmp_path):
     primaries = tmp_path / "primaries.csv"
     primaries.write_text("pdg,energy,vx,vy,vz,px,py,pz\n22,100,0,0,0,0,0,100\n2112,1000,0,0,0,0.1,0,-999.99955\n")
-    generate(str(ensemble), str(primaries), str(tmp_path / "out.root"), responses=2, quiet=True)
+    generate(Stages(str(ensemble)), str(primaries), str(tmp_path / "out.root"), responses=2, quiet=True)
     generated = read(tmp_path / "out.root", "zn")
     assert generated.pdg.tolist() == [22, 22, 2112, 2112]
     simulator = FastSimulator.load(ensemble)
     particles = generated.particles
     assert np.array_equal(generated.images, simulator.sample(particles, generated.pdg, 1))
     with pytest.raises(ValueError, match="holds no photon-sum model; name one with --photons"):
-        generate(str(run_folders["teacher"]), str(primaries), str(tmp_path / "none.root"), quiet=True)
+        generate(Stages(str(run_folders["teacher"])), str(primaries), str(tmp_path / "none.root"), quiet=True)
     assert not (tmp_path / "none.root").exists()
 
 

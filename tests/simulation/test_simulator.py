@@ -10,7 +10,7 @@ from calosim.flows import FlowConfig
 from calosim.models.photons import PhotonSum
 from calosim.models.teacher import Teacher
 from calosim.shapes import PixelConfig
-from calosim.simulation.simulator import FastSimulator, NoiseRemoval, generate, pick_device
+from calosim.simulation.simulator import FastSimulator, NoiseRemoval, Stages, generate, pick_device
 
 ROWS = 6
 
@@ -153,7 +153,7 @@ def test_primaries_outside_of_the_training_are_counted_and_refused_if_asked(run_
 
     def answer(lines, **more):
         (tmp_path / "p.csv").write_text(head + photon + lines)
-        generate(models[0], "p.csv", "out.root", models[1], quiet=True, **more)
+        generate(Stages(*models), "p.csv", "out.root", quiet=True, **more)
 
     answer("")
     assert not capsys.readouterr().err
@@ -171,3 +171,16 @@ def test_primaries_outside_of_the_training_are_counted_and_refused_if_asked(run_
         ):
             answer(line + "\n")
     assert not (tmp_path / "out.root").exists()
+
+
+def test_with_acceptance_some_rows_are_dark_and_the_rest_is_as_before(simulator, run_folders, showers):
+    both = FastSimulator.load(run_folders["teacher"], run_folders["photons"], acceptance=run_folders["acceptance"])
+    few = showers.select(slice(0, 30))
+    images, before = (s.sample(few.particles, few.pdg, 3) for s in (both, simulator))
+    accepted = both.acceptance.sample(torch.from_numpy(few.particles).float(), 3, torch.arange(30)).numpy()
+    assert 0 < accepted.sum() < 30
+    assert (images[~accepted] == 0).all()
+    assert np.array_equal(images[accepted], before[accepted])
+    # Given sums are taken as they are.
+    given = [s.sample(few.particles, few.pdg, 3, photon_sum=few.photon_sum) for s in (both, simulator)]
+    assert np.array_equal(*given)
