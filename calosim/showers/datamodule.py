@@ -202,7 +202,7 @@ class RootDataModule(LightningDataModule):
             rank=world[1],
         )
         if split == "train":
-            sampler.skip = self._batches_done()
+            sampler.seen = self._batches_done
         # A model of the photon sum needs no images.
         model = self.trainer.lightning_module if self.trainer else None
         names = ("particles", "pdg", "images", "inputs", "photon_sum")
