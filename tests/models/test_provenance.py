@@ -67,7 +67,17 @@ def test_checkpoints_with_weights_that_are_not_finite_are_refused(run_folders, t
 
 
 def test_an_enormous_rate_ends_in_one_line_and_without_a_checkpoint(root_file, tmp_path, command, capfd):
-    words = ["-c", "conf/photons.yaml", "--data.files", root_file, "--model.hidden", "[8]", "--data.batch_size", 64, "--quiet"]
+    words = [
+        "-c",
+        "conf/photons.yaml",
+        "--data.files",
+        root_file,
+        "--model.hidden",
+        "[8]",
+        "--data.batch_size",
+        64,
+        "--quiet",
+    ]
     assert (
         command("fit", *words, "--model.optimizer.lr", "1e30", "--trainer.max_epochs", 2, "--run", tmp_path / "r") == 1
     )
