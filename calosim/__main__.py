@@ -64,9 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"calosim: error: unknown verb {argv[0]!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(
-            os.getcwd()
-        )  # for `--model mine.MyTeacher`, as with `python -m calosim`; last, to shadow nothing
+        sys.path.append(os.getcwd())  # for `--model mine.MyTeacher`; last, so that it shadows nothing
     try:
         # Imported only when there is work for them: torch and lightning take seconds.
         if argv[0] in TRAINING:

@@ -35,6 +35,7 @@ TITLES = {
     "shape_floor": "floor (Monte Carlo, same photon sums)",
     "chain": "full chain",
     "floor": "floor (Monte Carlo, other seed)",
+    "halves": "floor (Monte Carlo, other half of the responses)",
     "trivial": "trivial (random training response)",
 }
 

@@ -176,7 +176,7 @@ def _description(work: _Work, floors: FloorOptions) -> dict[str, Any]:
         "responses": protocol.responses,
         "data": describe(work.data),
     }
-    if own := work.references.get("floor"):
+    if own := work.references.get("floor") or work.references.get("halves"):
         halves = f"{own.fair.sum()} rows, one half of each input's {protocol.split} responses, against the other half"
         found |= {"floor_rows_without_their_input": own.lacking, "floor": floors.floor or halves}
     if own := work.references.get("shape_floor"):
@@ -210,7 +210,8 @@ def _judge_sums(work: _Work) -> dict[str, dict[str, dict[str, float]]]:
     for name, drawn in sums.items():
         fair = work.fair(name)
         some = drawn.reshape(-1, SUMS_PER_ROW)[fair], true_sum[fair], showers.pdg[fair], work.rows.inputs[fair]
-        report[name] = photon_report(*some, work.protocol.resamples)
+        called = "floor of halves" if name == "halves" else name
+        report[called] = photon_report(*some, work.protocol.resamples)
     return report
 
 

@@ -190,10 +190,20 @@ class Floors:
         return found | ({"shape_floor": floor_of_sums(self.sums, rows, self.most)} if self.sums is not None else {})
 
     def references(self, data: RootDataModule, split: Literal["test", "val"], rows: Selection) -> dict[str, Reference]:
-        """All floors there can be, of halves without another simulation, and the trivial model, by their short names."""
+        """All floors there can be, of halves without another simulation, and the trivial model, by their short names.
+
+        Raises:
+            ValueError: If a simulation is of other primaries than most of the rows: it would be another trivial model.
+        """
+        for name, own in (simulated := self.simulated(rows)).items():
+            if 2 * own.lacking > len(rows):
+                raise ValueError(
+                    f"{name}: its responses are to other primaries; expected those of at least half of the {len(rows)} judged "
+                    f"rows, {len(rows) - own.lacking} have theirs (calosim simulate --primaries FILE makes them)"
+                )
         halves = floor_of_halves(data, split, rows) if self.other is None else None
-        found = {} if halves is None else {"floor": halves}
-        return {**found, **self.simulated(rows), "trivial": trivial_model(data, rows)}
+        found = {} if halves is None else {"halves": halves}
+        return {**found, **simulated, "trivial": trivial_model(data, rows)}
 
 
 def _matched(file: str) -> int:

@@ -146,7 +146,7 @@ class CalosimModule(LightningModule):
         torch.manual_seed(int(draws.row_keys(torch.zeros(1, dtype=torch.int64), draws.TRAINING_STREAM, *words)))
 
     def finite(self, losses: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """The losses of a batch's rows, shape (B,), as they came; the first that is not finite ends what is going on.
+        """The losses of a batch's rows, shape (*, B), as they came; the first that is not finite ends what is going on.
 
         Raises:
             FloatingPointError: If there is one.

@@ -143,7 +143,7 @@ def check_rows(values: Tensor, rows: Tensor, what: str) -> None:
     """Refuses values of rows that are not finite.
 
     Args:
-        values: With shape (B,).
+        values: With shape (*, B).
         rows: Row numbers in the data, shape (B,).
         what: What they are, and when.
 
@@ -153,7 +153,6 @@ def check_rows(values: Tensor, rows: Tensor, what: str) -> None:
     values = values.detach()
     bad = ~values.isfinite()
     if bad.any():
-        k = int(torch.nonzero(bad)[0, 0])
-        raise FloatingPointError(
-            f"{what}: row {int(rows[k])} of the data gives {float(values[k])}; expected a finite number"
-        )
+        at = tuple(torch.nonzero(bad)[0].tolist())
+        row, value = int(rows[at[-1]]), float(values[at])
+        raise FloatingPointError(f"{what}: row {row} of the data gives {value}; expected a finite number")

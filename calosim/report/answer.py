@@ -84,14 +84,14 @@ def _is_wanted(found: Evaluation) -> bool:
 def _lines(found: Evaluation, several: bool) -> list[tuple[Any, ...]]:
     """Cells of the lines about an evaluation's candidates, the verdict last."""
     test, metrics, lines = found.record.get("classifier", {}), found.metrics, []
-    for name, floors in (("shape", ("shape_floor", "floor")), ("chain", ("floor",))):
+    for name, floors in (("shape", ("shape_floor", "floor", "halves")), ("chain", ("floor", "halves"))):
         title = TITLES[name]
         if title not in metrics:
             continue
         floor = next((TITLES[f] for f in floors if TITLES[f] in metrics), None)
         ws = metrics[title]["mean"]["ws_all"]
         ratio = f"{ws / metrics[floor]['mean']['ws_all']:.2f}" if floor else "–"
-        if name == "shape" and floor == TITLES["floor"]:
+        if name == "shape" and floor in (TITLES["floor"], TITLES["halves"]):
             ratio += " (floor of other sums)"
         judges = test.get("candidates", {}).get(title, {}).get("verdicts", {})
         areas = [_area(judges.get(judge)) for judge in ("images", "features")]

@@ -207,7 +207,7 @@ class RootDataModule(LightningDataModule):
             rank=world[1],
         )
         if split == "train":
-            sampler.skip = self._batches_done()
+            sampler.seen = self._batches_done
         # A model of the photon sum needs no images.
         model = self.trainer.lightning_module if self.trainer else None
         held = a["particles"], a["pdg"], a["images"], a["inputs"], a["photon_sum"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -93,8 +93,8 @@ class EpochSampler(DistributedSampler):
     ):
         super().__init__(groups, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         self.groups, self.batch_size, self.power = groups, batch_size, power
-        #: Batches of the next epoch that a training has seen before it was interrupted.
-        self.skip = 0
+        #: Asked when an epoch begins: how many of its batches a training has seen before it was interrupted.
+        self.seen: Callable[[], int] = lambda: 0
 
     def order(self) -> np.ndarray:
         """The positions of the whole epoch, the same on every process, shape (N,)."""
@@ -116,8 +116,7 @@ class EpochSampler(DistributedSampler):
 
     def __iter__(self) -> Iterator[np.ndarray]:
         order, step = self.order(), self.batch_size * self.num_replicas
-        skip, self.skip = self.skip, 0
-        for k in range(skip, len(self)):
+        for k in range(self.seen(), len(self)):
             yield order[k * step : (k + 1) * step][self.rank :: self.num_replicas]
 
     def __len__(self) -> int:

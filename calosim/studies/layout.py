@@ -17,7 +17,7 @@ __all__ = ["ENSEMBLE", "FORMATS", "HEADINGS", "REFERENCES", "Row", "Table", "jud
 HEADINGS = {key: heading for key, heading, _ in METRICS}
 FORMATS = {key: form for key, _, form in METRICS}
 #: Rows that are no model of the plan: the Monte Carlo itself and the trivial answer.
-REFERENCES = ("floor", "trivial")
+REFERENCES = ("floor", "halves", "trivial")
 ENSEMBLE = "ensemble"
 
 
@@ -142,5 +142,6 @@ def reference_rows(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         for evaluation, particle in row.evaluations:
             if particle is None and TITLES["trivial"] in evaluation.metrics:
-                return [Row(name, TITLES[name], [(evaluation, None)]) for name in REFERENCES]
+                there = [name for name in REFERENCES if TITLES[name] in evaluation.metrics]
+                return [Row(name, TITLES[name], [(evaluation, None)]) for name in there]
     return []

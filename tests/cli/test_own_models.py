@@ -20,7 +20,7 @@ from calosim import PhotonSum
 
 class Mine(PhotonSum):
     def __init__(self, detector: str = "zn", factor: float = 1.0, **more):
-        super().__init__(detector, hidden=(4,), components=2, posterior_samples=2)
+        super().__init__(detector, hidden=(4,), components=2, members=2)
         self.init = {"detector": self.detector.name, "factor": factor}
 """
 

@@ -35,7 +35,7 @@ def train(root_file, tmp_path, command):
     """Trains a tiny photon-sum model in a folder: ``train("name", *words)`` returns the run."""
 
     def run(name, *words, status=0):
-        sizes = ["--model.hidden", "[8]", "--model.components", 2, "--model.posterior_samples", 3]
+        sizes = ["--model.hidden", "[8]", "--model.components", 2, "--model.members", 3]
         start = [
             "fit",
             "-c",
@@ -127,7 +127,7 @@ def test_a_checkpoint_outside_of_a_run_has_its_results_beside_it(photons, again,
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--model.optimizer.lr", "1e-6"], "optimizer.init_args.lr=0.001 instead of 1e-06"),
+        (["--model.optimizer.lr", "1e-6"], "optimizer.init_args.lr=0.003 instead of 1e-06"),
         (["--model.optimizer", "SGD", "--model.optimizer.lr", "1e-3"], "optimizer.class_path="),
         (["--model.scheduler", "StepLR", "--model.scheduler.step_size", "3"], "scheduler.class_path="),
         (["--model.components", "3"], "components=2 instead of 3"),

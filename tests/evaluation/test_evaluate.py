@@ -75,7 +75,7 @@ def test_photon_sums_do_not_depend_on_what_else_is_judged(judged, run_folders, t
     evaluate(str(tmp_path), Models(photons=[str(run_folders["photons"])]), **alone, quiet=True)
     alone, together = (read_json(folder / "evaluation.json")["photon_sum"] for folder in (tmp_path, judged))
     assert len(alone) == 1
-    assert set(together) == {*alone, "floor", "trivial"}
+    assert set(together) == {*alone, "floor of halves", "trivial"}
     assert all(together[name] == report for name, report in alone.items())
     assert {path.name for path in tmp_path.iterdir()} == {"evaluation.json", "evaluation.md", "evaluation.csv"}
 

@@ -60,6 +60,14 @@ def test_files_with_matched_sums_are_no_floor_of_all_sums(data, root_file, tmp_p
     assert list(floors.references(data, "test", rows)) == ["floor", "shape_floor", "trivial"]
 
 
+def test_a_floor_of_other_primaries_is_refused(data, make_showers):
+    rows = select_rows(data, Protocol())
+    with pytest.raises(
+        ValueError, match=r"floor: .* expected those of at least half of the \d+ judged rows, 0 have theirs"
+    ):
+        Floors(make_showers(seed=9)).references(data, "test", rows)
+
+
 def test_the_floor_of_halves_is_held_against_responses_it_does_not_give(data):
     """Each half answered from the other would be a resample of the reference: a floor that no simulation can reach."""
     rows = select_rows(data, Protocol())

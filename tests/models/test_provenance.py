@@ -19,7 +19,7 @@ SEEN = {"pdg": {"22": 5}, "low": [100.0] + 8 * [0.0], "high": [200.0] + 8 * [0.0
 
 
 def small() -> PhotonSum:
-    return PhotonSum(hidden=(4,), components=2, posterior_samples=2)
+    return PhotonSum(hidden=(4,), components=2, members=2)
 
 
 # -- finite numbers ---------------------------------------------------------------------------------------------------
@@ -27,12 +27,12 @@ def small() -> PhotonSum:
 
 def test_a_loss_that_is_not_finite_ends_the_training_by_its_row(root_file, tmp_path, fit, monkeypatch):
     module = small()
-    truth = PhotonSum.log_density
+    truth = module.head.log_prob
 
-    def wrong(self, outputs, photon_sum, jitter):
-        return torch.where(photon_sum == photon_sum.max(), torch.nan, truth(self, outputs, photon_sum, jitter))
+    def wrong(outputs, energy, photon_sum):
+        return torch.where(photon_sum == photon_sum.max(), torch.nan, truth(outputs, energy, photon_sum))
 
-    monkeypatch.setattr(PhotonSum, "log_density", wrong)
+    monkeypatch.setattr(module.head, "log_prob", wrong)
     with pytest.raises(FloatingPointError, match=r"loss in training after 0 steps: row \d+ of the data gives nan"):
         fit(module, root_file, tmp_path)
     assert not list(tmp_path.rglob("*.ckpt"))
@@ -50,11 +50,11 @@ def test_gradients_and_weights_that_are_not_finite_end_the_training(root_file, t
     module = small()
     weight = next(p for p in module.parameters() if p.requires_grad)
     weight.register_hook(lambda grad: torch.full_like(grad, torch.inf))
-    with pytest.raises(FloatingPointError, match=r"gradient of bayes\.\S+ after 0 steps: expected finite numbers"):
+    with pytest.raises(FloatingPointError, match=r"gradient of posterior\.\S+ after 0 steps: expected finite numbers"):
         fit(module, root_file, tmp_path)
     with torch.no_grad():
         weight.view(-1)[0] = torch.nan
-    with pytest.raises(FloatingPointError, match=r"weights bayes\.\S+ after 0 steps"):
+    with pytest.raises(FloatingPointError, match=r"weights posterior\.\S+ after 0 steps"):
         module.on_save_checkpoint({"state_dict": module.state_dict()})
 
 
@@ -67,7 +67,17 @@ def test_checkpoints_with_weights_that_are_not_finite_are_refused(run_folders, t
 
 
 def test_an_enormous_rate_ends_in_one_line_and_without_a_checkpoint(root_file, tmp_path, command, capfd):
-    words = ["-c", "conf/photons.yaml", "--data.files", root_file, "--model.hidden", "[8]", "--quiet"]
+    words = [
+        "-c",
+        "conf/photons.yaml",
+        "--data.files",
+        root_file,
+        "--model.hidden",
+        "[8]",
+        "--data.batch_size",
+        64,
+        "--quiet",
+    ]
     assert (
         command("fit", *words, "--model.optimizer.lr", "1e30", "--trainer.max_epochs", 2, "--run", tmp_path / "r") == 1
     )
@@ -123,7 +133,7 @@ def test_a_fine_tuned_model_has_seen_what_its_baseline_saw(run_folders, root_fil
         fit(again, root_file, tmp_path / "a", 2, tmp_path / "checkpoints" / "last.ckpt", seed=4, particle="lambda")
     other = run_folders["photons"] / "checkpoints" / "last.ckpt"
     with pytest.raises(ValueError, match="of another model: it has components 2, not 3"):
-        fit(PhotonSum(hidden=(8,), components=3, posterior_samples=3), root_file, tmp_path / "b", 2, other)
+        fit(PhotonSum(hidden=(8,), components=3, bins=32, members=3), root_file, tmp_path / "b", 2, other)
 
 
 def test_lines():
