@@ -61,7 +61,7 @@ class _Reading:
 def tool_options(verb: str) -> dict[str, Any]:
     """A tool's options: the arguments of its function, those that are settings replaced by their fields."""
     module, _, name = TOOLS[verb].partition(":")
-    known: dict[str, Any] = {"config": None}
+    known: dict[str, Any] = {"config": None, "trust": None}
     for option in (options(module, name) or {}).values():
         known |= option.settings or {option.name: option}
     return known
