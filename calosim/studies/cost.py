@@ -137,7 +137,6 @@ class _Estimates:
             each = int(each * limit)
         return each * trainer["max_epochs"]
 
-
     def _files(self, step: Step) -> tuple[list[str], float]:
         """The data files of a training and 1; or small simulations in their place, and how many times as large they will be."""
         files, made, times = files_of(step.settings), [], 1.0

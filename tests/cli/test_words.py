@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
+from calosim.__main__ import VERBS
 from calosim.cli.words import MODELS, TOOLS, checked, tool_options, training_options
 from calosim.files import read_yaml, shipped_config
 
@@ -189,6 +193,20 @@ def test_every_shipped_file_has_known_settings():
         checked(
             [tool, "-c", f"conf/demo/{tool}.yaml", "--out", "x", *(["--photons", "p"] if tool == "explain" else [])]
         )
+
+
+def test_commands_of_the_readme_have_known_options():
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"^(?:    |\| .*`)?calosim (\w.*)$", text, re.MULTILINE) + re.findall(
+        r"`calosim (\w+ -[^`]*)`", text
+    )
+    found = [shlex.split(line.split("  #")[0], comments=True) for line in commands if line.split()[0] in VERBS]
+    assert len(found) > 15
+    for words in found:
+        if "runs/teacher/wide/config.yaml" in words:
+            continue  # which a reader has by then
+        init = ["--model.init_from", "x"] if any("conf/finetune" in word for word in words) else []
+        checked([*(word for word in words if word != "..."), *init])
 
 
 def test_several_values_are_a_list_and_patterns_are_what_they_match(tmp_path, monkeypatch):
