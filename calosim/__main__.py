@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import sys
 
 VERBS: dict[str, str] = {
@@ -22,8 +21,8 @@ VERBS: dict[str, str] = {
     "compare": "run a plan of trainings and compare them with statistics (conf/study)",
 }
 TRAINING = ("fit", "validate", "test", "predict")
-#: Errors of lightning, and words in those of torch and lightning, that settings cause.
-LIGHTNINGS = ("MisconfigurationException",)
+#: Errors of lightning and of parsers, and words in those of torch and lightning, that settings cause.
+LIGHTNINGS = ("MisconfigurationException", "ArgumentError")
 TORCHS = ("loading state_dict", "Early stopping conditioned on metric")
 
 
@@ -67,6 +66,9 @@ def main(argv: list[str] | None = None) -> int:
         sys.path.append(os.getcwd())  # for `--model mine.MyTeacher`; last, so that it shadows nothing
     try:
         # Imported only when there is work for them: torch and lightning take seconds.
+        from calosim.cli.words import checked
+
+        argv = checked(argv)
         if argv[0] in TRAINING:
             from calosim.cli.train import train as run
         else:
@@ -75,12 +77,9 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("CALOSIM_TRACEBACK") or not _is_said(error):
             raise
-        text = " ".join(str(error).split())
-        # jsonargparse wraps what a model says of its arguments in all types that it tried.
-        reason = re.search(r"Errors: - (.*?) - Expected a <class 'NoneType'>", text)
-        # Among what several kinds of settings say, a setting's own words come first.
-        reason = re.search(r"Union subtypes .*?Errors: - (expected .*?)(?: - |$)", text) or reason
-        print(f"calosim: error: {reason[1] if reason else text}", file=sys.stderr)
+        from calosim.cli.errors import one_line
+
+        print(f"calosim: error: {one_line(str(error))}", file=sys.stderr)
         return 1 if isinstance(error, FloatingPointError) else 2
     except KeyboardInterrupt:
         print("calosim: interrupted", file=sys.stderr)

@@ -67,9 +67,10 @@ def folder_of(verb: str, config: Any, checkpoint: str | None) -> str:
         # Judging or resuming a checkpoint belongs to the run that wrote it.
         return str(Run(checkpoint).folder)
     model = config.model.class_path.rpartition(".")[2].lower()
-    # Under Slurm all processes must choose the same folder without talking to each other.
-    if job := os.environ.get("SLURM_JOB_ID"):
-        return f"runs/{model}/slurm-{job}"
+    # The tasks of a Slurm step must choose the same folder without talking to each other; one task alone is free to choose.
+    job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
+    if job and step and int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        return f"runs/{model}/slurm-{job}-{step}"
     return f"runs/{model}/{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -12,21 +11,10 @@ from typing import Any, Literal, get_type_hints
 
 from jsonargparse import ArgumentParser
 
+from calosim.cli.words import TOOLS
 from calosim.files import check_not_read, check_writable, expanded, shipped_words
 
 __all__ = ["run", "simulate"]
-
-#: Where each tool's function lives; imported when it is called, so that one tool does not pay for another.
-TOOLS: dict[str, str] = {
-    "simulate": "calosim.cli.tools:simulate",
-    "convert": "calosim.showers.reading:convert",
-    "generate": "calosim.simulation.simulator:generate",
-    "evaluate": "calosim.evaluation.evaluate:evaluate",
-    "ensemble": "calosim.simulation.ensemble:save_ensemble",
-    "explain": "calosim.explain.explain:explain",
-    "report": "calosim.report.report:report",
-    "compare": "calosim.studies.compare:compare",
-}
 
 
 def run(argv: list[str]) -> None:
@@ -36,7 +24,8 @@ def run(argv: list[str]) -> None:
     """
     module, _, name = TOOLS[argv[0]].partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    parser = ArgumentParser(prog=f"calosim {argv[0]}", description=(function.__doc__ or "").split("\n\n")[0])
+    description = (function.__doc__ or "").split("\n\n")[0]
+    parser = ArgumentParser(prog=f"calosim {argv[0]}", description=description, exit_on_error=False)
     parser.add_argument("-c", "--config", action="config", help="Read options from a YAML file.")
     groups: dict[str, Any] = {n: kind for n, kind in get_type_hints(function).items() if is_dataclass(kind)}
     parser.add_function_arguments(function, as_group=False, skip=set(groups))
@@ -47,9 +36,7 @@ def run(argv: list[str]) -> None:
         if action.default in (True, False) and isinstance(action.default, bool) and action.option_strings:
             # `--quiet` alone says `--quiet true`.
             action.nargs, action.const = "?", True
-    # `--dry-run` is `--dry_run`.
-    words = [re.sub(r"^--[a-z_-]+(?=$|=)", lambda m: "--" + m[0][2:].replace("-", "_"), word) for word in argv[1:]]
-    options = parser.parse_args(shipped_words(words))
+    options = parser.parse_args(shipped_words(argv[1:]))
     if options.get("quiet"):
         os.environ["TQDM_DISABLE"] = "1"  # for what shows progress without being told by an argument
     options.pop("config", None)

@@ -16,6 +16,7 @@ from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
 
+from calosim.cli.errors import one_line
 from calosim.cli.record import PredictionFile, RunCheckpoint, RunRecord, WholeCheckpoints
 from calosim.cli.session import (
     as_list,
@@ -26,11 +27,13 @@ from calosim.cli.session import (
     say_replaced,
     single_batches,
 )
+from calosim.cli.words import MODELS
 from calosim.files import expanded, shipped_config, shipped_words
 from calosim.loggers import wandb_offline_without_key
 
 # So that `--model Teacher` finds them by their short names.
 from calosim.models import Acceptance, CalosimModule, FineTune, PhotonSum, Student, Teacher  # noqa: F401
+from calosim.models.checkpoints import read_checkpoint
 from calosim.models.schedules import WarmupCosine  # noqa: F401
 from calosim.runs import Run
 from calosim.showers.datamodule import RootDataModule
@@ -45,6 +48,8 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
 }
 #: Run folders that this process has claimed.
 HELD: list[tuple[Run, int]] = []
+#: What wrong options do to a parser: it raises, rather than to print all that it knows.
+REFUSING = {"exit_on_error": False}
 
 
 class CalosimCLI(LightningCLI):
@@ -92,6 +97,8 @@ class CalosimCLI(LightningCLI):
             self._enter(run, checkpoint)
         if checkpoint in ("best", "last"):
             config.ckpt_path = checkpoint_to_use(run, checkpoint)
+        elif checkpoint:
+            read_checkpoint(checkpoint)  # a damaged one is named
         # A progress bar redraws itself: in a log that is a line for every batch.
         if config.get("quiet"):
             os.environ["TQDM_DISABLE"] = "1"
@@ -169,7 +176,11 @@ def train(argv: list[str]) -> None:
             auto_configure_optimizers=False,
             save_config_callback=RunRecord,
             trainer_defaults={"callbacks": [PredictionFile()]},
-            parser_kwargs=dict.fromkeys(("fit", "validate", "test", "predict"), _defaults()),
+            parser_kwargs={
+                **REFUSING,
+                "prog": "calosim",
+                **{verb: {**REFUSING, **_defaults()} for verb in ("fit", "validate", "test", "predict")},
+            },
         )
     finally:
         while HELD:
@@ -178,8 +189,9 @@ def train(argv: list[str]) -> None:
 
 
 def _defaults() -> dict[str, Any]:
-    """Where every verb takes its defaults from."""
-    return {"default_config_files": [str(shipped_config("base.yaml"))]}
+    """Where every verb takes its defaults from, and what its help ends with."""
+    models = f"Models for --model: {', '.join(MODELS)}; `--model.help NAME` explains one."
+    return {"default_config_files": [str(shipped_config("base.yaml"))], "epilog": models}
 
 
 class _Ready(Exception):
@@ -205,14 +217,13 @@ class _FitParser(CalosimCLI):
 
 @cache
 def _fit_parser() -> CalosimCLI:
-    refusing = {"exit_on_error": False}
     try:
         return _FitParser(
             model_class=CalosimModule,
             datamodule_class=RootDataModule,
             subclass_mode_model=True,
             auto_configure_optimizers=False,
-            parser_kwargs={**refusing, "fit": {**refusing, **_defaults()}},
+            parser_kwargs={**REFUSING, "fit": {**REFUSING, **_defaults()}},
         )
     except _Ready as ready:
         return ready.args[0]
@@ -228,5 +239,5 @@ def resolved(words: list[str]) -> dict[str, Any]:
     try:
         config = command.parser.parse_args(shipped_words(["fit", *said_words(words)]))
     except ArgumentError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(one_line(str(error))) from None
     return yaml.safe_load(command._parser("fit").dump(config["fit"], skip_none=False))

@@ -140,7 +140,11 @@ def infer_pdg(particles: np.ndarray, prefer: Sequence[int], source: str, where: 
         fits = [c for c in fits if c in prefer][:1] or fits
         if len(fits) != 1:
             row = where(int((inverse == k).argmax()))
-            found = f"fit PDG codes {', '.join(map(str, fits))}: prefer one" if fits else "fit no particle"
+            found = (
+                f"fit PDG codes {', '.join(map(str, fits))}, say which with --prefer {fits[-1]}"
+                if fits
+                else "fit no particle"
+            )
             raise ValueError(
                 f"{source}: {row}: mass {mass:g} MeV and charge {charge:g} e {found}; "
                 "expected one fit, or the PDG code as a tenth column"

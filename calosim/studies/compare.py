@@ -5,15 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from calosim.files import atomic_write, write_json
-from calosim.studies.cells import fill_cells
-from calosim.studies.cost import print_plan
-from calosim.studies.ensemble import make_ensemble
-from calosim.studies.judges import judge_cells
-from calosim.studies.layout import ENSEMBLE, Row, Table, judged_rows, reference_rows
 from calosim.studies.plan import load_plan
-from calosim.studies.runner import run_steps
-from calosim.studies.speed import measure_speeds, speed_table
-from calosim.studies.tables import Comparison
 
 __all__ = ["compare"]
 
@@ -43,6 +35,16 @@ def compare(
         quiet: Show no progress.
     """
     study = load_plan(plan, out, options)
+    # These import torch; a plan that cannot be read is refused at once.
+    from calosim.studies.cells import fill_cells
+    from calosim.studies.cost import print_plan
+    from calosim.studies.ensemble import make_ensemble
+    from calosim.studies.judges import judge_cells
+    from calosim.studies.layout import ENSEMBLE, Row, Table, judged_rows, reference_rows
+    from calosim.studies.runner import run_steps
+    from calosim.studies.speed import measure_speeds, speed_table
+    from calosim.studies.tables import Comparison
+
     table = Table.of(study)
     if dry_run:
         print_plan(study, jobs)

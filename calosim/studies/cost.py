@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import inspect
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from calosim.files import markdown_table
+from calosim.montecarlo.simulate import simulate
 from calosim.runs import Run
+from calosim.showers.root import write
 from calosim.studies.finished import is_finished, unknown_origin
 from calosim.studies.plan import Plan, Step, command_words
-from calosim.studies.settings import files_of
+from calosim.studies.settings import files_of, simulated
 
 __all__ = ["cost_table", "print_plan"]
 
@@ -29,6 +32,8 @@ PROBE = {
     "enable_checkpointing": False,
     "callbacks": [],
 }
+#: Primaries of a small simulation that stands for one which is still to be made.
+SMALL = 500
 
 
 def print_plan(plan: Plan, jobs: int = 1) -> None:
@@ -36,9 +41,14 @@ def print_plan(plan: Plan, jobs: int = 1) -> None:
 
     A training's time is samples (rows times epochs) times the time per sample, which is that of a finished training with the
     same configuration files, else that of a short run of a few batches; where a run cannot be tried before another is
-    finished, the time per sample of that other one stands in.
+    finished, the time per sample of that other one stands in. Data that are still to be simulated are tried on a small
+    simulation.
     """
-    estimates = _Estimates(plan)
+    with tempfile.TemporaryDirectory() as folder:
+        _print(plan, jobs, _Estimates(plan, Path(folder)))
+
+
+def _print(plan: Plan, jobs: int, estimates: _Estimates) -> None:
     total, unknown = 0.0, 0
     table = []
     for step in plan.steps.values():
@@ -53,7 +63,7 @@ def print_plan(plan: Plan, jobs: int = 1) -> None:
         if state != "finished":
             unknown += seconds is None
             total += seconds or 0.0
-        table.append((step.name, state, text, f"calosim {step.verb} {' '.join(step.words)}"))
+        table.append((step.name, state, text, shlex.join(["calosim", step.verb, *step.words])))
     widths = [max(len(line[i]) for line in table) for i in range(3)]
     for name, state, text, command in table:
         print(f"{name:<{widths[0]}}  {state:<{widths[1]}}  {text:<{widths[2]}}  {command}")
@@ -66,11 +76,13 @@ class _Estimates:
 
     Attributes:
         plan: The plan.
+        folder: For small simulations.
         rates: Seconds per sample by configuration files: trainings with the same ones are taken to be equally fast.
         rows: Training rows by data settings.
     """
 
     plan: Plan
+    folder: Path
     rates: dict[tuple[str, ...], float] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
 
@@ -91,7 +103,7 @@ class _Estimates:
         needs = [self.plan.steps[name] for name in step.after if self.plan.steps[name].verb == "fit"]
         rate = self.rates.get(step.configs)
         if rate is None and all(is_finished(need) for need in needs):
-            rate = _probe(step)
+            rate = _probe(step, self._files(step)[0])
         if rate is None:
             rate = next((self.rates[need.configs] for need in needs if need.configs in self.rates), None)
         if rate is None:
@@ -110,12 +122,14 @@ class _Estimates:
         known = inspect.signature(RootDataModule).parameters
         data = {key: value for key, value in step.settings["data"].items() if key in known}
         trainer = step.settings["trainer"]
-        if not all(Path(file).exists() for file in files_of(step.settings)):
+        files, times = self._files(step)
+        if not all(Path(file).exists() for file in files):
             return None
+        data["files"] = files
         # What a batch is does not change the rows; whatever else differs may.
         key = json.dumps({k: v for k, v in data.items() if k != "batch_size"}, sort_keys=True)
         if key not in self.rows:
-            self.rows[key] = len(RootDataModule(**data).rows("train"))
+            self.rows[key] = round(times * len(RootDataModule(**data).rows("train")))
         limit, each = trainer["limit_train_batches"], self.rows[key]
         if limit is not None and (isinstance(limit, int) or limit > 1):  # as Lightning reads it: 150.0 are batches
             each = min(each, int(limit) * data["batch_size"])
@@ -123,13 +137,27 @@ class _Estimates:
             each = int(each * limit)
         return each * trainer["max_epochs"]
 
+    def _files(self, step: Step) -> tuple[list[str], float]:
+        """The data files of a training and 1; or small simulations in their place, and how many times as large they will be."""
+        files, made, times = files_of(step.settings), [], 1.0
+        for number, file in enumerate(files):
+            recipe = simulated((self.plan.entries.get("simulate") or {}).get(file) or {"primaries": file})
+            if Path(file).exists() or not isinstance(recipe["primaries"], int):
+                return files, 1.0
+            times = max(1.0, recipe["primaries"] / SMALL)
+            made.append(str(self.folder / f"{Path(file).stem}-{number}.root"))
+            if not Path(made[-1]).exists():
+                few = min(SMALL, recipe["primaries"])
+                write(made[-1], simulate(few, recipe["responses_per_primary"], recipe["detector"], recipe["seed"]))
+        return made, times
 
-def _probe(step: Step) -> float | None:
+
+def _probe(step: Step, files: Sequence[str]) -> float | None:
     """Seconds per sample of a few batches; None if the short run failed."""
     with tempfile.TemporaryDirectory() as folder:
         run = Run(f"{folder}/run")
         words = [w if w != str(step.folder) else str(run.folder) for w in step.words]
-        words += command_words({f"trainer.{key}": value for key, value in PROBE.items()})
+        words += command_words({f"trainer.{key}": value for key, value in PROBE.items()} | {"data.files": list(files)})
         command = [sys.executable, "-m", "calosim", "fit", *words]
         begin = time.perf_counter()
         subprocess.run(command, capture_output=True, check=False)

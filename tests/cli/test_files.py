@@ -70,3 +70,11 @@ def test_names_and_tables_in_any_locale(locale, tmp_path):
         assert (done.returncode, done.stderr) == (0, b"")
     assert (tmp_path / "Größe" / "ü.root").exists()
     assert (tmp_path / "ß.root").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\n", "half"])
+def test_a_damaged_checkpoint_is_named_before_it_is_loaded(content, run_folders, tmp_path, error_of):
+    path, whole = tmp_path / "damaged.ckpt", (run_folders["photons"] / "checkpoints" / "best.ckpt").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    line = error_of("test", "-c", run_folders["photons"] / "config.yaml", "--ckpt_path", path)
+    assert "damaged.ckpt: expected a checkpoint, but the file is " in line

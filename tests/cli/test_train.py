@@ -173,3 +173,28 @@ def test_two_processes_train_as_one(sizes, root_file, tmp_path):
         losses.append([float(next(r[key] for r in rows if r.get(key))) for key in ("val/loss", "val/ws")])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert not list(tmp_path.glob("2/config.resumed*"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "one"),
+    [
+        ({"SLURM_JOB_ID": "7"}, False),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}, False),
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "3", "SLURM_NTASKS": "1"}, False),
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "3", "SLURM_NTASKS": "2"}, True),
+    ],
+)
+def test_only_tasks_of_one_slurm_step_share_a_folder(environment, one, monkeypatch):
+    """Two trainings in one job are two runs; the tasks of a step cannot talk to each other before they have a folder."""
+    from jsonargparse import Namespace
+
+    from calosim.cli.session import folder_of
+
+    for name in ("CALOSIM_RUN", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = Namespace(model=Namespace(class_path="calosim.Teacher"), run=None)
+    folders = {folder_of("fit", config, None) for _ in range(2)}
+    assert len(folders) == (1 if one else 2)
+    assert (folders == {"runs/teacher/slurm-7-3"}) == one

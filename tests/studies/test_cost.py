@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import pytest
 
@@ -14,7 +15,7 @@ from calosim.studies.plan import load_plan
 @pytest.fixture
 def listed(root_file, make_plan, monkeypatch, capsys):
     """The line of a dry run for the training ``base``; ``listed(before=..., **options)``."""
-    monkeypatch.setattr(cost, "_probe", lambda step: 0.5)
+    monkeypatch.setattr(cost, "_probe", lambda step, files: 0.5)
 
     def line(before=lambda plan: None, **options):
         base = {"config": ["conf/photons.yaml"]}
@@ -39,6 +40,24 @@ def test_samples_are_those_of_the_command(listed, root_file, tmp_path):
     assert "unknown before its data are made" in listed(**{"data.files": [str(tmp_path / "later.root")]})
     assert "will fail: unknown particle" in listed(**{"data.particle": "muon2"})
     assert "will fail: " in listed(**{"trainer.max_epochs": "many"})
+
+
+def test_data_that_are_still_to_be_made_are_tried_on_a_small_simulation(make_plan, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    tried: list[str] = []
+    monkeypatch.setattr(cost, "_probe", lambda step, files: tried.extend(files) or 0.5)
+    later = {"later.root": {"detector": "zn", "primaries": 2000, "responses_per_primary": 2, "seed": 1}}
+    trainings = {"base": {"config": ["conf/photons.yaml"]}}
+    common = {"data.files": ["later.root"], "trainer.max_epochs": 2}
+    plan = load_plan(make_plan(trainings=trainings, common=common, simulate=later))
+    cost.print_plan(plan)
+    line = re.search(r"^base .*", capsys.readouterr().out, re.MULTILINE)[0]
+    # About two responses to each of 2000 primaries, 70 % of them in training, twice.
+    assert 0.5 < int(re.search(r"for (\d+) samples", line)[1]) / (2000 * 2 * 0.7 * 2) < 1.5
+    assert len(tried) == 1
+    assert not list(tmp_path.glob("*.root"))
+    # What is printed can be run as it is.
+    assert shlex.split(line[line.index("calosim fit") :])[2:] == list(plan.steps["base"].words)
 
 
 def test_speed_is_that_of_a_finished_training(listed, pretend, root_file):
