@@ -20,6 +20,7 @@ def test_generate_then_evaluate(run_folders, tmp_path, capsys, command):
     primaries = tmp_path / "primaries.csv"
     primaries.write_text("pdg,energy,vx,vy,vz,px,py,pz\n22,100,0,0,0,0,0,100\n2112,1000,0,0,0,0.1,0,-999.99955\n")
     models = ["--shape", run_folders["teacher"], "--photons", run_folders["photons"]]
+    models += ["--acceptance", run_folders["acceptance"]]
     words = [*models, "--primaries", primaries, "--responses", 3, "--batch_size", 4, "--out", tmp_path / "made.root"]
     assert command("generate", *words) == 0
     assert read(tmp_path / "made.root", "zn").pdg.tolist() == [22, 22, 22, 2112, 2112, 2112]
@@ -28,13 +29,36 @@ def test_generate_then_evaluate(run_folders, tmp_path, capsys, command):
     capsys.readouterr()
     assert command("evaluate", *words) == 0
     printed = capsys.readouterr().out
-    for word in ("WS", "MAE_cond", "δ", "JaccErr", "floor", "trivial", "full chain", "mixture", "Pictures"):
+    for word in (
+        "WS",
+        "MAE_cond",
+        "δ",
+        "JaccErr",
+        "floor",
+        "trivial",
+        "full chain",
+        "mixture",
+        "response at all",
+        "Pictures",
+    ):
         assert word in printed
     results = json.loads((tmp_path / "evaluation/evaluation.json").read_text())
     assert 5 <= results["rows"] <= 24
     assert results["data"]["data_hash"]
     written = set(os.listdir(tmp_path / "evaluation"))
-    assert {"evaluation.csv", "evaluation.md", "responses.png", "channels.png"} <= written
+    assert {"evaluation.csv", "evaluation.md", "responses.png", "channels.png", "acceptance.png"} <= written
+
+
+def test_dark_attempts_are_written_if_asked_for(tmp_path, command, error_of):
+    from calosim.showers.reading import read
+
+    words = ["simulate", "--primaries", 20, "--responses_per_primary", 1, "--quiet", "true"]
+    assert command(*words, "--keep_dark", "true", "--out", tmp_path / "dark.root") == 0
+    dark = read(tmp_path / "dark.root", "zn")
+    assert len(dark) == 20 * 6
+    assert (dark.photon_sum == 0).any()
+    both = ["--keep_dark", "true", "--match_sums", 2, "--primaries", tmp_path / "dark.root"]
+    assert "expected one of them" in error_of(*words, *both, "--out", tmp_path / "x.root")
 
 
 def test_evaluate_refuses_a_model_that_may_have_seen_the_rows(run_folders, photons, tmp_path, error_of):
