@@ -135,9 +135,12 @@ class CalosimModule(LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps) or steps <= 0:
             return None
+        if every == "step":
+            return int(steps)
+        self.trainer.fit_loop.setup_data()  # counts the batches
         # An epoch's steps: batches, but for accumulated gradients.
         epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        return int(steps) if every == "step" else math.ceil(steps / max(1, epoch))
+        return math.ceil(steps / max(1, epoch))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Keys dropout and weight noise by (seed, step, process), so that a resumed run repeats the uninterrupted one."""
