@@ -215,7 +215,7 @@ def test_a_full_disk_leaves_the_checkpoint_that_was_there(tmp_path, monkeypatch)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ValueError, match="No space left"):
+    with pytest.raises(ValueError, match=r"last\.ckpt: cannot be written \(No space left"):
         WholeCheckpoints().save_checkpoint({"a": torch.zeros(3)}, path)
     assert os.listdir(tmp_path) == ["last.ckpt"]
     assert torch.load(path, weights_only=True)["a"].sum() == 3
@@ -228,7 +228,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_other_one(photons, again, comman
     assert torch.load(photons.last, weights_only=True)["epoch"] == 1
     for path in (photons.last, photons.best):
         os.truncate(path, 1000)
-    assert "expected a checkpoint, but the file is truncated" in error_of("fit", *again, "--ckpt_path", "last")
+    assert "expected a checkpoint, but it cannot be read" in error_of("fit", *again, "--ckpt_path", "last")
 
 
 def test_there_is_a_last_checkpoint_whatever_is_validated(train):
@@ -264,7 +264,6 @@ def test_a_schedule_follows_a_training_that_becomes_longer(train):
 @pytest.mark.parametrize("average", ["StochasticWeightAveraging", "EMAWeightAveraging"])
 @pytest.mark.filterwarnings("ignore:(?s).*Unable to serialize instance")
 @pytest.mark.filterwarnings("ignore:Swapping scheduler")
-@pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
 def test_averaged_weights_are_in_the_checkpoints(average, train, monkeypatch):
     from calosim.models.photons import PhotonSum
 
