@@ -79,7 +79,7 @@ def test_likelihoods_and_gradients_are_those_of_a_cpu(name, primaries):
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-3)
     for key, gradient in found[0][1].items():
         torch.testing.assert_close(
-            found[1][1][key], gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max() + 1e-3)
+            found[1][1][key], gradient, rtol=1e-2, atol=5e-3 * float(gradient.abs().max() + 1e-3)
         )
 
 
