@@ -121,7 +121,8 @@ class GradualUnfreezing(pl.Callback):
             lengths = self.stages
         if len(lengths) > parts:
             raise ValueError(f"GradualUnfreezing: expected up to {parts} stages, one a part, got {len(lengths)}")
-        starts: list[float] = [0, *accumulate(lengths)][:-1]
+        starts: list[float] = []
+        starts += [0, *accumulate(lengths)][:-1]
         if 0 <= epochs <= starts[-1]:
             raise ValueError(
                 f"GradualUnfreezing: stage {len(starts)} of {len(starts)} begins after {starts[-1]} epochs; expected "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from torch import Tensor
 from tqdm import tqdm
 
 from calosim.files import check_not_read, read_json
 from calosim.models.acceptance import Acceptance
-from calosim.models.base import CalosimModule
+from calosim.models.base import CalosimModule, evaluating
 from calosim.models.photons import PhotonSum
 from calosim.models.provenance import not_seen
 from calosim.models.shape import ShapeModule
@@ -26,8 +28,12 @@ from calosim.showers.checks import check_primaries, row_name
 from calosim.showers.reading import read_primaries
 from calosim.showers.record import Showers
 from calosim.showers.root import Writer
+from calosim.simulation.threads import run_side_by_side, workers_on
 
 __all__ = ["FastSimulator", "NoiseRemoval", "Stages", "generate", "pick_device", "read_ensemble"]
+
+#: Of fewer rows a call costs more than what they have to do.
+_LEAST_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -192,7 +198,7 @@ class FastSimulator:
             rows: Row numbers with shape (N,) that key the draws together with the seed; 0 to N - 1 if not given.
             photon_sum: Photon sums with shape (N,); drawn from the photon-sum model if not given, 0 where the acceptance model
                 draws no response.
-            batch_size: Rows simulated at once; a matter of memory and speed, not of the result.
+            batch_size: Rows that a thread simulates at once; a matter of memory and speed, not of the result.
 
         Returns:
             Photon counts with shape (N, nx, ny), int32.
@@ -214,22 +220,35 @@ class FastSimulator:
         method = np.array([self.noise_removal.get(int(code), default) for code in pdg], dtype=np.int64)
         rest = ~np.isin(pdg, list(self.members))
         groups = [(self.shape, rest), *((member, pdg == code) for code, member in self.members.items())]
+        if photon_sum is None and self.photons is not None:
+            self.photons.networks(seed)  # are drawn by torch's own generator, once and not by several threads
+
+        def simulate(model: ShapeModule, batch: np.ndarray) -> None:
+            features = torch.from_numpy(particles[batch]).to(self.device, torch.float32)
+            keys = torch.from_numpy(rows[batch]).to(self.device)
+            total = self._sums(features, seed, keys) if photon_sum is None else photon_sum[batch]
+            removal = torch.from_numpy(method[batch]).to(self.device) if self.noise_removal else None
+            total = torch.as_tensor(total, device=self.device)
+            images[batch] = model.generate(features, total, seed, keys, removal).cpu().numpy()
+
+        jobs = []
         for model, mine in groups:
             own = np.flatnonzero(mine)
-            for start in range(0, len(own), batch_size):
-                batch = own[start : start + batch_size]
-                features = torch.from_numpy(particles[batch]).to(self.device, torch.float32)
-                keys = torch.from_numpy(rows[batch]).to(self.device)
-                if photon_sum is None:
-                    assert self.photons is not None
-                    total = self.photons.sample(features, seed, keys)
-                    if self.acceptance is not None:
-                        total = torch.where(self.acceptance.sample(features, seed, keys), total, 0)
-                else:
-                    total = torch.from_numpy(photon_sum[batch]).to(self.device)
-                removal = torch.from_numpy(method[batch]).to(self.device) if self.noise_removal else None
-                images[batch] = model.generate(features, total, seed, keys, removal).cpu().numpy()
+            # No larger than what leaves something to do for all, and large enough to be worth a call.
+            size = min(batch_size, max(_LEAST_ROWS, -(-len(own) // workers_on(self.device))))
+            jobs += [partial(simulate, model, own[start : start + size]) for start in range(0, len(own), size)]
+        with ExitStack() as modes:  # set once, not by every thread
+            for part in (self.shape, *self.members.values(), self.photons, self.acceptance):
+                if part is not None:
+                    modes.enter_context(evaluating(part))
+            run_side_by_side(jobs, self.device)
         return images
+
+    def _sums(self, features: Tensor, seed: int, keys: Tensor) -> Tensor:
+        """Photon sums (B,) of both models before the shape, 0 where the acceptance model draws no response."""
+        assert self.photons is not None
+        total = self.photons.sample(features, seed, keys)
+        return total if self.acceptance is None else torch.where(self.acceptance.sample(features, seed, keys), total, 0)
 
     def outside(self, particles: np.ndarray, pdg: np.ndarray) -> dict[str, int]:
         """Counts primaries outside of what the models that answer them were trained on.
@@ -266,10 +285,11 @@ class FastSimulator:
             batch_size: Rows of a batch.
 
         Yields:
-            Showers with up to ``batch_size`` rows; together ``N * responses``.
+            Showers with up to ``batch_size`` rows for each thread; together ``N * responses``.
         """
-        for start in range(0, len(pdg) * responses, batch_size):
-            rows = np.arange(start, min(start + batch_size, len(pdg) * responses))
+        several = batch_size * workers_on(self.device)
+        for start in range(0, len(pdg) * responses, several):
+            rows = np.arange(start, min(start + several, len(pdg) * responses))
             primary = rows // responses
             images = self.sample(particles[primary], pdg[primary], seed, rows, batch_size=batch_size)
             yield Showers(particles[primary], pdg[primary], images, self.detector.name)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,9 @@ def test_no_file_is_named():
 
 def test_primaries_from_root_and_csv(tmp_path, make):
     showers = make(30)
+    momentum, mass = showers.particles[:, 4:7], showers.particles[:, 7] / 1000
+    energy = np.sqrt((momentum**2).sum(1) + mass**2)
+    showers = replace(showers, particles=np.column_stack([energy, showers.particles[:, 1:]]))
     write(tmp_path / "a.root", showers)
     names = [*FEATURES, "pdg"]
     table = np.column_stack([showers.particles, showers.pdg])

@@ -184,3 +184,27 @@ def test_with_acceptance_some_rows_are_dark_and_the_rest_is_as_before(simulator,
     # Given sums are taken as they are.
     given = [s.sample(few.particles, few.pdg, 3, photon_sum=few.photon_sum) for s in (both, simulator)]
     assert np.array_equal(*given)
+
+
+@pytest.mark.parametrize("name", ["teacher", "splits"])
+def test_threads_change_nothing_and_are_given_back(name, run_folders, showers):
+    simulator = FastSimulator.load(run_folders[name], run_folders["photons"])
+    many = np.arange(150) % len(showers)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            found.append(simulator.sample(showers.particles[many], showers.pdg[many], 3))
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(threads)
+    assert np.array_equal(*found)
+
+
+def test_what_goes_wrong_in_a_thread_is_raised(simulator, showers, monkeypatch):
+    def broken(*arguments: object) -> None:
+        raise ValueError("no more rows")
+
+    monkeypatch.setattr(simulator.shape, "generate", broken)
+    with pytest.raises(ValueError, match="no more rows"):
+        simulator.sample(showers.particles[:ROWS], showers.pdg[:ROWS], 3)

@@ -1,0 +1,51 @@
+"""Batches side by side on a CPU: each on one thread, since most products are too small to be shared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+__all__ = ["run_side_by_side", "workers_on"]
+
+
+def workers_on(device: torch.device) -> int:
+    """How many batches are computed at once: torch's threads on a CPU, one on another device."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run_side_by_side(jobs: Sequence[Callable[[], None]], device: torch.device) -> None:
+    """Runs jobs that do not depend on each other.
+
+    Threads that share a small product wait for each other at its end, and where a neighbor keeps the machine busy they wait
+    long. Threads with batches of their own do not.
+
+    Args:
+        jobs: What is to be run, in any order.
+        device: Where; elsewhere than on a CPU one follows the other.
+    """
+    workers = min(workers_on(device), len(jobs))
+    if device.type != "cpu":
+        for job in jobs:
+            job()
+        return
+    with _one_thread_each():
+        if workers < 2:
+            for job in jobs:
+                job()
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(lambda job: job(), jobs):
+                pass
