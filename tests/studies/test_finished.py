@@ -82,7 +82,7 @@ def test_data_tell_how_they_were_made(tmp_path, make_plan):
         assert main(["simulate", *step.words, "--quiet"]) == 0
     assert all(map(is_finished, made))
     assert not any(map(unknown_origin, made))
-    settings = {"detector": "zn", "seed": 1, "split": None, "match_sums": 0, **few}
+    settings = {"detector": "zn", "seed": 1, "split": None, "match_sums": 0, "keep_dark": False, **few}
     assert read_recipe(data)["settings"] == settings
     with pytest.raises(
         ValueError, match=r"a\.root: made with other settings than the plan's \(it has seed=1 instead of 5\)"
