@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from calosim.files import read_json, read_yaml
+from calosim.files import atomic_write, csv_text, read_csv, read_json, read_yaml
 
 __all__ = ["FORMAT", "SPLIT", "Run", "difference", "git_hash", "identity"]
 
@@ -179,6 +181,21 @@ class Run:
         """The files of what was logged in training: the first session's, then those of the resumed ones."""
         later = sorted(self.folder.glob(f"fit-*/{self.METRICS}"))
         return [path for path in (self / self.METRICS, *later) if path.is_file()]
+
+    def join_metrics(self) -> None:
+        """Makes one file of what all sessions logged in training; steps that a resumed one repeated stand once."""
+        first, *later = self.metrics or [self / self.METRICS]
+        if not later:
+            return
+        rows: list[dict[str, str]] = []
+        for path in (first, *later):
+            session = read_csv(path)
+            begin = min((int(row["step"]) for row in session), default=math.inf)
+            rows = [row for row in rows if int(row["step"]) < begin] + session
+        names = sorted({name for row in rows for name in row})
+        atomic_write(first, csv_text(names, [[row.get(name, "") for name in names] for row in rows]))
+        for path in later:
+            shutil.rmtree(path.parent)
 
     @property
     def particle(self) -> int | None:

@@ -99,3 +99,19 @@ def test_what_resumed_sessions_logged_comes_after_the_first(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.touch()
     assert Run(tmp_path).metrics == paths[:3]
+
+
+def test_sessions_become_one_file_and_what_they_repeat_stands_once(tmp_path):
+    sessions = {
+        "": "step,train/loss\n9,3.0\n19,2.0\n29,9.0\n",
+        "fit-1": "lr,step,train/loss\n,19,2.5\n0.1,29,1.0\n",
+        "fit-2": "step,train/loss\n39,0.5\n",
+    }
+    for place, text in sessions.items():
+        (tmp_path / place).mkdir(exist_ok=True)
+        (tmp_path / place / Run.METRICS).write_text(text)
+    for _ in range(2):
+        Run(tmp_path).join_metrics()
+        text = (tmp_path / Run.METRICS).read_text()
+        assert text == "lr,step,train/loss\n,9,3.0\n,19,2.5\n0.1,29,1.0\n,39,0.5\n"
+        assert [path.name for path in tmp_path.iterdir()] == [Run.METRICS]

@@ -120,6 +120,12 @@ class CalosimCLI(LightningCLI):
         if checkpoint is not None and origin.exists:
             settings = yaml.safe_load(self._parser("fit").dump(self.asked, skip_none=False))
             check_resumed(origin, settings)
+        run.join_metrics()  # of sessions that were killed
+
+    def after_fit(self) -> None:
+        """Puts what a resumed session logged where the first one's is; a killed one's is put there by the next."""
+        if self.trainer.is_global_zero:
+            Run(self.trainer.default_root_dir).join_metrics()
 
     def _place(self, config: Any, run: Run) -> None:
         """Points loggers and further checkpoint callbacks at the run folder; leaves out what has nothing to work with."""

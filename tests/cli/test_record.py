@@ -65,8 +65,14 @@ def test_a_resumed_run_keeps_what_was_there(photons, again, command, error_of):
     assert "holds a run already" in error_of("fit", *again, "--trainer.max_epochs", 2)
     seconds = photons.training["seconds"]
     assert command("fit", *again, "--trainer.max_epochs", 2, "--ckpt_path", "last") == 0
-    assert [(photons / name).read_text() for name in (Run.CONFIG, Run.RECORD, Run.METRICS)] == before
-    assert "val/loss" in (photons / "fit-1" / Run.METRICS).read_text()
+    assert [(photons / name).read_text() for name in (Run.CONFIG, Run.RECORD)] == before[:2]
+    # One file of both sessions: of one epoch before, of two now.
+    header, *lines = before[2].splitlines()
+    now = (photons / Run.METRICS).read_text().splitlines()
+    assert now[0] == header
+    assert now[1 : len(lines) + 1] == lines
+    assert len(now) == 1 + 2 * len(lines)
+    assert not list(photons.folder.glob("fit-*"))
     assert (photons / "config.resumed-1.yaml").exists()
     assert torch.load(photons.last, weights_only=True)["epoch"] == 1
     assert photons.training["epochs"] == 2
