@@ -1,0 +1,107 @@
+"""Writes ONNX graphs operation by operation: constants are shared, names are made, and onnx is needed at the end only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from calosim import __version__
+
+__all__ = ["IR_VERSION", "OPSET", "Builder", "require"]
+
+#: The first operator set with bitwise operations; ONNX Runtime reads it since 1.14.
+OPSET, IR_VERSION = 18, 8
+
+Value = str | np.ndarray | float | int
+
+
+def require(*names: str) -> None:
+    """Imports optional packages.
+
+    Raises:
+        ValueError: If one is missing.
+    """
+    import importlib
+
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise ValueError(f"expected {name} for exports, which is not installed; try pip install 'calosim[export]'") from None
+
+
+class Builder:
+    """A graph that grows: an operation returns the names of what it makes, and takes names and constants."""
+
+    def __init__(self) -> None:
+        self.nodes: list[tuple[str, list[str], list[str], dict[str, Any]]] = []
+        self.constants: dict[tuple[str, tuple[int, ...], bytes], tuple[str, np.ndarray]] = {}
+
+    def __call__(self, operation: str, *inputs: Value, **attributes: Any) -> str:
+        """Appends an operation with one output.
+
+        Args:
+            operation: The operator's name.
+            inputs: Names, or constants: arrays as they are, numbers as float32.
+            attributes: Its attributes.
+
+        Returns:
+            The output's name.
+        """
+        return self.several(operation, 1, *inputs, **attributes)[0]
+
+    def several(self, operation: str, outputs: int, *inputs: Value, **attributes: Any) -> list[str]:
+        """Appends an operation with several outputs, whose names it returns."""
+        made = [f"v{len(self.nodes)}_{i}" for i in range(outputs)]
+        self.nodes.append((operation, [self._name(value) for value in inputs], made, attributes))
+        return made
+
+    def split(self, value: str, sizes: Sequence[int], axis: int = 0) -> list[str]:
+        """Pieces along an axis; without an operation where there is one."""
+        if len(sizes) == 1:
+            return [value]
+        return self.several("Split", len(sizes), value, np.asarray(sizes, np.int64), axis=axis)
+
+    def silu(self, value: str) -> str:
+        """The sigmoid-weighted linear unit."""
+        return self("Mul", value, self("Sigmoid", value))
+
+    def _name(self, value: Value) -> str:
+        if isinstance(value, str):
+            return value
+        array = np.asarray(value if isinstance(value, np.ndarray | np.generic) else np.float32(value))
+        key = (array.dtype.str, array.shape, array.tobytes())
+        return self.constants.setdefault(key, (f"c{len(self.constants)}", array))[0]
+
+    def model(self, inputs: dict[str, tuple[int, ...]], output: tuple[str, str, tuple[int, ...]], about: str) -> bytes:
+        """The file's bytes.
+
+        Args:
+            inputs: Names and shapes of the inputs, float32, in their order.
+            output: The value's name in the graph, its name outside, and its shape, float32.
+            about: One line for people.
+        """
+        from onnx import TensorProto, checker, helper, numpy_helper
+
+        value, name, shape = output
+        nodes = [helper.make_node(op, i, o, **attributes) for op, i, o, attributes in self.nodes]
+        nodes.append(helper.make_node("Identity", [value], [name]))
+        graph = helper.make_graph(
+            nodes,
+            "calosim",
+            [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)],
+            [numpy_helper.from_array(array, n) for n, array in self.constants.values()],
+            doc_string=about,
+        )
+        model = helper.make_model(
+            graph,
+            producer_name="calosim",
+            producer_version=__version__,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+        )
+        checker.check_model(model)
+        return model.SerializeToString()

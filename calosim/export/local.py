@@ -1,0 +1,176 @@
+"""Local splits in a graph: the networks of :mod:`calosim.shapes.local`, at occupied cells only, or at all of a few."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from calosim.export.builder import Builder
+from calosim.export.coarse import linear
+from calosim.export.splitting import drawn, rows
+from calosim.shapes import SplitCoordinates
+from calosim.shapes.local import OUTSIDE, PLACE_SCALE, EventNetwork, LevelSplits
+
+__all__ = ["DENSE", "Places", "children", "local_level", "places_of", "views"]
+
+#: Phases of at most so many cells are split whole, dark cells too: that is cheaper than finding the others.
+DENSE = 16
+
+#: What is outside the face: the number whose logarithm, after adding one, is the mark of the outside.
+_BORDER = np.float32(np.exp(OUTSIDE) - 1)
+
+_BOOL = 9
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where all cells of all levels are from the end of the straight flight, by columns and rows.
+
+    Attributes:
+        away: One name a level: distances of its columns, then of its rows, (a + b,) float32.
+    """
+
+    away: list[str]
+
+
+def places_of(g: Builder, levels: list[LevelSplits], end: str) -> Places:
+    """The hyperbolic area sines of all distances in cm, given where the flight ends, (1, 2)."""
+    axes = []
+    for axis in range(2):
+        axes.append([_centers(level, axis) for level in levels])
+    parts = g.split(end, (1, 1), axis=1)
+    distances = [
+        g("Asinh", g("Sub", np.concatenate(centers), g("Reshape", part, np.array([1]))))
+        for centers, part in zip(axes, parts, strict=True)
+    ]
+    split = [g.split(d, [len(c) for c in centers]) for d, centers in zip(distances, axes, strict=True)]
+    return Places([g("Concat", x, y, axis=0) for x, y in zip(*split, strict=True)])
+
+
+def _centers(level: LevelSplits, axis: int) -> np.ndarray:
+    """Centers of columns or rows in cm from the face's center, float32, rounded as in Python."""
+    a, b = level.level.shape
+    return (level.place[:, axis].view(a, b) * PLACE_SCALE).select(1 - axis, 0).numpy()
+
+
+def views(g: Builder, event: EventNetwork, light: str, context: str) -> list[str]:
+    """What local networks know of the event, one view (1, H) a level; `light` has the coarse cells' logarithms, (1, *)."""
+    h = g("Concat", light, context, axis=1)
+    for layer in (event.shared[0], event.shared[2]):
+        h = g.silu(linear(g, h, layer))
+    heads: list[nn.Linear] = list(event.heads)  # type: ignore[arg-type]
+    joined = nn.Linear(heads[0].in_features, sum(head.out_features for head in heads))
+    joined.weight.data = torch.cat([head.weight.detach() for head in heads])
+    joined.bias.data = torch.cat([head.bias.detach() for head in heads])
+    return g.split(linear(g, h, joined), [head.out_features for head in heads], axis=1)
+
+
+def children(g: Builder, first: str, second: str, where: np.ndarray, border: int = 0) -> tuple[str, str]:
+    """The next level's cells, and the logarithms of one plus their counts inside a border.
+
+    Args:
+        g: The graph.
+        first: Photons of first children, (cells,).
+        second: Photons of second children, (cells,).
+        where: The next level's cells among first, then second children; a grid (a, b).
+        border: The border's width.
+
+    Returns:
+        Names: counts (a b,) and logarithms ((a + 2 border) (b + 2 border),).
+    """
+    both = g("Concat", first, second, np.array([_BORDER]), axis=0)
+    wide = np.pad(where, border, constant_values=-1)
+    return (
+        g("Gather", both, where.flatten().astype(np.int32)),
+        g("Log", g("Add", g("Gather", both, wide.flatten().astype(np.int32)), 1.0)),
+    )
+
+
+class _Tables:
+    """Constants of a level: what a cell's network reads, as positions in one vector of all that it may read.
+
+    That vector has how neighbors of the first phase were split, a zero for those outside, the logarithms of the counts with
+    their border, and the distances of columns and rows.
+    """
+
+    def __init__(self, level: LevelSplits):
+        a, b = level.level.shape
+        cells, reach, wide = a * b, level.reach, b + 2 * level.reach
+        light = cells + 1
+        away = light + (a + 2 * reach) * wide
+        i, j = (t.flatten() for t in np.indices((a, b)))
+        self.zeros = np.zeros(light, np.float32)
+        around = light + level.corner.numpy()[:, None] + level.around.numpy()
+        columns = [around, np.stack((away + i, away + a + j), 1)]
+        # Positions beside a cell that are outside of the face read the zero.
+        beside = level.corner.numpy()[:, None] + level.beside.numpy()
+        x, y = beside // wide - reach, beside % wide - reach
+        inside = (x >= 0) & (x < a) & (y >= 0) & (y < b)
+        lean = np.where(inside, x * b + y, cells)
+        self.read = [np.concatenate(columns, 1).astype(np.int32)] * level.phases
+        weight = level.first.weight.detach().double().numpy().T
+        n, place = around.shape[1], level.place.shape[1]
+        self.first = [np.concatenate((weight[:n], weight[n + place : n + place + 2])).astype(np.float32)] * level.phases
+        self.static = (level.place.double().numpy() @ weight[n : n + place]).astype(np.float32)
+        if level.phases > 1:
+            self.read[1] = np.concatenate((*columns, lean), 1).astype(np.int32)
+            self.first[1] = np.concatenate((self.first[0], weight[n + place + 2 :])).astype(np.float32)
+
+
+def local_level(g: Builder, level: LevelSplits, counts: tuple[str, str], event: str, away: str, u: str, y: str) -> str:
+    """Splits a level's cells as :meth:`SplitCoordinates.generate` does.
+
+    Args:
+        g: The graph.
+        level: Its network.
+        counts: From :func:`children`, with a border of the network's reach.
+        event: Its view of the event, (1, H).
+        away: Its distances, from :func:`places_of`.
+        u: Uniform numbers that choose components, one a cell, float32.
+        y: Negated logits of other uniform numbers, one a cell, float32.
+
+    Returns:
+        The name of the photons of the first children, (cells,).
+    """
+    grid, light = counts
+    tables, first = _Tables(level), grid
+    known = g("Concat", tables.zeros, light, away, axis=0)
+    components = level.output.out_features // 3
+    output = rows(level.output.weight.detach().numpy(), components)
+    bias = rows(level.output.bias.detach().numpy(), components)[:, None]
+    for phase in range(level.phases):
+        chosen = level.chosen[phase].numpy()
+        index = np.arange(len(chosen), dtype=np.int64)
+        some: str | np.ndarray
+        if chosen.sum() <= DENSE:
+            some = index[chosen]
+            seen = g("Gather", known, tables.read[phase][chosen])
+            h = g("Add", tables.static[chosen], event)
+        else:
+            occupied = g("Greater", grid, np.where(chosen, 0, np.inf).astype(np.float32))
+            some = g("Compress", index, occupied, axis=0)
+            seen = g("Gather", known, g("Gather", tables.read[phase], some))
+            h = g("Add", g("Gather", tables.static, some), event)
+        h = g("Relu", g("Gemm", seen, tables.first[phase], h))
+        h = g("Relu", g("Gemm", h, level.second.weight.detach().numpy().T, level.second.bias.detach().numpy()))
+        n, one, two = (g("Gather", value, some) for value in (grid, u, y))
+        k = drawn(g, g("Gemm", output, h, bias, transB=1), components, one, two, n)
+        first = g("ScatterElements", first, some, k, axis=0)
+        if phase + 1 < level.phases:
+            lean = g("Sub", g("Log", g("Add", k, 1.0)), g("Log", g("Add", g("Sub", n, k), 1.0)))
+            known = g("ScatterElements", known, some, lean, axis=0)
+    return first
+
+
+def grids_of(coordinates: SplitCoordinates) -> list[np.ndarray]:
+    """Of every local level, where the next level's cells are among first, then second children; grids (a, b)."""
+    found = []
+    for level in coordinates.local:
+        tree = level.level
+        cells = torch.arange(tree.cells).view(1, *tree.shape)
+        # Dividing (both, first) numbers the children: the first as their cells, the second after them.
+        found.append(tree.divide(cells + cells + tree.cells, cells)[0].numpy())
+    return found
