@@ -22,8 +22,6 @@ DENSE = 16
 #: What is outside the face: the number whose logarithm, after adding one, is the mark of the outside.
 _BORDER = np.float32(np.exp(OUTSIDE) - 1)
 
-_BOOL = 9
-
 
 @dataclass(frozen=True)
 class Places:
@@ -93,7 +91,12 @@ class _Tables:
     """Constants of a level: what a cell's network reads, as positions in one vector of all that it may read.
 
     That vector has how neighbors of the first phase were split, a zero for those outside, the logarithms of the counts with
-    their border, and the distances of columns and rows.
+    their border, the distances of columns and rows, and the few values that places and sizes have.
+
+    Attributes:
+        zeros: What the vector begins with.
+        values: What it ends with.
+        read: Positions in it, in the order of the network's inputs, (cells, inputs).
     """
 
     def __init__(self, level: LevelSplits):
@@ -104,20 +107,14 @@ class _Tables:
         i, j = (t.flatten() for t in np.indices((a, b)))
         self.zeros = np.zeros(light, np.float32)
         around = light + level.corner.numpy()[:, None] + level.around.numpy()
-        columns = [around, np.stack((away + i, away + a + j), 1)]
+        self.values, which = np.unique(level.place.numpy(), return_inverse=True)
+        place = away + a + b + which.reshape(cells, -1)
         # Positions beside a cell that are outside of the face read the zero.
-        beside = level.corner.numpy()[:, None] + level.beside.numpy()
-        x, y = beside // wide - reach, beside % wide - reach
+        x, y = np.divmod(level.corner.numpy()[:, None] + level.beside.numpy(), wide)
+        x, y = x - reach, y - reach
         inside = (x >= 0) & (x < a) & (y >= 0) & (y < b)
         lean = np.where(inside, x * b + y, cells)
-        self.read = [np.concatenate(columns, 1).astype(np.int32)] * level.phases
-        weight = level.first.weight.detach().double().numpy().T
-        n, place = around.shape[1], level.place.shape[1]
-        self.first = [np.concatenate((weight[:n], weight[n + place : n + place + 2])).astype(np.float32)] * level.phases
-        self.static = (level.place.double().numpy() @ weight[n : n + place]).astype(np.float32)
-        if level.phases > 1:
-            self.read[1] = np.concatenate((*columns, lean), 1).astype(np.int32)
-            self.first[1] = np.concatenate((self.first[0], weight[n + place + 2 :])).astype(np.float32)
+        self.read = np.concatenate((around, place, np.stack((away + i, away + a + j), 1), lean), 1).astype(np.int32)
 
 
 def local_level(g: Builder, level: LevelSplits, counts: tuple[str, str], event: str, away: str, u: str, y: str) -> str:
@@ -137,32 +134,36 @@ def local_level(g: Builder, level: LevelSplits, counts: tuple[str, str], event: 
     """
     grid, light = counts
     tables, first = _Tables(level), grid
-    known = g("Concat", tables.zeros, light, away, axis=0)
+    known = g("Concat", tables.zeros, light, away, tables.values, axis=0)
     components = level.output.out_features // 3
-    output = rows(level.output.weight.detach().numpy(), components)
-    bias = rows(level.output.bias.detach().numpy(), components)[:, None]
+    output, bias = (rows(t.detach().numpy(), components) for t in (level.output.weight, level.output.bias))
     for phase in range(level.phases):
-        chosen = level.chosen[phase].numpy()
-        index = np.arange(len(chosen), dtype=np.int64)
-        some: str | np.ndarray
-        if chosen.sum() <= DENSE:
-            some = index[chosen]
-            seen = g("Gather", known, tables.read[phase][chosen])
-            h = g("Add", tables.static[chosen], event)
-        else:
-            occupied = g("Greater", grid, np.where(chosen, 0, np.inf).astype(np.float32))
-            some = g("Compress", index, occupied, axis=0)
-            seen = g("Gather", known, g("Gather", tables.read[phase], some))
-            h = g("Add", g("Gather", tables.static, some), event)
-        h = g("Relu", g("Gemm", seen, tables.first[phase], h))
+        some = _chosen(g, grid, level.chosen[phase].numpy())
+        inputs = tables.read.shape[1] - (0 if phase else len(level.beside))
+        read = g("Reshape", _pick(g, tables.read[:, :inputs], some), np.array([-1]))
+        # Several times faster than a plain gather of single numbers.
+        seen = g("Reshape", g("GatherElements", known, read, axis=0), np.array([-1, inputs]))
+        h = g("Relu", g("Gemm", seen, level.first.weight.detach().numpy().T[:inputs], event))
         h = g("Relu", g("Gemm", h, level.second.weight.detach().numpy().T, level.second.bias.detach().numpy()))
         n, one, two = (g("Gather", value, some) for value in (grid, u, y))
-        k = drawn(g, g("Gemm", output, h, bias, transB=1), components, one, two, n)
+        k = drawn(g, g("Gemm", output, h, bias[:, None], transB=1), components, one, two, n)
         first = g("ScatterElements", first, some, k, axis=0)
         if phase + 1 < level.phases:
-            lean = g("Sub", g("Log", g("Add", k, 1.0)), g("Log", g("Add", g("Sub", n, k), 1.0)))
-            known = g("ScatterElements", known, some, lean, axis=0)
+            halves = g("Add", k, 1.0), g("Add", g("Sub", n, k), 1.0)
+            known = g("ScatterElements", known, some, g("Log", g("Div", *halves)), axis=0)
     return first
+
+
+def _chosen(g: Builder, grid: str, chosen: np.ndarray) -> str | np.ndarray:
+    """Cells to split: those with photons, or all that may have some where they are few."""
+    index = np.arange(len(chosen), dtype=np.int64)
+    if chosen.sum() <= DENSE:
+        return index[chosen]
+    return g("Compress", index, g("Greater", grid, np.where(chosen, 0, np.inf).astype(np.float32)), axis=0)
+
+
+def _pick(g: Builder, table: np.ndarray, some: str | np.ndarray) -> str | np.ndarray:
+    return g("Gather", table, some) if isinstance(some, str) else table[some]
 
 
 def grids_of(coordinates: SplitCoordinates) -> list[np.ndarray]:
