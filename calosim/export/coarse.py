@@ -9,7 +9,7 @@ from calosim.export.builder import Builder
 from calosim.export.splitting import drawn, rows
 from calosim.flows import MaskedSplits
 
-__all__ = ["coarse"]
+__all__ = ["coarse", "linear", "places"]
 
 
 def linear(g: Builder, value: str, layer: nn.Linear) -> str:
@@ -32,7 +32,7 @@ def coarse(g: Builder, flow: MaskedSplits, total: str, context: str, u: list[str
         The name of all counts, (1, 1 + 2 M) float32: the whole; then step by step first children and their siblings.
     """
     k = flow.components
-    plan, place = flow._plan(), _places(flow)
+    plan, place = flow._plan(), places(flow)
     h = g.silu(linear(g, g.silu(linear(g, context, flow.context[0])), flow.context[2]))
     first, second, output = _from_context(g, flow, h)
     counts, a, b = total, "", ""
@@ -62,10 +62,6 @@ def coarse(g: Builder, flow: MaskedSplits, total: str, context: str, u: list[str
 
 
 def places(flow: MaskedSplits) -> np.ndarray:
-    return _places(flow)
-
-
-def _places(flow: MaskedSplits) -> np.ndarray:
     """Where the counts of both children of every node are, with shape (M, 2)."""
     place, done = np.zeros((flow.nodes, 2), np.int64), 1
     for step in flow._plan():

@@ -8,18 +8,25 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from calosim import draws
+from calosim.export.acceptance import probability
 from calosim.export.builder import Builder
 from calosim.export.coarse import coarse, places
 from calosim.export.local import children, grids_of, local_level, places_of, views
-from calosim.export.numbers import NORMALS, SEED, Numbers
+from calosim.export.numbers import NORMALS, SEED, Numbers, Wanted
 from calosim.export.photons import numbers_of, photon_sum
 from calosim.export.primary import Primary
 from calosim.flows import MaskedSplits
+from calosim.models.acceptance import Acceptance
 from calosim.models.photons import PhotonSum
 from calosim.models.shape import ShapeModule
 from calosim.shapes import SplitCoordinates
+from calosim.simulation.simulator import FastSimulator
 
-__all__ = ["generator"]
+__all__ = ["LEAST", "classifier", "generator"]
+
+#: Primaries that are less likely to leave a response are not simulated at all.
+LEAST = 0.005
 
 #: Added to counts, so that who cuts the decimals of expm1 gets the count: more than float32 loses, in photons and in share.
 _MARGIN, _SHARE = 0.01, 4e-6
@@ -27,12 +34,13 @@ _MARGIN, _SHARE = 0.01, 4e-6
 _FLOAT = 1
 
 
-def generator(shape: ShapeModule, photons: PhotonSum) -> bytes:
+def generator(shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | None = None) -> bytes:
     """A file for ALICE O2 with the whole chain.
 
     Args:
         shape: A teacher of split coordinates.
         photons: The photon-sum model.
+        acceptance: The acceptance model; without it every primary leaves a response.
 
     Returns:
         An ONNX model: inputs ``noise`` (1, 10), standard normal, and ``features`` (1, 9) in our order and O2's units; output
@@ -41,22 +49,44 @@ def generator(shape: ShapeModule, photons: PhotonSum) -> bytes:
     Raises:
         ValueError: If the models are of different detectors, or of a kind that cannot be exported.
     """
-    if shape.detector != photons.detector:
-        raise ValueError(f"expected models of one detector, got {shape.detector.title} and {photons.detector.title}")
+    FastSimulator(shape, photons, acceptance=acceptance)  # refuses what does not fit together
     coordinates, flow = shape.coordinates, shape.flow
     if not isinstance(coordinates, SplitCoordinates) or not isinstance(flow, MaskedSplits):
         raise ValueError("expected a teacher of split coordinates to export, got another kind of shape model")
-    g = Builder()
+    g, detector = Builder(), shape.detector
     primary = Primary(g, "features", photons.features)
-    few, shaped = Numbers(g, "noise").uniform(numbers_of(photons), _counters(coordinates))
+    wanted = [
+        Wanted(draws.PHOTON_STREAM, np.arange(numbers_of(photons)), 23),
+        Wanted(draws.BASE_STREAM, _counters(coordinates), 52),
+    ]
+    if acceptance is not None:
+        wanted.append(Wanted(draws.ACCEPTANCE_STREAM, np.arange(1), 23))
+    few, many, *whether = Numbers(g, "noise").uniform(wanted)
     total = photon_sum(g, primary, photons, few, SEED)
-    counts = _counts(g, coordinates, flow, primary, total, primary.standardized(shape.features, total), shaped)
-    positive = g("Greater", counts, 0.0)
+    if acceptance is not None:
+        total = g("Where", g("Less", *whether, probability(g, primary, acceptance)), total, 0.0)
+    counts = _counts(g, coordinates, flow, primary, total, primary.standardized(shape.features, total), many)
     value = g("Log", g("Add", g("Mul", counts, 1 + _SHARE), 1 + _MARGIN))
-    image = g("Reshape", g("Where", positive, value, 0.0), np.array(shape.detector.shape[::-1]))
-    inputs = {"noise": (1, NORMALS), "features": (1, 9)}
-    about = f"Fast simulation of ALICE's {shape.detector.title}: log(1 + photons) at (y, x)"
-    return g.model(inputs, (image, "image", shape.detector.shape[::-1]), about)
+    image = g("Where", g("Greater", counts, 0.0), value, 0.0)
+    image = g("Reshape", image, np.array(detector.shape[::-1]))
+    about = f"Fast simulation of ALICE's {detector.title}: log(1 + photons) at (y, x)"
+    return g.model({"noise": (1, NORMALS), "features": (1, 9)}, (image, "image", detector.shape[::-1]), about)
+
+
+def classifier(acceptance: Acceptance) -> bytes:
+    """A file for ALICE O2 that says which primaries are worth a call of the generator, which then decides.
+
+    Args:
+        acceptance: The acceptance model.
+
+    Returns:
+        An ONNX model: input ``features`` (1, 9) in our order and O2's units; output ``simulate`` (1, 1), 1 or 0, float32.
+    """
+    g = Builder()
+    likely = probability(g, Primary(g, "features", acceptance.features), acceptance)
+    simulate = g("Cast", g("GreaterOrEqual", likely, np.float64(LEAST)), to=_FLOAT)
+    about = f"Whether a primary may leave a response in ALICE's {acceptance.detector.title}"
+    return g.model({"features": (1, 9)}, (simulate, "simulate", (1, 1)), about)
 
 
 def _counters(coordinates: SplitCoordinates) -> np.ndarray:

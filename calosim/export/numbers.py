@@ -13,12 +13,14 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
-from calosim import draws
 from calosim.export.builder import Builder
 
-__all__ = ["NORMALS", "SEED", "Numbers", "rows_of"]
+__all__ = ["NORMALS", "SEED", "Numbers", "Wanted", "rows_of"]
 
 #: How many normals a response is given, and the seed of what they are expanded to.
 NORMALS, SEED = 10, 0
@@ -45,12 +47,28 @@ def rows_of(noise: np.ndarray) -> np.ndarray:
         Rows with shape (N,), int64.
     """
     words = np.floor(np.clip(noise.astype(np.float64), -_FAR, _FAR) * _STEPS).astype(np.int64).view(np.uint64)
-    counters = np.arange(1, noise.shape[1] + 1, dtype=np.uint64) * _GOLDEN
-    return _mix(words + counters).sum(1, dtype=np.uint64).view(np.int64)
+    return _mix(words + _counted(np.arange(noise.shape[1])).view(np.uint64)).sum(1, dtype=np.uint64).view(np.int64)
 
 
-def _signed(value: int) -> np.int64:
-    return np.int64((int(value) & 0xFFFFFFFFFFFFFFFF) - (1 << 64) * (int(value) >> 63 & 1))
+def _counted(counters: np.ndarray) -> np.ndarray:
+    """What is added to a key for its numbers 0, 1 ...; int64."""
+    return ((counters.astype(np.uint64) + np.uint64(1)) * _GOLDEN).view(np.int64)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Numbers of a stream.
+
+    Attributes:
+        stream: One of the streams of :mod:`calosim.draws`.
+        counters: Which of its numbers, (M,), int64.
+        bits: How many bits they have: 23 as from :func:`calosim.draws.uniform`, or 52 as from
+            :func:`calosim.draws.uniform_at`.
+    """
+
+    stream: int
+    counters: np.ndarray
+    bits: int
 
 
 class Numbers:
@@ -62,21 +80,12 @@ class Numbers:
     """
 
     def __init__(self, graph: Builder, noise: str):
-        self.graph = graph
-        wide = graph("Clip", graph("Cast", noise, to=_DOUBLE), np.float64(-_FAR), np.float64(_FAR))
-        words = graph("Cast", graph("Floor", graph("Mul", wide, np.float64(_STEPS))), to=_INT64)
-        hashed = self._mixed(graph("Add", words, self._counters(NORMALS)))
+        g = self.graph = graph
+        wide = g("Clip", g("Cast", noise, to=_DOUBLE), np.float64(-_FAR), np.float64(_FAR))
+        words = g("Cast", g("Floor", g("Mul", wide, np.float64(_STEPS))), to=_INT64)
+        hashed = self._mixed(g("Add", words, _counted(np.arange(NORMALS))))
         # A product with ones wraps; ONNX Runtime's sum of int64 goes by way of float64.
-        row = graph("MatMul", graph("Cast", hashed, to=_INT64), np.ones(NORMALS, np.int64))
-        # The keys of photon sum and shape side by side: `draws.row_keys` of both streams.
-        streams = np.array([draws.PHOTON_STREAM, draws.BASE_STREAM], np.int64)
-        key = graph("Add", graph("Mul", row, np.array(_signed(int(_GOLDEN)))), streams)
-        key = graph("Mul", graph("Cast", self._mixed(key), to=_INT64), np.array(_signed(int(_GOLDEN))))
-        key = graph("Add", graph("Cast", self._mixed(graph("Add", key, np.int64(SEED))), to=_INT64), np.array(_signed(int(_GOLDEN))))
-        self.keys = graph("Cast", self._mixed(key), to=_INT64)
-
-    def _counters(self, n: int) -> np.ndarray:
-        return (np.arange(1, n + 1, dtype=np.uint64) * _GOLDEN).view(np.int64)
+        self.row = g("MatMul", g("Cast", hashed, to=_INT64), np.ones(NORMALS, np.int64))
 
     def _mixed(self, z: str) -> str:
         """SplitMix64's finalizer of int64; the result is uint64."""
@@ -84,29 +93,32 @@ class Numbers:
         z = g("Cast", z, to=_UINT64)
         for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
             z = g("BitwiseXor", z, g("BitShift", z, np.uint64(shift), direction="RIGHT"))
-            z = g("Cast", g("Mul", g("Cast", z, to=_INT64), np.array(_signed(int(factor)))), to=_UINT64)
+            z = g("Cast", g("Mul", g("Cast", z, to=_INT64), factor.view(np.int64)), to=_UINT64)
         return g("BitwiseXor", z, g("BitShift", z, np.uint64(31), direction="RIGHT"))
 
-    def uniform(self, few: int, counters: np.ndarray) -> tuple[str, str]:
-        """All uniform numbers.
+    def uniform(self, wanted: Sequence[Wanted]) -> list[str]:
+        """Uniform numbers in (0, 1), of all streams at once.
 
         Args:
-            few: How many the photon sum takes, of 23 bits, as :func:`calosim.draws.uniform` makes them.
-            counters: Which of those of the shape, of 52 bits, as :func:`calosim.draws.uniform_at` makes them; (M,) int64.
+            wanted: What is wanted of each stream.
 
         Returns:
-            Names of both, (few,) and (M,), float64.
+            Their names, float64, each with the shape of its counters.
         """
-        g = self.graph
-        which = np.repeat(np.arange(2, dtype=np.int64), (few, len(counters)))
-        counter = np.concatenate([np.arange(few), counters]).astype(np.uint64) + np.uint64(1)
-        bits = self._mixed(g("Add", g("Gather", self.keys, which), (counter * _GOLDEN).view(np.int64)))
-        parts = g.split(bits, (few, len(counters)))
+        g, golden = self.graph, _GOLDEN.view(np.int64)
+        # `draws.row_keys` of the row, for all streams side by side.
+        key = self.row
+        for word in (np.array([w.stream for w in wanted]), np.int64(SEED)):
+            key = g("Cast", self._mixed(g("Add", g("Mul", key, golden), word)), to=_INT64)
+        keys = g("Cast", self._mixed(g("Add", key, golden)), to=_INT64)
+        sizes = [len(w.counters) for w in wanted]
+        counted = _counted(np.concatenate([w.counters for w in wanted]))
+        bits = self._mixed(g("Add", g("Gather", keys, np.repeat(np.arange(len(sizes)), sizes)), counted))
         made = []
-        for part, drop in zip(parts, (41, 12), strict=True):
-            steps = g("Cast", g("BitShift", part, np.uint64(drop), direction="RIGHT"), to=_DOUBLE)
-            made.append(g("Mul", g("Add", steps, np.float64(0.5)), np.float64(2.0 ** (drop - 64))))
-        return made[0], made[1]
+        for part, w in zip(g.split(bits, sizes), wanted, strict=True):
+            steps = g("Cast", g("BitShift", part, np.uint64(64 - w.bits), direction="RIGHT"), to=_DOUBLE)
+            made.append(g("Mul", g("Add", steps, np.float64(0.5)), np.float64(2.0**-w.bits)))
+        return made
 
 
 #: ONNX's numbers of types.

@@ -12,7 +12,7 @@ from calosim.export.primary import Primary
 from calosim.models.heads import MixtureHead
 from calosim.models.photons import PhotonSum
 
-__all__ = ["numbers_of", "photon_sum"]
+__all__ = ["binned", "layers", "numbers_of", "photon_sum"]
 
 _DOUBLE, _FLOAT, _INT64 = 11, 1, 7
 
@@ -44,16 +44,24 @@ def photon_sum(graph: Builder, primary: Primary, model: PhotonSum, numbers: str,
     g, head = graph, model.head
     *drawn, member = g.split(numbers, (1,) * numbers_of(model))
     networks = model.networks(seed)
-    h = g("Cast", primary.standardized(model.features), to=_DOUBLE)
-    h = _binned(g, h, networks[0])
-    layers: list[list[nn.Linear]] = [[m for m in n.modules() if isinstance(m, nn.Linear)] for n in networks]
+    h = binned(g, g("Cast", primary.standardized(model.features), to=_DOUBLE), networks[0][0])  # type: ignore[index]
     chosen = g("Cast", g("Mul", member, np.float64(len(networks))), to=_INT64)
-    for depth, same in enumerate(zip(*layers, strict=True)):
-        weight = np.stack([layer.weight.detach().numpy().T for layer in same])
-        bias = np.stack([layer.bias.detach().numpy() for layer in same])
-        h = g("Gemm", g.silu(h) if depth else h, *(_one(g, table, chosen) for table in (weight, bias)))
+    for depth, tables in enumerate(layers(networks)):
+        h = g("Gemm", g.silu(h) if depth else h, *(_one(g, table, chosen) for table in tables))
     assert isinstance(head, MixtureHead)
     return _drawn(g, head, h, primary.energy, drawn)
+
+
+def layers(networks: list[nn.Module]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weights (members, n, m) and biases (members, m) of networks side by side, layer by layer."""
+    linear = [[m for m in network.modules() if isinstance(m, nn.Linear)] for network in networks]
+    return [
+        (
+            np.stack([layer.weight.detach().numpy().T for layer in same]),
+            np.stack([layer.bias.detach().numpy() for layer in same]),
+        )
+        for same in zip(*linear, strict=True)
+    ]
 
 
 def _one(g: Builder, table: np.ndarray, chosen: str) -> Any:
@@ -63,15 +71,15 @@ def _one(g: Builder, table: np.ndarray, chosen: str) -> Any:
     return g("Squeeze", g("Gather", table, chosen, axis=0), np.array([0]))
 
 
-def _binned(g: Builder, h: str, network: nn.Module) -> str:
-    """Bins beside the columns, see :class:`calosim.models.posterior.PiecewiseLinear`."""
-    encoding: Any = network[0]  # type: ignore[index]
+def binned(g: Builder, h: str, encoding: Any) -> str:
+    """Bins beside the columns (1, width), see :class:`calosim.models.posterior.PiecewiseLinear`."""
     if not encoding.columns:
         return h
     low, size = (t.numpy().reshape(1, -1) for t in (encoding.low, encoding.size))
+    number = low.dtype.type
     passed = g("Div", g("Sub", g("Gather", h, np.repeat(encoding.columns, encoding.bins), axis=1), low), size)
-    passed = g("Clip", passed, np.float64(0), np.float64(1))
-    return g("Concat", h, g("Sub", g("Mul", passed, np.float64(2)), np.float64(1)), axis=1)
+    passed = g("Clip", passed, number(0), number(1))
+    return g("Concat", h, g("Sub", g("Mul", passed, number(2)), number(1)), axis=1)
 
 
 def _drawn(g: Builder, head: MixtureHead, outputs: str, energy: str, numbers: list[str]) -> str:
