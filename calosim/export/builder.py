@@ -9,12 +9,12 @@ import numpy as np
 
 from calosim import __version__
 
-__all__ = ["IR_VERSION", "OPSET", "Builder", "require"]
+__all__ = ["IR_VERSION", "OPSET", "Builder", "Value", "require"]
 
 #: The first operator set with bitwise operations; ONNX Runtime reads it since 1.14.
 OPSET, IR_VERSION = 18, 8
 
-Value = str | np.ndarray | float | int
+Value = str | np.ndarray | np.generic | float | int
 
 
 def require(*names: str) -> None:
@@ -29,7 +29,9 @@ def require(*names: str) -> None:
         try:
             importlib.import_module(name)
         except ImportError:
-            raise ValueError(f"expected {name} for exports, which is not installed; try pip install 'calosim[export]'") from None
+            raise ValueError(
+                f"expected {name} for exports, which is not installed; try pip install 'calosim[export]'"
+            ) from None
 
 
 class Builder:

@@ -14,12 +14,15 @@ __all__ = ["card", "check_tables"]
 #: O2's keys of a detector's generator (Detectors/ZDC/simulation/include/ZDCSimulation/ZDCSimParam.h).
 _KEYS = {"zn": "Neutron", "zp": "Proton"}
 
+#: Rows of the quality table, and their titles.
+METRICS = {"ws": "WS", "mae_cond": "MAE_cond"}
+
 _LIMITS = """\
 * It is as good as the data that it was trained on: the toy Monte Carlo of calosim is none of ALICE's. Train on your own.
 * Primaries of types or energies that were not in training are answered all the same; `calosim generate` counts them.
-* Float32 sums in another order than Python's may carry a photon to the other half of a cell; `calosim export --check` counts that.
+* Sums of float32 in another order than Python's may move a photon to the other half of a cell; the check counts that.
 * ONNX Runtime 1.14 or newer is needed (operator set 18). It was not run inside of O2 itself.
-* Noise is hashed: two calls with the same ten normals have the same response, and responses to different ones are independent."""
+* The same ten normals have the same response; responses to different ones are independent."""
 
 
 def card(record: dict[str, Any], check: dict[str, Any] | None = None) -> str:
@@ -53,11 +56,12 @@ def _contents(record: dict[str, Any]) -> str:
     rows = [[n, f"{f['bytes'] / 1e6:.2f}", f["sha256"]] for n, f in record["files"].items()]
     return f"""{markdown_table(["file", "MB", "SHA-256"], rows)}
 
-`{GENERATOR}`: inputs `noise` (1, 10), standard normal, and `features` (1, 9): energy GeV; vx, vy, vz cm; px, py, pz GeV/c; mass MeV;
-charge in |e|/3. The sign of pz does not matter. Output `image` ({ny}, {nx}): log(1 + photons) of pixel (x, y) at {nx} y + x, a little more,
-so that `(int) expm1` is the count. The graph draws photon sum and all splits itself. `{CLASSIFIER}`, if there: `features` as before; 0 where a
-response is so unlikely that the generator, which decides, need not be asked. The scales files have means 0 and scales 1: the graphs
-standardize themselves, as in training."""
+`{GENERATOR}`: inputs `noise` (1, 10), standard normal, and `features` (1, 9): energy GeV; vx, vy, vz cm; px, py, pz GeV/c;
+mass MeV; charge in |e|/3. The sign of pz does not matter. Output `image` ({ny}, {nx}): log(1 + photons) of pixel (x, y) at
+{nx} y + x, a little more, so that `(int) expm1` is the count. The graph draws the photon sum and all splits itself.
+
+`{CLASSIFIER}`, if there: `features` as before; 0 where a response is so unlikely that the generator, which decides, need not
+be asked. The scales files have means 0 and scales 1: the graphs standardize for themselves, as in training."""
 
 
 def _usage(record: dict[str, Any]) -> str:
@@ -71,19 +75,24 @@ def _usage(record: dict[str, Any]) -> str:
         f"ZDCFastSimModelPath{kind}": GENERATOR,
         f"ZDCFastSimModelScales{kind}": scales_name(GENERATOR),
     }
-    lines = [f"ZDCSimParam.{key}={value};" for key, value in values.items()]
+    lines = "\n".join(f"ZDCSimParam.{key}={value};" for key, value in values.items())
     other = {"Neutron": "Proton", "Proton": "Neutron"}[kind]
-    return "\n".join(
-        ["With the folder's path before each file name:", "", "```", *lines, "```", ""]
-        + [f"The `{other}` pair comes from an export of the other detector; O2 has one classifier for both."]
-    )
+    return f"""With the folder's path before each file name:
+
+```
+{lines}
+```
+
+The `{other}` pair comes from an export of the other detector; O2 has one classifier for both."""
 
 
 def _sources(record: dict[str, Any]) -> str:
     rows = []
     for role, source in record["models"].items():
         data = source["data"]
-        rows.append([role, str(source["model"]), str(data["data_hash"]), str(source["git"])[:12], Path(source["run"]).name])
+        rows.append(
+            [role, str(source["model"]), str(data["data_hash"]), str(source["git"])[:12], Path(source["run"]).name]
+        )
     return markdown_table(["model", "class", "data hash", "git", "run"], rows)
 
 
@@ -92,24 +101,22 @@ def _quality(record: dict[str, Any]) -> str:
     run = Run(record["models"]["shape"]["run"])
     path = run / Run.EVALUATION / "evaluation.json"
     if not path.is_file():
-        return f"Not evaluated: `calosim evaluate --out {run.folder.name}/{Run.EVALUATION}` before the export puts its tables here."
+        return f"Not evaluated. What `calosim evaluate` writes to {run.folder.name}/{Run.EVALUATION} before an export comes here."
     images = read_json(path).get("images", {})
-    rows = [
-        [title, *(f"{values['mean']['all'][m]:.2f}" for m in ("ws", "mae_cond"))] for title, values in images.items()
-    ]
-    return markdown_table(["", "WS", "MAE_cond"], rows)
+    rows = [[title, *(f"{found['mean'][f'{m}_all']:.2f}" for m in METRICS)] for title, found in images.items()]
+    return markdown_table(["all particles", *METRICS.values()], rows)
 
 
 def check_tables(found: dict[str, Any]) -> str:
     """What a check found, as Markdown."""
     n = found["responses"]
     lines = [
-        f"{n} responses, {found['dark']} of them dark, each run as O2 does (batch 1, one thread): {found['ms']:.2f} ms a response, "
-        f"{found['cpu_ms']:.2f} ms of them on the processor.",
+        f"{n} responses, {found['dark']} of them dark, each run as O2 does (batch 1, one thread): {found['ms']:.2f} ms a "
+        f"response, {found['cpu_ms']:.2f} ms of processor time.",
         f"With the same numbers {n - found['different_images']} of {n} images are Python's, photon for photon; in the others "
         f"{found['moved_photons']} photons moved.",
-        f"With other numbers the channel sums' W1 from Python's is {found['distance']:.3g}; of shuffled samples {100 * found['chance']:.1f} % "
-        "have as much or more.",
+        f"With other numbers the channel sums' W1 from Python's is {found['distance']:.3g}; of shuffled samples "
+        f"{100 * found['chance']:.1f} % have as much or more.",
     ]
     rows = [
         [name, *(f"{a:.2f} / {b:.2f}" for a, b in zip(found["mean"][name], found["ws"][name], strict=True))]

@@ -97,7 +97,9 @@ def _compare(
     sums = {name: client.detector.channels(value, "o2") for name, value in channels.items()}
     distance, chance = _shuffled(sums["ONNX"], sums["Python, other numbers"], settings.shuffles, rng)
     if chance < LEAST_CHANCE:
-        failed.append(f"channel sums are of another distribution than Python's (W1 {distance:.3g}, chance {chance:.2g})")
+        failed.append(
+            f"channel sums are of another distribution than Python's (W1 {distance:.3g}, chance {chance:.2g})"
+        )
     reference = sums.get("Monte Carlo", sums["Python, other numbers"])
     return {
         "failed": failed,

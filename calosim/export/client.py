@@ -50,11 +50,18 @@ def read_scales(path: Path) -> tuple[np.ndarray, np.ndarray]:
     text = path.read_text() if path.is_file() else ""
     lines, n = text.split("\n"), len(FEATURES)
     try:
-        if len(lines) != 2 * n + 4 or (lines[0], lines[n + 1], lines[n + 2], lines[-1]) != ("#means", "", "#scales", ""):
+        if len(lines) != 2 * n + 4 or (lines[0], lines[n + 1], lines[n + 2], lines[-1]) != (
+            "#means",
+            "",
+            "#scales",
+            "",
+        ):
             raise ValueError
         return np.array(lines[1 : n + 1], np.float64), np.array(lines[n + 3 : -1], np.float64)
     except ValueError:
-        raise ValueError(f"{path}: expected #means, {n} numbers, an empty line, #scales, {n} numbers, a line each") from None
+        raise ValueError(
+            f"{path}: expected #means, {n} numbers, an empty line, #scales, {n} numbers, a line each"
+        ) from None
 
 
 class Client:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from calosim.export.builder import Builder
 from calosim.export.splitting import drawn, rows
@@ -12,8 +12,9 @@ from calosim.flows import MaskedSplits
 __all__ = ["coarse", "linear", "places"]
 
 
-def linear(g: Builder, value: str, layer: nn.Linear) -> str:
+def linear(g: Builder, value: str, layer: nn.Module) -> str:
     """A linear layer of a row (1, n)."""
+    assert isinstance(layer, nn.Linear)
     return g("Gemm", value, layer.weight.detach().numpy().T, layer.bias.detach().numpy())
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from calosim.export.builder import Builder
+from calosim.export.builder import Builder, Value
 from calosim.export.coarse import linear
 from calosim.export.splitting import drawn, rows
 from calosim.shapes import SplitCoordinates
@@ -66,7 +66,7 @@ def views(g: Builder, event: EventNetwork, light: str, context: str) -> list[str
     return g.split(linear(g, h, joined), [head.out_features for head in heads], axis=1)
 
 
-def children(g: Builder, first: str, second: str, where: np.ndarray, border: int = 0) -> tuple[str, str]:
+def children(g: Builder, first: Value, second: Value, where: np.ndarray, border: int = 0) -> tuple[str, str]:
     """The next level's cells, and the logarithms of one plus their counts inside a border.
 
     Args:

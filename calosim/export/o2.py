@@ -54,7 +54,9 @@ def export(
     if to != "o2":
         raise ValueError(f"unknown form {to!r}; expected o2")
     if shape is None or photons is None:
-        raise ValueError("expected a shape model and a photon-sum model to export; name them with --shape and --photons")
+        raise ValueError(
+            "expected a shape model and a photon-sum model to export; name them with --shape and --photons"
+        )
     target = Path(out)
     if target.exists():
         raise ValueError(f"{out}: exists already; expected a new folder for the export")
