@@ -55,10 +55,9 @@ def coarse(g: Builder, flow: MaskedSplits, total: str, context: str, u: list[str
         nodes = np.arange(step.start, step.stop)
         source, child = flow.source.numpy()[nodes], flow.child.numpy()[nodes]
         where = np.where(source < 0, 0, place[np.maximum(source, 0), child])
-        n = g("Gather", g("Reshape", counts, np.array([-1])), where)
-        one = drawn(g, out, k, u[s], y[s], n)
-        both = g("Reshape", g("Concat", one, g("Sub", n, one), axis=0), np.array([1, -1]))
-        counts = g("Concat", counts, both, axis=1)
+        n = g("Gather", counts, where, axis=1)
+        first_children = drawn(g, out, k, u[s], y[s], n)
+        counts = g("Concat", counts, first_children, g("Sub", n, first_children), axis=1)
     return counts
 
 

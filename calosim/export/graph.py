@@ -124,7 +124,7 @@ def _counts(
     counts = children(g, g("Reshape", flat, np.array([-1])), nothing, cells, local[0].reach)
     assert coordinates.event is not None
     light = g("Log", g("Add", g("Reshape", counts[0], np.array([1, -1])), 1.0))
-    events, away = views(g, coordinates.event, light, context), places_of(g, local, primary.end).away
+    events, away = views(g, coordinates.event, light, context), places_of(g, local, primary.end)
     grids = grids_of(coordinates)
     for i, level in enumerate(local):
         first = local_level(g, level, counts, events[i], away[i], us[steps + i], ys[steps + i])

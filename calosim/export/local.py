@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import nn
@@ -14,7 +12,7 @@ from calosim.export.splitting import drawn, rows
 from calosim.shapes import SplitCoordinates
 from calosim.shapes.local import OUTSIDE, PLACE_SCALE, EventNetwork, LevelSplits
 
-__all__ = ["DENSE", "Places", "children", "local_level", "places_of", "views"]
+__all__ = ["DENSE", "children", "local_level", "places_of", "views"]
 
 #: Phases of at most so many cells are split whole, dark cells too: that is cheaper than finding the others.
 DENSE = 16
@@ -23,29 +21,21 @@ DENSE = 16
 _BORDER = np.float32(np.exp(OUTSIDE) - 1)
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where all cells of all levels are from the end of the straight flight, by columns and rows.
+def places_of(g: Builder, levels: list[LevelSplits], end: str) -> list[str]:
+    """Where cells are from the end of the straight flight.
 
-    Attributes:
-        away: One name a level: distances of its columns, then of its rows, (a + b,) float32.
+    Args:
+        g: The graph.
+        levels: The local levels.
+        end: The name of where the flight ends in cm, (1, 2).
+
+    Returns:
+        One name a level: the hyperbolic area sines of the distances in cm of its columns, then of its rows, (a + b,).
     """
-
-    away: list[str]
-
-
-def places_of(g: Builder, levels: list[LevelSplits], end: str) -> Places:
-    """The hyperbolic area sines of all distances in cm, given where the flight ends, (1, 2)."""
-    axes = []
-    for axis in range(2):
-        axes.append([_centers(level, axis) for level in levels])
-    parts = g.split(end, (1, 1), axis=1)
-    distances = [
-        g("Asinh", g("Sub", np.concatenate(centers), g("Reshape", part, np.array([1]))))
-        for centers, part in zip(axes, parts, strict=True)
-    ]
-    split = [g.split(d, [len(c) for c in centers]) for d, centers in zip(distances, axes, strict=True)]
-    return Places([g("Concat", x, y, axis=0) for x, y in zip(*split, strict=True)])
+    centers = [_centers(level, axis) for level in levels for axis in range(2)]
+    axis = np.repeat(np.tile([0, 1], len(levels)), [len(c) for c in centers])
+    away = g("Sub", np.concatenate(centers), g("Gather", g("Reshape", end, np.array([-1])), axis))
+    return g.split(g("Asinh", away), [sum(level.level.shape) for level in levels])
 
 
 def _centers(level: LevelSplits, axis: int) -> np.ndarray:
@@ -147,6 +137,7 @@ def local_level(g: Builder, level: LevelSplits, counts: tuple[str, str], event: 
         h = g("Relu", g("Gemm", h, level.second.weight.detach().numpy().T, level.second.bias.detach().numpy()))
         n, one, two = (g("Gather", value, some) for value in (grid, u, y))
         k = drawn(g, g("Gemm", output, h, bias[:, None], transB=1), components, one, two, n)
+        k = g("Reshape", k, np.array([-1]))
         first = g("ScatterElements", first, some, k, axis=0)
         if phase + 1 < level.phases:
             halves = g("Add", k, 1.0), g("Add", g("Sub", n, k), 1.0)

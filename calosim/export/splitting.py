@@ -36,7 +36,7 @@ def drawn(g: Builder, outputs: str, components: int, u: str, y: str, n: str) -> 
         n: Photons, whole numbers as float32, with shape (P,).
 
     Returns:
-        The name of k, float32, with shape (P,).
+        The name of k, float32, with shape (1, P).
     """
     logits, location, raw = g.split(outputs, (components,) * 3)
     # Of all components: choosing one first takes more and slower operations.
@@ -44,7 +44,7 @@ def drawn(g: Builder, outputs: str, components: int, u: str, y: str, n: str) -> 
     each = g("Add", g("Mul", y, scale), location)
     enough = g("LessOrEqual", u, g("CumSum", g("Softmax", logits, axis=0), np.int64(0)))
     chosen = g("ArgMax", g("Cast", enough, to=_FLOAT), axis=0, keepdims=1)
-    one = g("Reshape", g("GatherElements", each, chosen, axis=0), np.array([-1]))
+    one = g("GatherElements", each, chosen, axis=0)
     # k = floor(v (n + 1)) with v = 1 / (1 + e^-t): relatively exact at both ends.
     return g("Min", g("Floor", g("Div", g("Add", n, 1.0), g("Add", g("Exp", one), 1.0))), n)
 
