@@ -9,7 +9,7 @@ from calosim.export.builder import Builder
 from calosim.export.splitting import drawn, rows
 from calosim.flows import MaskedSplits
 
-__all__ = ["coarse", "linear", "places"]
+__all__ = ["by_parameter", "coarse", "linear", "places"]
 
 
 def linear(g: Builder, value: str, layer: nn.Module) -> str:
@@ -33,7 +33,7 @@ def coarse(g: Builder, flow: MaskedSplits, total: str, context: str, u: list[str
         The name of all counts, (1, 1 + 2 M) float32: the whole; then step by step first children and their siblings.
     """
     k = flow.components
-    plan, place = flow._plan(), places(flow)
+    plan, place = flow.plan(), places(flow)
     h = g.silu(linear(g, g.silu(linear(g, context, flow.context[0])), flow.context[2]))
     first, second, output = _from_context(g, flow, h)
     counts, a, b = total, "", ""
@@ -48,9 +48,9 @@ def coarse(g: Builder, flow: MaskedSplits, total: str, context: str, u: list[str
             b = g("Concat", b, new, axis=1) if b else new
         out = output[s]
         if s:
-            out = g("Gemm", x, _inputs(_by_parameter(w4, k), place, step.start), out)
+            out = g("Gemm", x, _inputs(by_parameter(w4, k), place, step.start), out)
         if b:
-            out = g("Gemm", b, _by_parameter(w3, k), out)
+            out = g("Gemm", b, by_parameter(w3, k), out)
         out = g("Reshape", out, np.array([3 * k, -1]))
         nodes = np.arange(step.start, step.stop)
         source, child = flow.source.numpy()[nodes], flow.child.numpy()[nodes]
@@ -64,7 +64,7 @@ def coarse(g: Builder, flow: MaskedSplits, total: str, context: str, u: list[str
 def places(flow: MaskedSplits) -> np.ndarray:
     """Where the counts of both children of every node are, with shape (M, 2)."""
     place, done = np.zeros((flow.nodes, 2), np.int64), 1
-    for step in flow._plan():
+    for step in flow.plan():
         m = step.stop - step.start
         place[step.start : step.stop] = done + np.stack((np.arange(m), m + np.arange(m)), 1)
         done += 2 * m
@@ -78,11 +78,17 @@ def _inputs(weight: np.ndarray, place: np.ndarray, known: int) -> np.ndarray:
     return table
 
 
-def _by_parameter(table: np.ndarray, components: int) -> np.ndarray:
-    """Columns (*, m 3 K), node by node, to rows of :func:`rows` side by side (*, 3 K m)."""
+def by_parameter(table: np.ndarray, components: int, ready: bool = True) -> np.ndarray:
+    """Columns (*, m 3 K), node by node, to parameters of all nodes side by side (*, 3 K m).
+
+    Args:
+        table: Weights of mixtures, or biases as one row.
+        components: Components K.
+        ready: As a draw wants them, see :func:`rows`.
+    """
     lead = table.shape[0]
     mixtures = np.moveaxis(table.reshape(lead, -1, 3 * components), 2, 0)
-    return np.moveaxis(rows(mixtures, components), 1, 0).reshape(lead, -1)
+    return np.moveaxis(rows(mixtures, components) if ready else mixtures, 1, 0).reshape(lead, -1)
 
 
 def _from_context(g: Builder, flow: MaskedSplits, h: str) -> tuple[list[str], list[str], list[str]]:
@@ -92,11 +98,11 @@ def _from_context(g: Builder, flow: MaskedSplits, h: str) -> tuple[list[str], li
     bias = flow.from_context.bias.detach().numpy() + np.concatenate([b.detach().numpy() for b in biases])
     table, hidden = np.concatenate((weight, bias[None])), flow.hidden
     parts, sizes, width = [table[:, : 2 * hidden]], [], 3 * flow.components
-    plan = flow._plan()
+    plan = flow.plan()
     sizes += [step.new - step.old for step in plan] * 2
     for step in plan:
         out = table[:, 2 * hidden + step.start * width : 2 * hidden + step.stop * width]
-        parts.append(_by_parameter(out, flow.components))
+        parts.append(by_parameter(out, flow.components))
         sizes.append(parts[-1].shape[1])
     table = np.concatenate(parts, 1)
     all_of_it = g("Gemm", h, table[:-1], table[-1])

@@ -12,11 +12,12 @@ from calosim import draws
 from calosim.export.acceptance import probability
 from calosim.export.builder import Builder
 from calosim.export.coarse import coarse, places
+from calosim.export.inverse import inverse_coarse, inverse_places
 from calosim.export.local import children, grids_of, local_level, places_of, views
 from calosim.export.numbers import NORMALS, SEED, Numbers, Wanted
 from calosim.export.photons import numbers_of, photon_sum
 from calosim.export.primary import Primary
-from calosim.flows import MaskedSplits
+from calosim.flows import InverseSplits, MaskedSplits
 from calosim.models.acceptance import Acceptance
 from calosim.models.photons import PhotonSum
 from calosim.models.shape import ShapeModule
@@ -38,7 +39,7 @@ def generator(shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | N
     """A file for ALICE O2 with the whole chain.
 
     Args:
-        shape: A teacher of split coordinates.
+        shape: A teacher or a student of split coordinates.
         photons: The photon-sum model.
         acceptance: The acceptance model; without it every primary leaves a response.
 
@@ -51,8 +52,8 @@ def generator(shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | N
     """
     FastSimulator(shape, photons, acceptance=acceptance)  # refuses what does not fit together
     coordinates, flow = shape.coordinates, shape.flow
-    if not isinstance(coordinates, SplitCoordinates) or not isinstance(flow, MaskedSplits):
-        raise ValueError("expected a teacher of split coordinates to export, got another kind of shape model")
+    if not isinstance(coordinates, SplitCoordinates) or not isinstance(flow, MaskedSplits | InverseSplits):
+        raise ValueError("expected a shape model of split coordinates to export, got another kind")
     g, detector = Builder(), shape.detector
     primary = Primary(g, "features", photons.features)
     wanted = [
@@ -104,40 +105,58 @@ def _counters(coordinates: SplitCoordinates) -> np.ndarray:
 def _counts(
     g: Builder,
     coordinates: SplitCoordinates,
-    flow: MaskedSplits,
+    flow: MaskedSplits | InverseSplits,
     primary: Primary,
     total: str,
     context: str,
     numbers: str,
 ) -> str:
     """Photons of all pixels, row by row of y, (ny nx,) float32."""
-    plan, local = flow._plan(), list(coordinates.local)
-    sizes = [s.stop - s.start for s in plan] + [level.level.cells for level in local]
-    u, v = g.split(numbers, (sum(sizes),) * 2)
-    against = g("Log", g("Div", g("Sub", np.float64(1), v), v))
-    us, ys = (g.split(g("Cast", t, to=_FLOAT), sizes) for t in (u, against))
-    steps = len(plan)
-    flat = coarse(g, flow, total, context, us[:steps], ys[:steps])
+    local, m = list(coordinates.local), coordinates.size
+    cells = [level.level.cells for level in local]
+    u, v = g.split(numbers, (m + sum(cells),) * 2)
+    y = g("Cast", g("Log", g("Div", g("Sub", np.float64(1), v), v)), to=_FLOAT)
+    if isinstance(flow, MaskedSplits):
+        sizes = [step.stop - step.start for step in flow.plan()]
+        us, ys = (g.split(t, sizes + cells) for t in (g("Cast", u, to=_FLOAT), y))
+        counts, place = coarse(g, flow, total, context, us, ys), places(flow)
+        us, ys = us[len(sizes) :], ys[len(sizes) :]
+    else:
+        one, rest = g.split(u, (m, sum(cells))) if cells else (u, u)
+        counts, place = inverse_coarse(g, flow, total, context, one), inverse_places(flow)
+        us, ys = g.split(g("Cast", rest, to=_FLOAT), cells), g.split(y, [m, *cells])[1:]
+    counts, grid = g("Reshape", counts, np.array([-1])), _coarse_cells(coordinates, place)
     if not local:
-        return g("Gather", g("Reshape", flat, np.array([-1])), _coarse_cells(coordinates, flow).T.flatten())
-    cells, nothing = _coarse_cells(coordinates, flow), np.zeros(0, np.float32)
-    counts = children(g, g("Reshape", flat, np.array([-1])), nothing, cells, local[0].reach)
+        return g("Gather", counts, grid.T.flatten())
+    return _refined(g, coordinates, (counts, grid), primary.end, context, (us, ys))
+
+
+def _refined(
+    g: Builder,
+    coordinates: SplitCoordinates,
+    given: tuple[str, np.ndarray],
+    end: str,
+    context: str,
+    numbers: tuple[list[str], list[str]],
+) -> str:
+    """The local splits, from the coarse part's counts and where its cells are among them."""
+    local = list(coordinates.local)
+    counts = children(g, given[0], np.zeros(0, np.float32), given[1], local[0].reach)
     assert coordinates.event is not None
     light = g("Log", g("Add", g("Reshape", counts[0], np.array([1, -1])), 1.0))
-    events, away = views(g, coordinates.event, light, context), places_of(g, local, primary.end)
+    events, away = views(g, coordinates.event, light, context), places_of(g, local, end)
     grids = grids_of(coordinates)
     for i, level in enumerate(local):
-        first = local_level(g, level, counts, events[i], away[i], us[steps + i], ys[steps + i])
+        first = local_level(g, level, counts, events[i], away[i], numbers[0][i], numbers[1][i])
         second = g("Sub", counts[0], first)
         if i + 1 < len(local):
             counts = children(g, first, second, grids[i], level.reach)
-    both = g("Concat", first, second, axis=0)
-    return g("Gather", both, grids[-1].T.flatten())
+    return g("Gather", g("Concat", first, second, axis=0), grids[-1].T.flatten())
 
 
-def _coarse_cells(coordinates: SplitCoordinates, flow: MaskedSplits) -> np.ndarray:
-    """Where the coarse part's cells are among its counts, a grid (a, b)."""
-    place = torch.from_numpy(places(flow)).index_select(0, coordinates.rank)
+def _coarse_cells(coordinates: SplitCoordinates, places: np.ndarray) -> np.ndarray:
+    """Where the coarse part's cells are among its counts, a grid (a, b), given where both children of its nodes are."""
+    place = torch.from_numpy(places).index_select(0, coordinates.rank)
     tree, grid = coordinates.tree, torch.zeros(1, 1, 1, dtype=torch.int64)
     for level, start, stop in zip(tree.levels[: coordinates.coarse_levels], tree.starts, tree.starts[1:], strict=False):
         first, second = (grid.flatten(1).index_copy(1, level.nodes, place[start:stop, c][None]) for c in (0, 1))
