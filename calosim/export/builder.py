@@ -66,6 +66,10 @@ class Builder:
             return [value]
         return self.several("Split", len(sizes), value, np.asarray(sizes, np.int64), axis=axis)
 
+    def pick(self, values: Value, at: Value) -> str:
+        """Some of a vector's values, at positions (M,): many times faster than a plain gather of single numbers."""
+        return self("GatherElements", values, at, axis=0)
+
     def silu(self, value: str) -> str:
         """The sigmoid-weighted linear unit."""
         return self("Mul", value, self("Sigmoid", value))

@@ -115,7 +115,8 @@ def _counts(
     local, m = list(coordinates.local), coordinates.size
     cells = [level.level.cells for level in local]
     u, v = g.split(numbers, (m + sum(cells),) * 2)
-    y = g("Cast", g("Log", g("Div", g("Sub", np.float64(1), v), v)), to=_FLOAT)
+    # The ratio holds all digits that its logarithm needs, which is fast in float32.
+    y = g("Log", g("Cast", g("Div", g("Sub", np.float64(1), v), v), to=_FLOAT))
     if isinstance(flow, MaskedSplits):
         sizes = [step.stop - step.start for step in flow.plan()]
         us, ys = (g.split(t, sizes + cells) for t in (g("Cast", u, to=_FLOAT), y))
@@ -127,7 +128,7 @@ def _counts(
         us, ys = g.split(g("Cast", rest, to=_FLOAT), cells), g.split(y, [m, *cells])[1:]
     counts, grid = g("Reshape", counts, np.array([-1])), _coarse_cells(coordinates, place)
     if not local:
-        return g("Gather", counts, grid.T.flatten())
+        return g.pick(counts, grid.T.flatten())
     return _refined(g, coordinates, (counts, grid), primary.end, context, (us, ys))
 
 
@@ -151,7 +152,7 @@ def _refined(
         second = g("Sub", counts[0], first)
         if i + 1 < len(local):
             counts = children(g, first, second, grids[i], level.reach)
-    return g("Gather", g("Concat", first, second, axis=0), grids[-1].T.flatten())
+    return g.pick(g("Concat", first, second, axis=0), grids[-1].T.flatten())
 
 
 def _coarse_cells(coordinates: SplitCoordinates, places: np.ndarray) -> np.ndarray:

@@ -70,11 +70,8 @@ def children(g: Builder, first: Value, second: Value, where: np.ndarray, border:
         Names: counts (a b,) and logarithms ((a + 2 border) (b + 2 border),).
     """
     both = g("Concat", first, second, np.array([_BORDER]), axis=0)
-    wide = np.pad(where, border, constant_values=-1)
-    return (
-        g("Gather", both, where.flatten().astype(np.int32)),
-        g("Log", g("Add", g("Gather", both, wide.flatten().astype(np.int32)), 1.0)),
-    )
+    wide = np.pad(where, border, constant_values=-1)  # the last one
+    return g.pick(both, where.flatten()), g("Log", g("Add", g.pick(both, wide.flatten()), 1.0))
 
 
 class _Tables:
@@ -131,11 +128,10 @@ def local_level(g: Builder, level: LevelSplits, counts: tuple[str, str], event: 
         some = _chosen(g, grid, level.chosen[phase].numpy())
         inputs = tables.read.shape[1] - (0 if phase else len(level.beside))
         read = g("Reshape", _pick(g, tables.read[:, :inputs], some), np.array([-1]))
-        # Several times faster than a plain gather of single numbers.
-        seen = g("Reshape", g("GatherElements", known, read, axis=0), np.array([-1, inputs]))
+        seen = g("Reshape", g.pick(known, read), np.array([-1, inputs]))
         h = g("Relu", g("Gemm", seen, level.first.weight.detach().numpy().T[:inputs], event))
         h = g("Relu", g("Gemm", h, level.second.weight.detach().numpy().T, level.second.bias.detach().numpy()))
-        n, one, two = (g("Gather", value, some) for value in (grid, u, y))
+        n, one, two = (g.pick(value, some) for value in (grid, u, y))
         k = drawn(g, g("Gemm", output, h, bias[:, None], transB=1), components, one, two, n)
         k = g("Reshape", k, np.array([-1]))
         first = g("ScatterElements", first, some, k, axis=0)

@@ -112,8 +112,8 @@ class Numbers:
             key = g("Cast", self._mixed(g("Add", g("Mul", key, golden), word)), to=_INT64)
         keys = g("Cast", self._mixed(g("Add", key, golden)), to=_INT64)
         sizes = [len(w.counters) for w in wanted]
-        counted = _counted(np.concatenate([w.counters for w in wanted]))
-        bits = self._mixed(g("Add", g("Gather", keys, np.repeat(np.arange(len(sizes)), sizes)), counted))
+        each = zip(g.split(keys, (1,) * len(sizes)), wanted, strict=True)
+        bits = self._mixed(g("Concat", *(g("Add", k, _counted(w.counters)) for k, w in each), axis=0))
         made = []
         for part, w in zip(g.split(bits, sizes), wanted, strict=True):
             steps = g("Cast", g("BitShift", part, np.uint64(64 - w.bits), direction="RIGHT"), to=_DOUBLE)
