@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calosim.export.builder import Builder, Value
+from calosim.export.builder import Builder
 from calosim.export.coarse import by_parameter, linear
 from calosim.flows import InverseSplits
 from calosim.flows.mixture import LOG_SCALE
@@ -12,7 +12,7 @@ from calosim.flows.mixture import LOG_SCALE
 __all__ = ["inverse_coarse", "inverse_places"]
 
 #: The search for a share: rounds, parts that a round cuts an interval into, and steps of Newton's method after them.
-_ROUNDS, _PARTS, _STEPS = 3, 32, 3
+_ROUNDS, _PARTS, _STEPS = 2, 64, 3
 
 _DOUBLE, _FLOAT = 11, 1
 
@@ -59,43 +59,51 @@ def quantile(g: Builder, u: str) -> str:
 
 
 def _share(g: Builder, u: str, outputs: str, components: int) -> str:
-    """Which share of its photons a node's first child has, (1, M) float64, from mixtures (3 K, M), float64.
+    """Which share of its photons a node's first child has.
 
-    As :func:`calosim.flows.mixture.inverse`: the quantile lies between those of the components; cut into parts, it is found
-    up to what Newton's method does better.
+    As :func:`calosim.flows.mixture.inverse`: the quantile lies between those of the components. Cut into parts, in float32, it
+    is found as well as Newton's method needs, in float64.
+
+    Args:
+        g: The graph.
+        u: The name of the uniform numbers, (M,) float64.
+        outputs: The name of the mixtures, (3 K, M) float64.
+        components: Components K.
+
+    Returns:
+        The name of the shares, (1, M) float64.
     """
-    weights, location, raw = g.split(outputs, (components,) * 3)
-    weights = g("Softmax", weights, axis=0)
-    bounded = g("Div", raw, g("Add", g("Div", g("Abs", raw), np.float64(LOG_SCALE)), np.float64(1)))
-    scale = g("Exp", bounded)
-    narrow = g("Div", np.float64(1), scale)
+    logits, location, raw = g.split(outputs, (components,) * 3)
+    scale = g("Exp", g("Div", raw, g("Add", g("Div", g("Abs", raw), np.float64(LOG_SCALE)), np.float64(1))))
     logit = g("Log", g("Div", u, g("Sub", np.float64(1), u)))
     each = g("Add", location, g("Mul", logit, scale))
-    low = g("ReduceMin", each, np.array([0]), keepdims=1)
-    start = low
-    width = g("Sub", g("ReduceMax", each, np.array([0]), keepdims=1), low)
-    end = g("Add", low, width)
-    inner = np.arange(1.0, _PARTS).reshape(-1, 1, 1) / _PARTS
-
-    def mixed(y: Value) -> tuple[str, str]:
-        """Shares of the components, and the part of each in the sum."""
-        share = g("Sigmoid", g("Mul", g("Sub", y, location), narrow))
-        return share, g("Mul", weights, share)
-
-    for _ in range(_ROUNDS):
-        parts = mixed(g("Add", low, g("Mul", width, inner)))[1]
-        below = g("Less", g("ReduceSum", parts, np.array([1]), keepdims=1), u)
-        passed = g("ReduceSum", g("Cast", below, to=_DOUBLE), np.array([0]), keepdims=0)
-        width = g("Mul", width, np.float64(1 / _PARTS))
-        low = g("Add", low, g("Mul", passed, width))
-    y = g("Add", low, g("Mul", width, np.float64(0.5)))
+    ends = g("ReduceMin", each, np.array([0]), keepdims=1), g("ReduceMax", each, np.array([0]), keepdims=1)
+    mixed = g("Softmax", logits, axis=0), location, g("Div", np.float64(1), scale)
+    y = g("Cast", _searched(g, u, ends, mixed), to=_DOUBLE)
+    weights, location, narrow = mixed
     for _ in range(_STEPS):
-        share, parts = mixed(y)
+        share = g("Sigmoid", g("Mul", g("Sub", y, location), narrow))
+        parts = g("Mul", weights, share)
         off = g("Sub", g("ReduceSum", parts, np.array([0]), keepdims=1), u)
         slopes = g("Mul", g("Mul", parts, narrow), g("Sub", np.float64(1), share))
         slope = g("Max", g("ReduceSum", slopes, np.array([0]), keepdims=1), np.float64(1e-300))
-        y = g("Min", g("Max", g("Sub", y, g("Div", off, slope)), start), end)
+        y = g("Min", g("Max", g("Sub", y, g("Div", off, slope)), ends[0]), ends[1])
     return g("Sigmoid", y)
+
+
+def _searched(g: Builder, u: str, ends: tuple[str, str], mixed: tuple[str, str, str]) -> str:
+    """About where mixtures (weights, locations and inverse scales, each (K, M)) reach u between the ends; (1, M) float32."""
+    u, low, high, weights, location, narrow = (g("Cast", value, to=_FLOAT) for value in (u, *ends, *mixed))
+    width = g("Sub", high, low)
+    inner = (np.arange(1.0, _PARTS).reshape(-1, 1, 1) / _PARTS).astype(np.float32)
+    for _ in range(_ROUNDS):
+        y = g("Add", low, g("Mul", width, inner))
+        parts = g("Mul", weights, g("Sigmoid", g("Mul", g("Sub", y, location), narrow)))
+        below = g("Less", g("ReduceSum", parts, np.array([1]), keepdims=1), u)
+        passed = g("ReduceSum", g("Cast", below, to=_FLOAT), np.array([0]), keepdims=0)
+        width = g("Mul", width, 1 / _PARTS)
+        low = g("Add", low, g("Mul", passed, width))
+    return g("Add", low, g("Mul", width, 0.5))
 
 
 def inverse_coarse(g: Builder, flow: InverseSplits, total: str, context: str, u: str) -> str:
