@@ -81,27 +81,37 @@ class Builder:
         key = (array.dtype.str, array.shape, array.tobytes())
         return self.constants.setdefault(key, (f"c{len(self.constants)}", array))[0]
 
-    def model(self, inputs: dict[str, tuple[int, ...]], output: tuple[str, str, tuple[int, ...]], about: str) -> bytes:
+    def model(
+        self, inputs: dict[str, int], output: tuple[str, str, tuple[int, ...]], about: str, rows: bool = False
+    ) -> bytes:
         """The file's bytes.
 
         Args:
-            inputs: Names and shapes of the inputs, float32, in their order.
+            inputs: Names and widths of the inputs, each (1, width) float32, in their order.
             output: The value's name in the graph, its name outside, and its shape, float32.
             about: One line for people.
+            rows: Whether inputs have any number of rows, each of which goes through the graph by itself, and outputs as many.
+
+        Returns:
+            An ONNX model.
         """
-        from onnx import TensorProto, checker, helper, numpy_helper
+        from onnx import checker, helper, numpy_helper
 
         value, name, shape = output
-        nodes = [helper.make_node(op, i, o, **attributes) for op, i, o, attributes in self.nodes]
-        nodes.append(helper.make_node("Identity", [value], [name]))
-        graph = helper.make_graph(
-            nodes,
-            "calosim",
-            [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()],
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)],
-            [numpy_helper.from_array(array, n) for n, array in self.constants.values()],
-            doc_string=about,
-        )
+        # Names inside of a loop's body must not be those outside.
+        inside = {n: f"one_{n}" if rows else n for n in (*inputs, name)}
+        nodes = [helper.make_node(op, [inside.get(n, n) for n in i], o, **a) for op, i, o, a in self.nodes]
+        nodes.append(helper.make_node("Identity", [value], [inside[name]]))
+        given, made = [_info(n, 1, width) for n, width in inputs.items()], _info(name, *shape)
+        constants = [numpy_helper.from_array(array, n) for n, array in self.constants.values()]
+        if rows:
+            as_row = [helper.make_node("Reshape", [f"{n}_row", "row_shape"], [inside[n]]) for n in inputs]
+            constants.append(numpy_helper.from_array(np.array([1, -1]), "row_shape"))
+            body_inputs = [_info(f"{n}_row", width) for n, width in inputs.items()]
+            body = helper.make_graph([*as_row, *nodes], "response", body_inputs, [_info(inside[name], *shape)])
+            nodes = [helper.make_node("Scan", [*inputs], [name], body=body, num_scan_inputs=len(inputs))]
+            given, made = [_info(n, "rows", width) for n, width in inputs.items()], _info(name, "rows", *shape)
+        graph = helper.make_graph(nodes, "calosim", given, [made], constants, doc_string=about)
         model = helper.make_model(
             graph,
             producer_name="calosim",
@@ -111,3 +121,10 @@ class Builder:
         )
         checker.check_model(model)
         return model.SerializeToString()
+
+
+def _info(name: str, *shape: int | str) -> Any:
+    """A float32 input or output."""
+    from onnx import TensorProto, helper
+
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)

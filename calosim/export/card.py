@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from calosim.export.client import CLASSIFIER, GENERATOR, scales_name
+from calosim.export.client import CLASSIFIER, GENERATOR, SIMULATOR, scales_name
 from calosim.files import markdown_table, read_json
 from calosim.runs import Run
 
@@ -16,6 +16,10 @@ _KEYS = {"zn": "Neutron", "zp": "Proton"}
 
 #: Rows of the quality table, and their titles.
 METRICS = {"ws": "WS", "mae_cond": "MAE_cond"}
+
+_FEATURES = "energy GeV; vx, vy, vz cm; px, py, pz GeV/c, pz with any sign; mass MeV"
+
+_UNCHECKED = "Not checked yet: `calosim export --check FOLDER --primaries primaries.csv`."
 
 _LIMITS = """\
 * It is as good as the data that it was trained on: the toy Monte Carlo of calosim is none of ALICE's. Train on your own.
@@ -37,14 +41,12 @@ def card(record: dict[str, Any], check: dict[str, Any] | None = None) -> str:
         "Made by calosim {calosim} ({git}) on {made}.".format(**record),
         "## What is here",
         _contents(record),
-        "## Use in O2",
-        _usage(record),
+        *(("## Use in O2", _usage(record)) if record["to"] == "o2" else ()),
         "## Made of",
         _sources(record),
         "## Quality",
         _quality(record),
-        "## Check",
-        check_tables(check) if check else "Not checked yet: `calosim export --check FOLDER --primaries primaries.csv`.",
+        *(("## Check", check_tables(check) if check else _UNCHECKED) if record["to"] == "o2" else ()),
         "## Limits",
         _LIMITS,
     ]
@@ -54,11 +56,17 @@ def card(record: dict[str, Any], check: dict[str, Any] | None = None) -> str:
 def _contents(record: dict[str, Any]) -> str:
     nx, ny = record["pixels"]
     rows = [[n, f"{f['bytes'] / 1e6:.2f}", f["sha256"]] for n, f in record["files"].items()]
-    return f"""{markdown_table(["file", "MB", "SHA-256"], rows)}
+    table = markdown_table(["file", "MB", "SHA-256"], rows)
+    if record["to"] == "onnx":
+        return f"""{table}
 
-`{GENERATOR}`: inputs `noise` (1, 10), standard normal, and `features` (1, 9): energy GeV; vx, vy, vz cm; px, py, pz GeV/c;
-mass MeV; charge in |e|/3. The sign of pz does not matter. Output `image` ({ny}, {nx}): log(1 + photons) of pixel (x, y) at
-{nx} y + x, a little more, so that `(int) expm1` is the count. The graph draws the photon sum and all splits itself.
+`{SIMULATOR}`: inputs `noise` (N, 10), standard normal, and `features` (N, 9): {_FEATURES}; charge in e. Output `images`
+(N, {nx}, {ny}): photons of pixel (x, y), whole numbers. All float32. The graph draws the photon sum and all splits itself."""
+    return f"""{table}
+
+`{GENERATOR}`: inputs `noise` (1, 10), standard normal, and `features` (1, 9): {_FEATURES}; charge in |e|/3. Output `image`
+({ny}, {nx}): log(1 + photons) of pixel (x, y) at {nx} y + x, a little more, so that `(int) expm1` is the count. The graph
+draws the photon sum and all splits itself.
 
 `{CLASSIFIER}`, if there: `features` as before; 0 where a response is so unlikely that the generator, which decides, need not
 be asked. The scales files have means 0 and scales 1: the graphs standardize for themselves, as in training."""

@@ -18,12 +18,24 @@ from calosim.export.primary import CHARGE_UNIT
 from calosim.files import read_json
 from calosim.showers.record import FEATURES
 
-__all__ = ["CARD", "CHECK", "CLASSIFIER", "GENERATOR", "RECORD", "Client", "read_scales", "scales_name", "scales_text"]
+__all__ = [
+    "CARD",
+    "CHECK",
+    "CLASSIFIER",
+    "GENERATOR",
+    "RECORD",
+    "SIMULATOR",
+    "Client",
+    "read_scales",
+    "scales_name",
+    "scales_text",
+]
 
 #: Files of an exported folder.
-GENERATOR, CLASSIFIER, RECORD, CHECK, CARD = (
+GENERATOR, CLASSIFIER, SIMULATOR, RECORD, CHECK, CARD = (
     "generator.onnx",
     "classifier.onnx",
+    "simulator.onnx",
     "export.json",
     "check.json",
     "MODEL_CARD.md",
@@ -88,7 +100,7 @@ class Client:
             if (self.folder / name).is_file()
         }
         if GENERATOR not in self._open:
-            raise ValueError(f"{folder}: expected {GENERATOR}")
+            raise ValueError(f"{folder}: expected {GENERATOR}, as an export to O2 has it")
 
     @property
     def wrong(self) -> list[str]:

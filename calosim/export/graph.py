@@ -16,21 +16,24 @@ from calosim.export.inverse import inverse_coarse, inverse_places
 from calosim.export.local import children, grids_of, local_level, places_of, views
 from calosim.export.numbers import NORMALS, SEED, Numbers, Wanted
 from calosim.export.photons import numbers_of, photon_sum
-from calosim.export.primary import Primary
+from calosim.export.primary import CHARGE_UNIT, Primary
 from calosim.flows import InverseSplits, MaskedSplits
 from calosim.models.acceptance import Acceptance
 from calosim.models.photons import PhotonSum
 from calosim.models.shape import ShapeModule
 from calosim.shapes import SplitCoordinates
+from calosim.showers.record import FEATURES
 from calosim.simulation.simulator import FastSimulator
 
-__all__ = ["LEAST", "classifier", "generator"]
+__all__ = ["LEAST", "classifier", "generator", "simulator"]
 
 #: Primaries that are less likely to leave a response are not simulated at all.
 LEAST = 0.005
 
 #: Added to counts, so that who cuts the decimals of expm1 gets the count: more than float32 loses, in photons and in share.
 _MARGIN, _SHARE = 0.01, 4e-6
+
+_INPUTS = {"noise": NORMALS, "features": len(FEATURES)}
 
 _FLOAT = 1
 
@@ -50,12 +53,44 @@ def generator(shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | N
     Raises:
         ValueError: If the models are of different detectors, or of a kind that cannot be exported.
     """
+    g, detector = Builder(), shape.detector
+    counts = _response(g, shape, photons, acceptance, CHARGE_UNIT)
+    value = g("Log", g("Add", g("Mul", counts, 1 + _SHARE), 1 + _MARGIN))
+    image = g("Where", g("Greater", counts, 0.0), value, 0.0)
+    about = f"Fast simulation of ALICE's {detector.title}: log(1 + photons) at (y, x)"
+    return g.model(_INPUTS, (image, "image", detector.shape[::-1]), about)
+
+
+def simulator(shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | None = None) -> bytes:
+    """A file for any program with the whole chain.
+
+    Args:
+        shape: A teacher or a student of split coordinates.
+        photons: The photon-sum model.
+        acceptance: The acceptance model; without it every primary leaves a response.
+
+    Returns:
+        An ONNX model: inputs ``noise`` (N, 10), standard normal, and ``features`` (N, 9) in our order and units; output
+        ``images`` (N, nx, ny), photons, with float32 throughout.
+
+    Raises:
+        ValueError: If the models are of different detectors, or of a kind that cannot be exported.
+    """
+    g = Builder()
+    images = g("Transpose", _response(g, shape, photons, acceptance, 1.0), perm=[1, 0])
+    about = f"Fast simulation of {shape.detector.title}: photons at (x, y)"
+    return g.model(_INPUTS, (images, "images", shape.detector.shape), about, rows=True)
+
+
+def _response(
+    g: Builder, shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | None, charge_unit: float
+) -> str:
+    """Photons of all pixels, (ny, nx) float32."""
     FastSimulator(shape, photons, acceptance=acceptance)  # refuses what does not fit together
     coordinates, flow = shape.coordinates, shape.flow
     if not isinstance(coordinates, SplitCoordinates) or not isinstance(flow, MaskedSplits | InverseSplits):
         raise ValueError("expected a shape model of split coordinates to export, got another kind")
-    g, detector = Builder(), shape.detector
-    primary = Primary(g, "features", photons.features)
+    primary = Primary(g, "features", photons.features, charge_unit)
     wanted = [
         Wanted(draws.PHOTON_STREAM, np.arange(numbers_of(photons)), 23),
         Wanted(draws.BASE_STREAM, _counters(coordinates), 52),
@@ -67,11 +102,7 @@ def generator(shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | N
     if acceptance is not None:
         total = g("Where", g("Less", *whether, probability(g, primary, acceptance)), total, 0.0)
     counts = _counts(g, coordinates, flow, primary, total, primary.standardized(shape.features, total), many)
-    value = g("Log", g("Add", g("Mul", counts, 1 + _SHARE), 1 + _MARGIN))
-    image = g("Where", g("Greater", counts, 0.0), value, 0.0)
-    image = g("Reshape", image, np.array(detector.shape[::-1]))
-    about = f"Fast simulation of ALICE's {detector.title}: log(1 + photons) at (y, x)"
-    return g.model({"noise": (1, NORMALS), "features": (1, 9)}, (image, "image", detector.shape[::-1]), about)
+    return g("Reshape", counts, np.array(shape.detector.shape[::-1]))
 
 
 def classifier(acceptance: Acceptance) -> bytes:
@@ -87,7 +118,7 @@ def classifier(acceptance: Acceptance) -> bytes:
     likely = probability(g, Primary(g, "features", acceptance.features), acceptance)
     simulate = g("Cast", g("GreaterOrEqual", likely, np.float64(LEAST)), to=_FLOAT)
     about = f"Whether a primary may leave a response in ALICE's {acceptance.detector.title}"
-    return g.model({"features": (1, 9)}, (simulate, "simulate", (1, 1)), about)
+    return g.model({"features": len(FEATURES)}, (simulate, "simulate", (1, 1)), about)
 
 
 def _counters(coordinates: SplitCoordinates) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,8 +13,8 @@ from calosim import __version__
 from calosim.export.builder import OPSET, require
 from calosim.export.card import card
 from calosim.export.check import CheckSettings, check_folder
-from calosim.export.client import CARD, CLASSIFIER, GENERATOR, RECORD, scales_name, scales_text
-from calosim.export.graph import classifier, generator
+from calosim.export.client import CARD, CLASSIFIER, GENERATOR, RECORD, SIMULATOR, scales_name, scales_text
+from calosim.export.graph import classifier, generator, simulator
 from calosim.files import atomic_write, temporary_folder, write_json
 from calosim.models.acceptance import Acceptance
 from calosim.models.photons import PhotonSum
@@ -29,7 +29,7 @@ def export(
     shape: str | None = None,
     photons: str | None = None,
     acceptance: str | None = None,
-    to: str = "o2",
+    to: Literal["o2", "onnx"] = "o2",
     out: str = "runs/export",
     check: str | None = None,
     settings: CheckSettings = CheckSettings(),
@@ -40,7 +40,7 @@ def export(
         shape: Run folder or checkpoint of the shape model, of split coordinates.
         photons: Run folder or checkpoint of the photon-sum model.
         acceptance: Run folder or checkpoint of the acceptance model; without it there is no classifier, which O2 wants.
-        to: o2, for the fast simulation of ALICE O2 (Detectors/ZDC/fastsimulation).
+        to: o2, for the fast simulation of ALICE O2 (Detectors/ZDC/fastsimulation), or onnx, one file for any program.
         out: The folder to make.
         check: A folder made before, to run as O2 does and compare with Python, instead of making one.
         settings: What the check does.
@@ -51,8 +51,6 @@ def export(
     if check is not None:
         check_folder(check, settings)
         return
-    if to != "o2":
-        raise ValueError(f"unknown form {to!r}; expected o2")
     if shape is None or photons is None:
         raise ValueError(
             "expected a shape model and a photon-sum model to export; name them with --shape and --photons"
@@ -62,34 +60,37 @@ def export(
         raise ValueError(f"{out}: exists already; expected a new folder for the export")
     require("onnx")
     models = {"shape": shape, "photons": photons} | ({"acceptance": acceptance} if acceptance else {})
-    files = _files(models)
+    files = _files(models, to)
     with temporary_folder(target.parent, out) as temporary:
         made = temporary / target.name
         made.mkdir()
         for name, content in files.items():
             atomic_write(made / name, content)
-            atomic_write(made / scales_name(name), scales_text(np.zeros(len(FEATURES)), np.ones(len(FEATURES))))
-        record = _record(models, files)
+            if to == "o2":
+                atomic_write(made / scales_name(name), scales_text(np.zeros(len(FEATURES)), np.ones(len(FEATURES))))
+        record = _record(models, files, to)
         write_json(made / RECORD, record)
         atomic_write(made / CARD, card(record))
         made.rename(target)
     size = sum(map(len, files.values())) / 1e6
-    print(f"{out}: {', '.join(files)} for {record['title']} ({size:.1f} MB), their scales, {CARD}")
-    if acceptance is None:
+    print(f"{out}: {', '.join(files)} for {record['title']} ({size:.1f} MB), {CARD}")
+    if to == "o2" and acceptance is None:
         print(f"{out}: O2 wants a {CLASSIFIER} too; make one with --acceptance")
 
 
-def _files(models: dict[str, str]) -> dict[str, bytes]:
+def _files(models: dict[str, str], to: str) -> dict[str, bytes]:
     """The graphs by file name."""
     shape, photons = ShapeModule.load(models["shape"]), PhotonSum.load(models["photons"])
     acceptance = Acceptance.load(models["acceptance"]) if "acceptance" in models else None
+    if to == "onnx":
+        return {SIMULATOR: simulator(shape, photons, acceptance)}
     files = {GENERATOR: generator(shape, photons, acceptance)}
     if acceptance is not None:
         files[CLASSIFIER] = classifier(acceptance)
     return files
 
 
-def _record(models: dict[str, str], files: dict[str, bytes]) -> dict[str, Any]:
+def _record(models: dict[str, str], files: dict[str, bytes], to: str) -> dict[str, Any]:
     """What a folder says of itself."""
     module = ShapeModule.load(models["shape"])
     sources = {}
@@ -105,7 +106,7 @@ def _record(models: dict[str, str], files: dict[str, bytes]) -> dict[str, Any]:
         "calosim": __version__,
         "git": git_hash(),
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "to": "o2",
+        "to": to,
         "opset": OPSET,
         "detector": module.detector.name,
         "title": module.detector.title,

@@ -19,15 +19,16 @@ class Primary:
 
     Args:
         graph: The graph.
-        features: The name of the nine features, (1, 9) float32, in our order and O2's units: charge in |e| / 3.
+        features: The name of the nine features, (1, 9) float32, in our order and units but for the charge.
         scaler: A scaler, for the detector's geometry.
+        charge_unit: How many units of charge are one e; O2's by default.
 
     Attributes:
         energy: In GeV, (1, 1) float32.
         end: Where the straight flight ends in cm, bounded, x and y, (1, 2) float32.
     """
 
-    def __init__(self, graph: Builder, features: str, scaler: FeatureScaler):
+    def __init__(self, graph: Builder, features: str, scaler: FeatureScaler, charge_unit: float = CHARGE_UNIT):
         g = self.graph = graph
         self.energy, vertex, _, momentum, pz, rest = g.split(features, (1, 2, 1, 2, 1, 2), axis=1)
         others = g.split(features, (6, 3), axis=1)[0]
@@ -41,7 +42,7 @@ class Primary:
         inside = g("ReduceMin", g("Sub", half, g("Abs", spot)), np.array([1]), keepdims=1)
         bent = g("Asinh", g("Concat", spot, g("Div", inside, CORE_WIDTH), axis=1))
         log_energy = g("Log", g("Max", self.energy, 1e-3))
-        nine = (others, pz, mass, g("Div", charge, CHARGE_UNIT))
+        nine = (others, pz, mass, g("Div", charge, charge_unit))
         self._columns = {False: g("Concat", *nine, axis=1), True: g("Concat", *nine, log_energy, bent, axis=1)}
 
     def standardized(self, scaler: FeatureScaler, photon_sum: str | None = None) -> str:

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from calosim.export.client import Client
-from calosim.export.graph import LEAST, classifier, generator
+from calosim.export.graph import LEAST, classifier, generator, simulator
 from calosim.export.numbers import NORMALS, rows_of
 from calosim.models.acceptance import Acceptance
 from calosim.models.photons import PhotonSum
+from calosim.models.student import Student
 from calosim.models.teacher import Teacher
 from calosim.shapes import SplitConfig
 from calosim.simulation.simulator import FastSimulator
@@ -79,6 +80,34 @@ def test_all_settings_and_detectors(detector, settings, make_showers):
     assert (expected.sum((1, 2)) >= 10).all()
 
 
+@pytest.fixture(scope="module")
+def models(run_folders) -> tuple[Student, PhotonSum]:
+    """A student, whose weights are not those of its start, and a photon-sum model."""
+    torch.manual_seed(2)
+    student = Student(init_from=run_folders["splits"]).eval()
+    with torch.no_grad():
+        for p in student.flow.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return student, PhotonSum.load(run_folders["photons"])
+
+
+def test_a_student(models, showers):
+    particles, z = showers.particles[:150], noise(150)
+    expected = FastSimulator(*models).sample(particles, showers.pdg[:150], 0, rows_of(z))
+    images = run(generator(*models), particles, z)
+    assert (images != expected).any((1, 2)).mean() <= MOST_DIFFERENT
+
+
+def test_a_file_for_any_program_takes_many_rows_in_our_units(models, showers):
+    particles, z = showers.particles[:40], noise(40)
+    one = session(simulator(*models))
+    assert [(i.name, i.shape) for i in one.get_inputs()] == [("noise", ["rows", 10]), ("features", ["rows", 9])]
+    images = one.run(["images"], {"noise": z, "features": particles.astype(np.float32)})[0]
+    expected = FastSimulator(*models).sample(particles, showers.pdg[:40], 0, rows_of(z))
+    assert images.shape == expected.shape
+    assert (images != expected).any((1, 2)).mean() <= MOST_DIFFERENT
+
+
 def test_the_classifier_spares_what_hardly_ever_responds(run_folders, showers):
     model = Acceptance.load(run_folders["acceptance"])
     features = showers.particles[:60].astype(np.float32)
@@ -102,7 +131,7 @@ def test_counts_survive_a_cut_of_the_decimals():
 
 def test_what_cannot_be_exported(run_folders):
     photons = PhotonSum.load(run_folders["photons"])
-    with pytest.raises(ValueError, match="expected a teacher of split coordinates to export"):
+    with pytest.raises(ValueError, match="expected a shape model of split coordinates to export"):
         generator(Teacher.load(run_folders["teacher"]), photons)
     with pytest.raises(ValueError, match="a mixture head to export, got a gaussian head"):
         generator(Teacher.load(run_folders["splits"]), PhotonSum("zn", head="gaussian"))

@@ -9,6 +9,7 @@ from scipy import stats
 
 from calosim import draws
 from calosim.export.builder import Builder
+from calosim.export.inverse import quantile
 from calosim.export.numbers import NORMALS, Numbers, Wanted, rows_of
 
 #: Probabilities below this are no chance.
@@ -27,7 +28,7 @@ def expanded():
     g = Builder()
     wanted = [Wanted(draws.PHOTON_STREAM, np.arange(8), 23), Wanted(draws.BASE_STREAM, np.arange(32), 52)]
     parts = [g("Cast", name, to=1) for name in Numbers(g, "noise").uniform(wanted)]
-    model = g.model({"noise": (1, NORMALS)}, (g("Concat", *parts, axis=0), "numbers", (40,)), "")
+    model = g.model({"noise": NORMALS}, (g("Concat", *parts, axis=0), "numbers", (40,)), "")
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     return lambda z: np.stack([session.run(None, {"noise": row[None]})[0] for row in z])
 
@@ -68,3 +69,16 @@ def test_a_normal_that_moves_a_little_changes_half_of_the_bits():
     assert len(np.unique(rows_of(noise(100_000)))) == 100_000
     # Which of the ten a number is matters.
     assert not (rows_of(z) == rows_of(z[:, ::-1])).any()
+
+
+def test_normal_quantiles():
+    import onnxruntime
+
+    g, u = (
+        Builder(),
+        np.array([9 * 2.0**-53, 2.0**-53, 1e-9, 0.0749999, 0.0750001, 0.3, 0.5, 0.9250001, 0.999, 1 - 2.0**-53]),
+    )
+    value = g("Cast", quantile(g, g("Add", u, g("Cast", g("ReduceSum", "nothing", keepdims=0), to=11))), to=1)
+    model = onnxruntime.InferenceSession(g.model({"nothing": 1}, (value, "z", u.shape), ""))
+    found = model.run(None, {"nothing": np.zeros((1, 1), np.float32)})[0]
+    assert np.allclose(found, stats.norm.ppf(u), rtol=2e-7, atol=1e-12)

@@ -62,13 +62,23 @@ def test_a_check_finds_files_that_are_not_of_these_models(exported, run_folders,
     ("words", "said"),
     [
         ([], "expected a shape model and a photon-sum model to export"),
-        (["--to", "root"], "unknown form 'root'; expected o2"),
         (["--check", "conf"], "conf: expected a folder made by calosim export"),
     ],
 )
 def test_refusals(words, said, error_of, tmp_path):
     assert said in error_of("export", *words, "--out", tmp_path / "o2")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_for_any_program(run_folders, tmp_path, command, error_of):
+    words = ["--shape", run_folders["splits"], "--photons", run_folders["photons"], "--to", "onnx"]
+    assert command("export", *words, "--out", tmp_path / "onnx") == 0
+    assert {path.name for path in (tmp_path / "onnx").iterdir()} == {"simulator.onnx", "export.json", CARD}
+    card = (tmp_path / "onnx" / CARD).read_text()
+    assert "`images`\n(N, 44, 44)" in card
+    assert "ZDCSimParam" not in card
+    line = error_of("export", "--check", tmp_path / "onnx", "--primaries", "conf/demo/primaries.csv")
+    assert "expected generator.onnx, as an export to O2 has it" in line
 
 
 def test_nothing_is_written_over(exported, run_folders, error_of):
