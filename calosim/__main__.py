@@ -18,6 +18,7 @@ VERBS: dict[str, str] = {
     "ensemble": "join one shape model per particle, and a default, in one folder that simulates",
     "explain": "SHAP values of the photon sum and the shower center, and how sure the photon sum is",
     "report": "one self-contained HTML page from any set of run folders",
+    "export": "trained models as files for other programs, ALICE O2 first; and their check",
     "compare": "run a plan of trainings and compare them with statistics (conf/study)",
 }
 TRAINING = ("fit", "validate", "test", "predict")

@@ -29,7 +29,7 @@ FLOORS = (
     ("models",),
     ("simulation",),
     ("evaluation",),
-    ("explain", "report"),
+    ("explain", "export", "report"),
     ("cli",),
     ("studies",),
     ("__main__",),

@@ -27,6 +27,7 @@ TOOLS: dict[str, str] = {
     "ensemble": "calosim.simulation.ensemble:save_ensemble",
     "explain": "calosim.explain.explain:explain",
     "report": "calosim.report.report:report",
+    "export": "calosim.export.o2:export",
     "compare": "calosim.studies.compare:compare",
 }
 #: The trainer, whose methods are the training verbs, and what of their arguments is no option.

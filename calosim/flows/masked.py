@@ -149,7 +149,7 @@ class MaskedSplits(nn.Module):
         """
         return mixture.log_mass(k, n, self.parameters_of(k, n, context))
 
-    def _plan(self) -> list[_Step]:
+    def plan(self) -> list[_Step]:
         """Weights cut for the steps, transposed; made anew when a weight has changed."""
         tensors = [layer.weight for layer in (self.first, self.second, self.output, self.skip)]
         # Fused optimizers leave no trace in a tensor's version; the norms do not miss their steps.
@@ -188,7 +188,7 @@ class MaskedSplits(nn.Module):
         counts = total.new_empty(rows, 1 + 2 * self.nodes)
         counts[:, 0] = total
         where = torch.where(self.source < 0, 0, 1 + 2 * self.source + self.child)
-        for s in self._plan():
+        for s in self.plan():
             w1, w2, w3, w4 = s.weights
             inputs, new = x[:, : s.known], slice(s.old, s.new)
             if s.new > s.old:

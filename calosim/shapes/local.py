@@ -28,10 +28,10 @@ from calosim.shapes.tree import Level
 __all__ = ["EventNetwork", "LevelSplits", "Nodes"]
 
 #: Stands for the logarithm of one plus a count outside the face, which is not the same as a dark cell.
-_OUTSIDE = -0.5
+OUTSIDE = -0.5
 
 #: Centimetres from the face's centre are divided by this.
-_PLACE_SCALE = 3.0
+PLACE_SCALE = 3.0
 
 
 class Nodes(NamedTuple):
@@ -108,7 +108,7 @@ class LevelSplits(nn.Module):
             "around": around,
             "beside": around[odd] if phases > 1 else around[:0],
         }
-        tables["place"] = torch.cat((center / _PLACE_SCALE, tables["phase"].unsqueeze(1), _sizes(level)), 1)
+        tables["place"] = torch.cat((center / PLACE_SCALE, tables["phase"].unsqueeze(1), _sizes(level)), 1)
         long = level.size[:, level.axis] > 1
         tables["chosen"] = torch.stack([long & (tables["phase"] == phase) for phase in range(phases)] + [long])
         for name, table in tables.items():
@@ -149,7 +149,7 @@ class LevelSplits(nn.Module):
         Returns:
             A flat tensor: rows one after the other.
         """
-        return F.pad(torch.log1p(grid.to(dtype)), [self.reach] * 4, value=_OUTSIDE).flatten()
+        return F.pad(torch.log1p(grid.to(dtype)), [self.reach] * 4, value=OUTSIDE).flatten()
 
     def lean(self, nodes: Nodes, k: Tensor, light: Tensor) -> Tensor:
         """How cells of the first phase were split: the logarithm of the ratio of their halves' counts, each plus one.
@@ -188,7 +188,7 @@ class LevelSplits(nn.Module):
         """
         corner = self._corner(nodes.row, nodes.cell).unsqueeze(1)
         place = self.place.index_select(0, nodes.cell)
-        away = _asinh(place[:, :2] * _PLACE_SCALE - end.index_select(0, nodes.row))
+        away = _asinh(place[:, :2] * PLACE_SCALE - end.index_select(0, nodes.row))
         parts = [_around(light, corner, self.around), place, away]
         if self.phases > 1:
             parts.append(_around(lean, corner, self.beside))

@@ -34,7 +34,7 @@ from calosim.shapes.tree import Level, SplitTree
 __all__ = ["SplitConfig", "SplitCoordinates"]
 
 #: Straight flights end at most this far from the detector's centre, in cm; a soft primary's would end anywhere.
-_FARTHEST = 30.0
+FARTHEST = 30.0
 
 #: Products of fewer rows take other paths in BLAS, whose last bits differ.
 _ROWS = 4
@@ -163,7 +163,7 @@ class SplitCoordinates(Coordinates):
         _, vx, vy, _, px, py, pz = particles.unbind(1)[:7]
         lever = abs(self.detector.front_z[0]) / pz.abs().clamp(min=1e-3)
         end = torch.stack((vx + px * lever - self.detector.center_x, vy + py * lever), 1)
-        return end.clamp(-_FARTHEST, _FARTHEST)
+        return end.clamp(-FARTHEST, FARTHEST)
 
     def flow(self, context: int, settings: FlowConfig | None = None, inverse: bool = False) -> nn.Module:
         """A masked network that reads counts, or one that reads noise, see :meth:`Coordinates.flow`."""

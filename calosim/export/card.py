@@ -1,0 +1,135 @@
+"""The model card of an exported folder: what it is made of, how to use it, how good and how fast it is, and its limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from calosim.export.client import CLASSIFIER, GENERATOR, SIMULATOR, scales_name
+from calosim.files import markdown_table, read_json
+from calosim.runs import Run
+
+__all__ = ["card", "check_tables"]
+
+#: O2's keys of a detector's generator (Detectors/ZDC/simulation/include/ZDCSimulation/ZDCSimParam.h).
+_KEYS = {"zn": "Neutron", "zp": "Proton"}
+
+#: Rows of the quality table, and their titles.
+METRICS = {"ws": "WS", "mae_cond": "MAE_cond"}
+
+_FEATURES = "energy GeV; vx, vy, vz cm; px, py, pz GeV/c, pz with any sign; mass MeV"
+
+_UNCHECKED = "Not checked yet: `calosim export --check FOLDER --primaries primaries.csv`."
+
+_LIMITS = """\
+* It is as good as the data that it was trained on: the toy Monte Carlo of calosim is none of ALICE's. Train on your own.
+* Primaries of types or energies that were not in training are answered all the same; `calosim generate` counts them.
+* Sums of float32 in another order than Python's may move a photon to the other half of a cell; the check counts that.
+* ONNX Runtime 1.14 or newer is needed (operator set 18). It was not run inside of O2 itself.
+* The same ten normals have the same response; responses to different ones are independent."""
+
+
+def card(record: dict[str, Any], check: dict[str, Any] | None = None) -> str:
+    """The card as Markdown.
+
+    Args:
+        record: What the folder says of itself.
+        check: What a check found, if there was one.
+    """
+    parts = [
+        f"# Fast simulation of ALICE's {record['title']}",
+        "Made by calosim {calosim} ({git}) on {made}.".format(**record),
+        "## What is here",
+        _contents(record),
+        *(("## Use in O2", _usage(record)) if record["to"] == "o2" else ()),
+        "## Made of",
+        _sources(record),
+        "## Quality",
+        _quality(record),
+        *(("## Check", check_tables(check) if check else _UNCHECKED) if record["to"] == "o2" else ()),
+        "## Limits",
+        _LIMITS,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _contents(record: dict[str, Any]) -> str:
+    nx, ny = record["pixels"]
+    rows = [[n, f"{f['bytes'] / 1e6:.2f}", f["sha256"]] for n, f in record["files"].items()]
+    table = markdown_table(["file", "MB", "SHA-256"], rows)
+    if record["to"] == "onnx":
+        return f"""{table}
+
+`{SIMULATOR}`: inputs `noise` (N, 10), standard normal, and `features` (N, 9): {_FEATURES}; charge in e. Output `images`
+(N, {nx}, {ny}): photons of pixel (x, y), whole numbers. All float32. The graph draws the photon sum and all splits itself."""
+    return f"""{table}
+
+`{GENERATOR}`: inputs `noise` (1, 10), standard normal, and `features` (1, 9): {_FEATURES}; charge in |e|/3. Output `image`
+({ny}, {nx}): log(1 + photons) of pixel (x, y) at {nx} y + x, a little more, so that `(int) expm1` is the count. The graph
+draws the photon sum and all splits itself.
+
+`{CLASSIFIER}`, if there: `features` as before; 0 where a response is so unlikely that the generator, which decides, need not
+be asked. The scales files have means 0 and scales 1: the graphs standardize for themselves, as in training."""
+
+
+def _usage(record: dict[str, Any]) -> str:
+    kind = _KEYS.get(record["detector"])
+    if kind is None:
+        return "O2 has no fast simulation of this detector."
+    values = {
+        "useZDCFastSim": "true",
+        "ZDCFastSimClassifierPath": CLASSIFIER,
+        "ZDCFastSimClassifierScales": scales_name(CLASSIFIER),
+        f"ZDCFastSimModelPath{kind}": GENERATOR,
+        f"ZDCFastSimModelScales{kind}": scales_name(GENERATOR),
+    }
+    lines = "\n".join(f"ZDCSimParam.{key}={value};" for key, value in values.items())
+    other = {"Neutron": "Proton", "Proton": "Neutron"}[kind]
+    return f"""With the folder's path before each file name:
+
+```
+{lines}
+```
+
+The `{other}` pair comes from an export of the other detector; O2 has one classifier for both."""
+
+
+def _sources(record: dict[str, Any]) -> str:
+    rows = []
+    for role, source in record["models"].items():
+        data = source["data"]
+        rows.append(
+            [role, str(source["model"]), str(data["data_hash"]), str(source["git"])[:12], Path(source["run"]).name]
+        )
+    return markdown_table(["model", "class", "data hash", "git", "run"], rows)
+
+
+def _quality(record: dict[str, Any]) -> str:
+    """The metrics of the shape model's evaluation, with floor and trivial model, if there is one."""
+    run = Run(record["models"]["shape"]["run"])
+    path = run / Run.EVALUATION / "evaluation.json"
+    if not path.is_file():
+        return f"Not evaluated. What `calosim evaluate` writes to {run.folder.name}/{Run.EVALUATION} before an export comes here."
+    images = read_json(path).get("images", {})
+    rows = [[title, *(f"{found['mean'][f'{m}_all']:.2f}" for m in METRICS)] for title, found in images.items()]
+    return markdown_table(["all particles", *METRICS.values()], rows)
+
+
+def check_tables(found: dict[str, Any]) -> str:
+    """What a check found, as Markdown."""
+    n = found["responses"]
+    lines = [
+        f"{n} responses, {found['dark']} of them dark, each run as O2 does (batch 1, one thread): {found['ms']:.2f} ms a "
+        f"response, {found['cpu_ms']:.2f} ms of processor time.",
+        f"With the same numbers {n - found['different_images']} of {n} images are Python's, photon for photon; in the others "
+        f"{found['moved_photons']} photons moved.",
+        f"With other numbers the channel sums' W1 from Python's is {found['distance']:.3g}; of shuffled samples "
+        f"{100 * found['chance']:.1f} % have as much or more.",
+    ]
+    rows = [
+        [name, *(f"{a:.2f} / {b:.2f}" for a, b in zip(found["mean"][name], found["ws"][name], strict=True))]
+        for name in found["mean"]
+    ]
+    table = markdown_table([f"mean / W1 to {found['reference']}", *found["channels"]], rows)
+    verdict = f"Failed: {'; '.join(found['failed'])}." if found["failed"] else "Passed."
+    return "\n\n".join([*lines, table, verdict])

@@ -1,0 +1,139 @@
+"""Checks exported files: O2's contract, equality with Python number by number, and the distributions of channel sums."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calosim.export.card import card, check_tables
+from calosim.export.client import CARD, CHECK, Client
+from calosim.export.numbers import NORMALS, SEED, rows_of
+from calosim.files import atomic_write, write_json
+from calosim.metrics.wasserstein import wasserstein
+from calosim.showers.reading import read, read_primaries
+from calosim.simulation.simulator import FastSimulator
+
+__all__ = ["CheckSettings", "check_folder"]
+
+#: Images that may differ from Python's: float32 sums of another order fall to the other side of a whole number.
+MOST_DIFFERENT = 0.01
+
+#: Distances between samples that are larger than all but this share of those between shuffled ones are no chance.
+LEAST_CHANCE = 0.001
+
+
+@dataclass(frozen=True)
+class CheckSettings:
+    """What a check does.
+
+    Attributes:
+        primaries: ROOT file or CSV with the primaries to simulate.
+        montecarlo: ROOT file of showers with the Monte Carlo's responses, to compare with as well; its primaries are taken if
+            none are given.
+        responses: Responses to each primary.
+        most: Primaries at most, evenly spread.
+        seed: Seed of the noise.
+        shuffles: Shuffled samples that tell what distances are chance.
+    """
+
+    primaries: str | None = None
+    montecarlo: str | None = None
+    responses: int = 1
+    most: int = 2000
+    seed: int = 1
+    shuffles: int = 1000
+
+
+def check_folder(folder: str, settings: CheckSettings) -> None:
+    """Runs the files of a folder as O2 does, prints what came out, and keeps it there.
+
+    Args:
+        folder: A folder made by `calosim export`; the runs that it was made of must still be where they were.
+        settings: What to do.
+
+    Raises:
+        ValueError: If the check fails.
+    """
+    client = Client(folder)
+    source = settings.primaries or settings.montecarlo
+    if source is None:
+        raise ValueError("expected primaries to check with; name a ROOT file or a CSV with --primaries")
+    truth = None if settings.montecarlo is None else read(settings.montecarlo, client.detector.name)
+    particles, pdg = (truth.particles, truth.pdg) if truth and not settings.primaries else read_primaries(source)
+    some = np.unique(np.linspace(0, len(pdg) - 1, min(len(pdg), settings.most)).round().astype(np.int64))
+    particles, pdg = (a[some].repeat(settings.responses, 0) for a in (particles, pdg))
+    montecarlo = truth.images[some] if truth and not settings.primaries else None
+    found = _compare(client, particles, pdg, montecarlo, settings)
+    write_json(Path(folder) / CHECK, {"settings": asdict(settings), **found})
+    atomic_write(Path(folder) / CARD, card(client.record, found))
+    print(check_tables(found))
+    if found["failed"]:
+        raise ValueError(f"{folder}: the check failed: {'; '.join(found['failed'])}")
+    print(f"{folder}: passed")
+
+
+def _compare(
+    client: Client, particles: np.ndarray, pdg: np.ndarray, montecarlo: np.ndarray | None, settings: CheckSettings
+) -> dict[str, Any]:
+    """What a check finds; under ``failed`` what is wrong, a line each."""
+    failed, rng = client.wrong, np.random.default_rng(settings.seed)
+    noise = rng.standard_normal((len(pdg), NORMALS)).astype(np.float32)
+    start = time.perf_counter(), time.process_time()
+    images = client.images(particles, noise)
+    wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
+    simulator = _simulator(client)
+    equal = simulator.sample(particles, pdg, SEED, rows_of(noise))
+    differ = (images != equal).any((1, 2))
+    if differ.mean() > MOST_DIFFERENT:
+        failed.append(f"{differ.sum()} of {len(differ)} images differ from Python's with the same numbers")
+    other = simulator.sample(particles, pdg, SEED + 1 + settings.seed)
+    channels = {"ONNX": images, "Python": equal, "Python, other numbers": other}
+    if montecarlo is not None:
+        channels["Monte Carlo"] = montecarlo
+    sums = {name: client.detector.channels(value, "o2") for name, value in channels.items()}
+    distance, chance = _shuffled(sums["ONNX"], sums["Python, other numbers"], settings.shuffles, rng)
+    if chance < LEAST_CHANCE:
+        failed.append(
+            f"channel sums are of another distribution than Python's (W1 {distance:.3g}, chance {chance:.2g})"
+        )
+    reference = sums.get("Monte Carlo", sums["Python, other numbers"])
+    return {
+        "failed": failed,
+        "responses": len(pdg),
+        "dark": int((images.sum((1, 2)) == 0).sum()),
+        "different_images": int(differ.sum()),
+        "moved_photons": int(np.abs(images - equal).sum() // 2),
+        "ms": 1e3 * wall / len(pdg),
+        "cpu_ms": 1e3 * cpu / len(pdg),
+        "distance": distance,
+        "chance": chance,
+        "reference": "Monte Carlo" if montecarlo is not None else "Python, other numbers",
+        "mean": {name: value.mean(0).tolist() for name, value in sums.items()},
+        "ws": {name: wasserstein(reference, value).tolist() for name, value in sums.items()},
+        "channels": list(client.detector.channel_names("o2")),
+    }
+
+
+def _simulator(client: Client) -> FastSimulator:
+    """The models that a folder was made of."""
+    runs = {role: source["run"] for role, source in client.record["models"].items()}
+    missing = [path for path in runs.values() if not Path(path).exists()]
+    if missing:
+        raise ValueError(f"{client.folder}: was made of {', '.join(missing)}, which is no longer there to compare with")
+    return FastSimulator.load(runs["shape"], runs["photons"], acceptance=runs.get("acceptance"))
+
+
+def _shuffled(a: np.ndarray, b: np.ndarray, shuffles: int, rng: np.random.Generator) -> tuple[float, float]:
+    """The mean distance of channel sums (N, 5) of the same primaries, and the share of shuffles that have a larger one.
+
+    The two answers to a primary are exchanged at random: whatever they have in common is no difference.
+    """
+    distance, larger = float(wasserstein(a, b).mean()), 0
+    for _ in range(shuffles):
+        swap = rng.random(len(a))[:, None] < 0.5
+        larger += float(wasserstein(np.where(swap, a, b), np.where(swap, b, a)).mean()) >= distance
+    return distance, (larger + 1) / (shuffles + 1)

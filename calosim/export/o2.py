@@ -1,0 +1,116 @@
+"""From run folders to a folder of files that ALICE O2 loads as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from calosim import __version__
+from calosim.export.builder import OPSET, require
+from calosim.export.card import card
+from calosim.export.check import CheckSettings, check_folder
+from calosim.export.client import CARD, CLASSIFIER, GENERATOR, RECORD, SIMULATOR, scales_name, scales_text
+from calosim.export.graph import classifier, generator, simulator
+from calosim.files import atomic_write, temporary_folder, write_json
+from calosim.models.acceptance import Acceptance
+from calosim.models.photons import PhotonSum
+from calosim.models.shape import ShapeModule
+from calosim.runs import Run, git_hash
+from calosim.showers.record import FEATURES
+
+__all__ = ["export"]
+
+
+def export(
+    shape: str | None = None,
+    photons: str | None = None,
+    acceptance: str | None = None,
+    to: Literal["o2", "onnx"] = "o2",
+    out: str = "runs/export",
+    check: str | None = None,
+    settings: CheckSettings = CheckSettings(),
+) -> None:
+    """Writes trained models as files for other programs, or checks such files.
+
+    Args:
+        shape: Run folder or checkpoint of the shape model, of split coordinates.
+        photons: Run folder or checkpoint of the photon-sum model.
+        acceptance: Run folder or checkpoint of the acceptance model; without it there is no classifier, which O2 wants.
+        to: o2, for the fast simulation of ALICE O2 (Detectors/ZDC/fastsimulation), or onnx, one file for any program.
+        out: The folder to make.
+        check: A folder made before, to run as O2 does and compare with Python, instead of making one.
+        settings: What the check does.
+
+    Raises:
+        ValueError: If models are missing, do not fit together or cannot be exported, or if a check fails.
+    """
+    if check is not None:
+        check_folder(check, settings)
+        return
+    if shape is None or photons is None:
+        raise ValueError(
+            "expected a shape model and a photon-sum model to export; name them with --shape and --photons"
+        )
+    target = Path(out)
+    if target.exists():
+        raise ValueError(f"{out}: exists already; expected a new folder for the export")
+    require("onnx")
+    models = {"shape": shape, "photons": photons} | ({"acceptance": acceptance} if acceptance else {})
+    files = _files(models, to)
+    with temporary_folder(target.parent, out) as temporary:
+        made = temporary / target.name
+        made.mkdir()
+        for name, content in files.items():
+            atomic_write(made / name, content)
+            if to == "o2":
+                atomic_write(made / scales_name(name), scales_text(np.zeros(len(FEATURES)), np.ones(len(FEATURES))))
+        record = _record(models, files, to)
+        write_json(made / RECORD, record)
+        atomic_write(made / CARD, card(record))
+        made.rename(target)
+    size = sum(map(len, files.values())) / 1e6
+    print(f"{out}: {', '.join(files)} for {record['title']} ({size:.1f} MB), {CARD}")
+    if to == "o2" and acceptance is None:
+        print(f"{out}: O2 wants a {CLASSIFIER} too; make one with --acceptance")
+
+
+def _files(models: dict[str, str], to: str) -> dict[str, bytes]:
+    """The graphs by file name."""
+    shape, photons = ShapeModule.load(models["shape"]), PhotonSum.load(models["photons"])
+    acceptance = Acceptance.load(models["acceptance"]) if "acceptance" in models else None
+    if to == "onnx":
+        return {SIMULATOR: simulator(shape, photons, acceptance)}
+    files = {GENERATOR: generator(shape, photons, acceptance)}
+    if acceptance is not None:
+        files[CLASSIFIER] = classifier(acceptance)
+    return files
+
+
+def _record(models: dict[str, str], files: dict[str, bytes], to: str) -> dict[str, Any]:
+    """What a folder says of itself."""
+    module = ShapeModule.load(models["shape"])
+    sources = {}
+    for role, path in models.items():
+        run = Run(path)
+        told = run.record if (run / Run.RECORD).is_file() else {}
+        sources[role] = {
+            "run": str(Path(path).resolve()),
+            **{key: told.get(key) for key in ("model", "git", "seed", "parameters")},
+            "data": {key: told.get("data", {}).get(key) for key in ("files", "data_hash", "split_by", "seed", "rows")},
+        }
+    return {
+        "calosim": __version__,
+        "git": git_hash(),
+        "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "to": to,
+        "opset": OPSET,
+        "detector": module.detector.name,
+        "title": module.detector.title,
+        "pixels": list(module.detector.shape),
+        "models": sources,
+        "files": {n: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in files.items()},
+    }

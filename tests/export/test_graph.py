@@ -1,0 +1,139 @@
+"""The exported chain is the fast simulation: the same numbers, the same photons."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from calosim.export.client import Client
+from calosim.export.graph import LEAST, classifier, generator, simulator
+from calosim.export.numbers import NORMALS, rows_of
+from calosim.models.acceptance import Acceptance
+from calosim.models.photons import PhotonSum
+from calosim.models.student import Student
+from calosim.models.teacher import Teacher
+from calosim.shapes import SplitConfig
+from calosim.simulation.simulator import FastSimulator
+
+#: Of tiny networks no image was seen to differ; one may, where rounding meets a whole number.
+MOST_DIFFERENT = 0.02
+
+
+def noise(n: int, seed: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, NORMALS)).astype(np.float32)
+
+
+def session(model: bytes):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def run(model: bytes, particles: np.ndarray, z: np.ndarray) -> np.ndarray:
+    one, features = session(model), particles.astype(np.float32)
+    features[:, 8] *= 3
+    outputs = [one.run(None, {"noise": z[n : n + 1], "features": features[n : n + 1]})[0] for n in range(len(z))]
+    return np.expm1(np.stack(outputs)).astype(np.int64).transpose(0, 2, 1)
+
+
+def test_the_chain_is_that_of_python_photon_for_photon(exported, run_folders, showers):
+    particles, pdg, z = showers.particles[:150], showers.pdg[:150], noise(150)
+    simulator = FastSimulator.load(run_folders["splits"], run_folders["photons"], acceptance=run_folders["acceptance"])
+    expected = simulator.sample(particles, pdg, 0, rows_of(z))
+    images = Client(exported).images(particles, z)
+    assert (images != expected).any((1, 2)).mean() <= MOST_DIFFERENT
+    assert 0 < (expected.sum((1, 2)) == 0).sum() < 150
+    # Another noise, another event; the same noise, the same.
+    assert (Client(exported).images(particles, noise(150, 4)) != images).any((1, 2)).sum() > 20
+    assert (Client(exported).images(particles, z) == images).all()
+
+
+@pytest.mark.parametrize(
+    ("detector", "settings"),
+    [
+        ("zp", SplitConfig(hidden=16, event=8, local_hidden=8)),
+        ("zn", SplitConfig(coarse_levels=3, coarse_steps=0, hidden=16, event=8, local_hidden=8, phases=1, reach=1)),
+        ("zn", SplitConfig(components=1, local_components=1, hidden=16, event=8, local_hidden=8)),
+        ("focal_h", SplitConfig(coarse_levels=5, hidden=32, components=2, event=8, local_hidden=8)),
+        ("focal_h", SplitConfig(coarse_levels=99, hidden=900, components=2)),
+    ],
+)
+def test_all_settings_and_detectors(detector, settings, make_showers):
+    torch.manual_seed(1)
+    showers, z = make_showers(detector, responses=2), noise(60)
+    shape, photons = Teacher(detector, coordinates=settings).eval(), PhotonSum(detector, hidden=(8,), members=3)
+    particles, total = torch.from_numpy(showers.particles), torch.from_numpy(showers.photon_sum)
+    shape.features.fit(particles, total)
+    photons.features.fit(particles)
+    photons.encoding.fit(photons.features(particles))
+    photons.head.fit(total, particles[:, 0])
+    with torch.no_grad():  # as if trained: all inputs matter
+        for p in shape.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    particles = showers.particles[:60]
+    expected = FastSimulator(shape, photons).sample(particles, showers.pdg[:60], 0, rows_of(z))
+    images = run(generator(shape, photons), particles, z)
+    assert (images != expected).any((1, 2)).mean() <= MOST_DIFFERENT
+    assert (expected.sum((1, 2)) >= 10).all()
+
+
+@pytest.fixture(scope="module")
+def models(run_folders) -> tuple[Student, PhotonSum]:
+    """A student, whose weights are not those of its start, and a photon-sum model."""
+    torch.manual_seed(2)
+    student = Student(init_from=run_folders["splits"]).eval()
+    with torch.no_grad():
+        for p in student.flow.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return student, PhotonSum.load(run_folders["photons"])
+
+
+def test_a_student(models, showers):
+    particles, z = showers.particles[:150], noise(150)
+    expected = FastSimulator(*models).sample(particles, showers.pdg[:150], 0, rows_of(z))
+    images = run(generator(*models), particles, z)
+    assert (images != expected).any((1, 2)).mean() <= MOST_DIFFERENT
+
+
+def test_a_file_for_any_program_takes_many_rows_in_our_units(models, showers):
+    particles, z = showers.particles[:40], noise(40)
+    one = session(simulator(*models))
+    assert [(i.name, i.shape) for i in one.get_inputs()] == [("noise", ["rows", 10]), ("features", ["rows", 9])]
+    images = one.run(["images"], {"noise": z, "features": particles.astype(np.float32)})[0]
+    expected = FastSimulator(*models).sample(particles, showers.pdg[:40], 0, rows_of(z))
+    assert images.shape == expected.shape
+    assert (images != expected).any((1, 2)).mean() <= MOST_DIFFERENT
+
+
+def test_the_classifier_spares_what_hardly_ever_responds(run_folders, showers):
+    model = Acceptance.load(run_folders["acceptance"])
+    features = showers.particles[:60].astype(np.float32)
+    features[:, 4:6] *= np.linspace(0, 60, 60, dtype=np.float32)[:, None]
+    likely = model.probability(torch.from_numpy(features)).numpy()
+    features[:, 8] *= 3
+    one = session(classifier(model))
+    said = np.array([one.run(None, {"features": row[None]})[0].item() for row in features])
+    assert np.array_equal(said, likely >= LEAST)
+
+
+def test_counts_survive_a_cut_of_the_decimals():
+    from calosim.export.graph import _MARGIN, _SHARE
+
+    n = np.arange(0, 2_000_000, dtype=np.float32)
+    value = np.log(n * np.float32(1 + _SHARE) + np.float32(1 + _MARGIN))
+    cut = np.expm1(value).astype(np.int64)
+    assert np.array_equal(cut[: 1 << 16], np.arange(1 << 16))
+    assert np.abs(cut - np.arange(2_000_000)).max() <= 10  # float32 has 24 bits
+
+
+def test_what_cannot_be_exported(run_folders):
+    photons = PhotonSum.load(run_folders["photons"])
+    with pytest.raises(ValueError, match="expected a shape model of split coordinates to export"):
+        generator(Teacher.load(run_folders["teacher"]), photons)
+    with pytest.raises(ValueError, match="a mixture head to export, got a gaussian head"):
+        generator(Teacher.load(run_folders["splits"]), PhotonSum("zn", head="gaussian"))
+    with pytest.raises(ValueError, match="models of one detector"):
+        generator(Teacher("zp"), photons)

@@ -1,0 +1,96 @@
+"""`calosim export` and `calosim export --check` by the real command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from calosim.export.client import CARD, CHECK, Client, read_scales, scales_text
+
+
+def test_the_folder_is_what_o2_expects(exported):
+    import onnxruntime
+
+    names = {"generator.onnx", "generator_scales.txt", "classifier.onnx", "classifier_scales.txt", "export.json", CARD}
+    assert {path.name for path in exported.iterdir()} == names
+    one = onnxruntime.InferenceSession(str(exported / "generator.onnx"), providers=["CPUExecutionProvider"])
+    assert [(i.name, i.type, i.shape) for i in one.get_inputs()] == [
+        ("noise", "tensor(float)", [1, 10]),
+        ("features", "tensor(float)", [1, 9]),
+    ]
+    assert one.get_outputs()[0].type == "tensor(float)"
+    assert one.get_outputs()[0].shape == [44, 44]
+    text = (exported / "generator_scales.txt").read_bytes()
+    assert text == b"#means\n" + b"0.0\n" * 9 + b"\n#scales\n" + b"1.0\n" * 9
+    assert Client(exported).wrong == []
+    card = (exported / CARD).read_text()
+    for word in ("ZDCSimParam.ZDCFastSimModelPathNeutron=generator.onnx", "data hash", "Not checked yet", "MB"):
+        assert word in card
+
+
+def test_a_check_passes_and_is_kept_in_the_card(exported, root_file, tmp_path, command, capsys):
+    folder = tmp_path / "o2"
+    shutil.copytree(exported, folder)
+    words = ["--check", folder, "--most", 40, "--shuffles", 50]
+    assert command("export", *words, "--primaries", "conf/demo/primaries.csv", "--responses", 5) == 0
+    assert "passed" in capsys.readouterr().out
+    assert command("export", *words, "--montecarlo", root_file) == 0
+    found = json.loads((folder / CHECK).read_text())
+    assert found["responses"] == 40
+    assert found["failed"] == []
+    assert "| Monte Carlo |" in (folder / CARD).read_text()
+
+
+def test_a_check_finds_files_that_are_not_of_these_models(exported, run_folders, root_file, tmp_path, error_of):
+    folder = tmp_path / "o2"
+    shutil.copytree(exported, folder)
+    record = json.loads((folder / "export.json").read_text())
+    del record["models"]["acceptance"]
+    (folder / "export.json").write_text(json.dumps(record))
+    line = error_of("export", "--check", folder, "--montecarlo", root_file, "--most", 40, "--shuffles", 20)
+    assert "the check failed: " in line
+    assert "of 40 images differ from Python's" in line
+    record["models"]["shape"]["run"] = "/nowhere"
+    (folder / "export.json").write_text(json.dumps(record))
+    assert "no longer there to compare with" in error_of("export", "--check", folder, "--montecarlo", root_file)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "expected a shape model and a photon-sum model to export"),
+        (["--check", "conf"], "conf: expected a folder made by calosim export"),
+    ],
+)
+def test_refusals(words, said, error_of, tmp_path):
+    assert said in error_of("export", *words, "--out", tmp_path / "o2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_for_any_program(run_folders, tmp_path, command, error_of):
+    words = ["--shape", run_folders["splits"], "--photons", run_folders["photons"], "--to", "onnx"]
+    assert command("export", *words, "--out", tmp_path / "onnx") == 0
+    assert {path.name for path in (tmp_path / "onnx").iterdir()} == {"simulator.onnx", "export.json", CARD}
+    card = (tmp_path / "onnx" / CARD).read_text()
+    assert "`images`\n(N, 44, 44)" in card
+    assert "ZDCSimParam" not in card
+    line = error_of("export", "--check", tmp_path / "onnx", "--primaries", "conf/demo/primaries.csv")
+    assert "expected generator.onnx, as an export to O2 has it" in line
+
+
+def test_nothing_is_written_over(exported, run_folders, error_of):
+    words = ["--shape", run_folders["splits"], "--photons", run_folders["photons"]]
+    assert "exists already" in error_of("export", *words, "--out", exported)
+
+
+def test_scales(tmp_path):
+    path = tmp_path / "scales.txt"
+    means, scales = np.linspace(-1, 1, 9), np.linspace(0.1, 1e4, 9)
+    path.write_text(scales_text(means, scales))
+    assert np.array_equal(read_scales(path), (means, scales))
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(ValueError, match="expected #means, 9 numbers"):
+        read_scales(path)
