@@ -264,6 +264,7 @@ def test_a_schedule_follows_a_training_that_becomes_longer(train):
 @pytest.mark.parametrize("average", ["StochasticWeightAveraging", "EMAWeightAveraging"])
 @pytest.mark.filterwarnings("ignore:(?s).*Unable to serialize instance")
 @pytest.mark.filterwarnings("ignore:Swapping scheduler")
+@pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
 def test_averaged_weights_are_in_the_checkpoints(average, train, monkeypatch):
     from calosim.models.photons import PhotonSum
 
