@@ -17,6 +17,8 @@ def one_line(text: str) -> str:
 
     >>> one_line('Parser key "data.batch_size":\\n  Expected a <class \\'int\\'>. Got value: many')
     '--data.batch_size: expected int, got many'
+    >>> one_line("Does not validate against any of the Union subtypes\\nErrors:\\n  - a.ckpt: expected a checkpoint\\n")
+    'a.ckpt: expected a checkpoint'
     """
     if not re.match("Parser key|Does not validate", text):
         return _plain(" ".join(text.split()))
@@ -30,6 +32,9 @@ def one_line(text: str) -> str:
         elif leaf := _LEAF.match(words):
             name = ".".join(k for d, k in path if d < depth)
             found.append((len(path), name, leaf[1]))
+        elif re.match(r"- .*: expected ", words):
+            # What a class said of its settings when it was made.
+            found.append((len(path), "", words[2:]))
         elif said := re.match(r"Given value: (.*)", words):
             given = given or said[1]
     if not found:
@@ -37,7 +42,7 @@ def one_line(text: str) -> str:
     # Names of classes are tried as paths too.
     found = [leaf for leaf in found if "a path but" not in leaf[2]] or found
     # A setting's own words come first, then what is said of the innermost one but for the empty value.
-    own = [leaf for leaf in found if leaf[2].startswith("expected ")]
+    own = [leaf for leaf in found if leaf[2].startswith("expected ") or not _LEAF.match(leaf[2])]
     telling = [leaf for leaf in found if "NoneType" not in leaf[2]]
     inside = max(own or telling or found, key=lambda leaf: leaf[0])
     if own:
