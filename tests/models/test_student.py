@@ -244,7 +244,7 @@ def test_a_student_starts_from_another_pruned_if_that_is_wider(hidden, run_folde
     keys = [torch.from_numpy(a) for a in (showers.particles, showers.photon_sum)]
     rows = torch.arange(len(showers))
     wanted, before = (m.generate_points(*keys, 0, rows) for m in (source, narrow))
-    narrow.trainer = SimpleNamespace(datamodule=datamodule)
+    narrow.trainer = SimpleNamespace(datamodule=datamodule, precision="32-true")
     narrow.setup("fit")
     error, far = ((x - wanted).square().mean().sqrt() for x in (narrow.generate_points(*keys, 0, rows), before))
     assert error < 1e-6 if hidden == (8, 8) else error < far / 2
