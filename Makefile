@@ -78,6 +78,9 @@ $(DARK): | $(STAMP)
 train-acceptance: $(DARK)  ## train the model of whether there is a response at all, on data/zn-dark.root
 	$(CALOSIM) fit -c conf/acceptance.yaml $(ARGS)
 
+export: | $(STAMP)  ## files for ALICE O2: SHAPE=runs/student/... PHOTONS=runs/photonsum/... [ACCEPTANCE=runs/acceptance/...] OUT=runs/export
+	$(CALOSIM) export --shape $(call need,SHAPE) --photons $(call need,PHOTONS) $(if $(ACCEPTANCE),--acceptance $(ACCEPTANCE)) --out $(or $(OUT),runs/export) $(ARGS)
+
 train-photons: $(DATA)  ## train the photon-sum model; ARGS="-c conf/photons/published.yaml"
 	$(CALOSIM) fit -c conf/photons.yaml $(ARGS)
 
@@ -123,4 +126,4 @@ peers: data/study.root data/study-floor.root data/study-same-sums.root  ## flow 
 clean:  ## remove the virtual environment, the demo and caches; data/ and runs/ stay
 	rm -rf $(VENV) demo .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
-.PHONY: help install data calibrate train-teacher train-photons train-acceptance train-student train-focal ablation finetune compare explain report demo test test-all lint bench bench-gpu peers clean
+.PHONY: help install data calibrate train-teacher train-photons train-acceptance train-student train-focal ablation finetune compare explain report export demo test test-all lint bench bench-gpu peers clean

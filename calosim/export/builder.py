@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,39 @@ __all__ = ["IR_VERSION", "OPSET", "Builder", "Value", "require"]
 OPSET, IR_VERSION = 18, 8
 
 Value = str | np.ndarray | np.generic | float | int
+
+
+@dataclass(frozen=True)
+class _Node:
+    """An operation."""
+
+    operation: str
+    inputs: list[str]
+    outputs: list[str]
+    attributes: dict[str, Any]
+
+    def written(self, names: Mapping[str, str]) -> Any:
+        """The node in ONNX's form, with some inputs called otherwise."""
+        from onnx import helper
+
+        attributes = {k: v.written(k, names) if isinstance(v, _Branch) else v for k, v in self.attributes.items()}
+        return helper.make_node(self.operation, [names.get(n, n) for n in self.inputs], self.outputs, **attributes)
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """Operations that are done or not."""
+
+    nodes: list[_Node]
+    value: str
+    shape: tuple[int, ...]
+
+    def written(self, name: str, names: Mapping[str, str]) -> Any:
+        """The branch in ONNX's form."""
+        from onnx import helper
+
+        nodes = [node.written(names) for node in self.nodes]
+        return helper.make_graph(nodes, name, [], [_info(self.value, *self.shape)])
 
 
 def require(*names: str) -> None:
@@ -38,7 +72,8 @@ class Builder:
     """A graph that grows: an operation returns the names of what it makes, and takes names and constants."""
 
     def __init__(self) -> None:
-        self.nodes: list[tuple[str, list[str], list[str], dict[str, Any]]] = []
+        self.nodes: list[_Node] = []
+        self.made = 0
         self.constants: dict[tuple[str, tuple[int, ...], bytes], tuple[str, np.ndarray]] = {}
 
     def __call__(self, operation: str, *inputs: Value, **attributes: Any) -> str:
@@ -56,9 +91,29 @@ class Builder:
 
     def several(self, operation: str, outputs: int, *inputs: Value, **attributes: Any) -> list[str]:
         """Appends an operation with several outputs, whose names it returns."""
-        made = [f"v{len(self.nodes)}_{i}" for i in range(outputs)]
-        self.nodes.append((operation, [self._name(value) for value in inputs], made, attributes))
+        made = [f"v{self.made}_{i}" for i in range(outputs)]
+        self.made += 1
+        self.nodes.append(_Node(operation, [self._name(value) for value in inputs], made, attributes))
         return made
+
+    def when(self, condition: str, make: Callable[[], str], otherwise: np.ndarray) -> str:
+        """What operations make if a condition holds, and a constant if not: they cost nothing then.
+
+        Args:
+            condition: The name of a boolean with one value.
+            make: Appends the operations and returns the name of what they make, float32 of the constant's shape.
+            otherwise: The constant.
+
+        Returns:
+            The name of the result.
+        """
+        outer, self.nodes = self.nodes, []
+        value = make()
+        inner, self.nodes = self.nodes, outer
+        branches = {"then_branch": _Branch(inner, value, otherwise.shape)}
+        constant = _Node("Identity", [self._name(otherwise)], [f"v{self.made}_else"], {})
+        branches["else_branch"] = _Branch([constant], constant.outputs[0], otherwise.shape)
+        return self("If", condition, **branches)
 
     def split(self, value: str, sizes: Sequence[int], axis: int = 0) -> list[str]:
         """Pieces along an axis; without an operation where there is one."""
@@ -100,7 +155,7 @@ class Builder:
         value, name, shape = output
         # Names inside of a loop's body must not be those outside.
         inside = {n: f"one_{n}" if rows else n for n in (*inputs, name)}
-        nodes = [helper.make_node(op, [inside.get(n, n) for n in i], o, **a) for op, i, o, a in self.nodes]
+        nodes = [node.written(inside) for node in self.nodes]
         nodes.append(helper.make_node("Identity", [value], [inside[name]]))
         given, made = [_info(n, 1, width) for n, width in inputs.items()], _info(name, *shape)
         constants = [numpy_helper.from_array(array, n) for n, array in self.constants.values()]

@@ -119,8 +119,8 @@ def check_tables(found: dict[str, Any]) -> str:
     """What a check found, as Markdown."""
     n = found["responses"]
     lines = [
-        f"{n} responses, {found['dark']} of them dark, each run as O2 does (batch 1, one thread): {found['ms']:.2f} ms a "
-        f"response, {found['cpu_ms']:.2f} ms of processor time.",
+        f"{n} responses, {found['dark']} of them dark, run as O2 does: batch 1, one thread, {found['ms_least']:.2f} ms of "
+        f"processor time a response at best, {found['ms_median']:.2f} ms in the median.",
         f"With the same numbers {n - found['different_images']} of {n} images are Python's, photon for photon; in the others "
         f"{found['moved_photons']} photons moved.",
         f"With other numbers the channel sums' W1 from Python's is {found['distance']:.3g}; of shuffled samples "

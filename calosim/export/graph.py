@@ -91,18 +91,25 @@ def _response(
     if not isinstance(coordinates, SplitCoordinates) or not isinstance(flow, MaskedSplits | InverseSplits):
         raise ValueError("expected a shape model of split coordinates to export, got another kind")
     primary = Primary(g, "features", photons.features, charge_unit)
-    wanted = [
-        Wanted(draws.PHOTON_STREAM, np.arange(numbers_of(photons)), 23),
-        Wanted(draws.BASE_STREAM, _counters(coordinates), 52),
-    ]
-    if acceptance is not None:
-        wanted.append(Wanted(draws.ACCEPTANCE_STREAM, np.arange(1), 23))
-    few, many, *whether = Numbers(g, "noise").uniform(wanted)
-    total = photon_sum(g, primary, photons, few, SEED)
-    if acceptance is not None:
-        total = g("Where", g("Less", *whether, probability(g, primary, acceptance)), total, 0.0)
-    counts = _counts(g, coordinates, flow, primary, total, primary.standardized(shape.features, total), many)
-    return g("Reshape", counts, np.array(shape.detector.shape[::-1]))
+    numbers = Numbers(g, "noise")
+
+    def lit() -> str:
+        few, many = numbers.uniform(
+            [
+                Wanted(draws.PHOTON_STREAM, np.arange(numbers_of(photons)), 23),
+                Wanted(draws.BASE_STREAM, _counters(coordinates), 52),
+            ]
+        )
+        total = photon_sum(g, primary, photons, few, SEED)
+        context = primary.standardized(shape.features, total)
+        counts = _counts(g, coordinates, flow, primary, total, context, many)
+        return g("Reshape", counts, np.array(shape.detector.shape[::-1]))
+
+    if acceptance is None:
+        return lit()
+    whether = numbers.uniform([Wanted(draws.ACCEPTANCE_STREAM, np.arange(1), 23)])[0]
+    accepted = g("Reshape", g("Less", whether, probability(g, primary, acceptance)), np.array([1]))
+    return g.when(accepted, lit, np.zeros(shape.detector.shape[::-1], np.float32))
 
 
 def classifier(acceptance: Acceptance) -> bytes:
