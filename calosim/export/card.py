@@ -60,13 +60,16 @@ def _contents(record: dict[str, Any]) -> str:
     if record["to"] == "onnx":
         return f"""{table}
 
-`{SIMULATOR}`: inputs `noise` (N, 10), standard normal, and `features` (N, 9): {_FEATURES}; charge in e. Output `images`
-(N, {nx}, {ny}): photons of pixel (x, y), whole numbers. All float32. The graph draws the photon sum and all splits itself."""
+`{SIMULATOR}`: inputs `noise` (N, 10), standard normal, and `features` (N, 9):
+{_FEATURES}; charge in e.
+Output `images` (N, {nx}, {ny}): photons of pixel (x, y), whole numbers. All float32. The graph draws the photon sum and all
+splits itself."""
     return f"""{table}
 
-`{GENERATOR}`: inputs `noise` (1, 10), standard normal, and `features` (1, 9): {_FEATURES}; charge in |e|/3. Output `image`
-({ny}, {nx}): log(1 + photons) of pixel (x, y) at {nx} y + x, a little more, so that `(int) expm1` is the count. The graph
-draws the photon sum and all splits itself.
+`{GENERATOR}`: inputs `noise` (1, 10), standard normal, and `features` (1, 9):
+{_FEATURES}; charge in |e|/3.
+Output `image` ({ny}, {nx}): log(1 + photons) of pixel (x, y) at {nx} y + x, a little more, so that `(int) expm1` is the count.
+The graph draws the photon sum and all splits itself.
 
 `{CLASSIFIER}`, if there: `features` as before; 0 where a response is so unlikely that the generator, which decides, need not
 be asked. The scales files have means 0 and scales 1: the graphs standardize for themselves, as in training."""

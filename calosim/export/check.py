@@ -36,8 +36,8 @@ class CheckSettings:
 
     Attributes:
         primaries: ROOT file or CSV with the primaries to simulate.
-        montecarlo: ROOT file of showers with the Monte Carlo's responses, to compare with as well; its primaries are taken if
-            none are given.
+        montecarlo: ROOT file of showers with the Monte Carlo's responses, beside which channel sums are shown. Its primaries are
+            taken if none are given; they should be the same ones.
         responses: Responses to each primary.
         most: Primaries at most, evenly spread.
         seed: Seed of the noise.
@@ -70,7 +70,7 @@ def check_folder(folder: str, settings: CheckSettings) -> None:
     particles, pdg = (truth.particles, truth.pdg) if truth and not settings.primaries else read_primaries(source)
     some = np.unique(np.linspace(0, len(pdg) - 1, min(len(pdg), settings.most)).round().astype(np.int64))
     particles, pdg = (a[some].repeat(settings.responses, 0) for a in (particles, pdg))
-    montecarlo = truth.images[some] if truth and not settings.primaries else None
+    montecarlo = None if truth is None else truth.images if settings.primaries else truth.images[some]
     found = _compare(client, particles, pdg, montecarlo, settings)
     write_json(Path(folder) / CHECK, {"settings": asdict(settings), **found})
     atomic_write(Path(folder) / CARD, card(client.record, found))

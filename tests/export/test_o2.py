@@ -37,6 +37,8 @@ def test_a_check_passes_and_is_kept_in_the_card(exported, root_file, tmp_path, c
     words = ["--check", folder, "--most", 40, "--shuffles", 50]
     assert command("export", *words, "--primaries", "conf/demo/primaries.csv", "--responses", 5) == 0
     assert "passed" in capsys.readouterr().out
+    assert command("export", *words, "--montecarlo", root_file, "--primaries", "conf/demo/primaries.csv") == 0
+    assert json.loads((folder / CHECK).read_text())["reference"] == "Monte Carlo"
     assert command("export", *words, "--montecarlo", root_file) == 0
     found = json.loads((folder / CHECK).read_text())
     assert found["responses"] == 40
@@ -75,7 +77,7 @@ def test_a_folder_for_any_program(run_folders, tmp_path, command, error_of):
     assert command("export", *words, "--out", tmp_path / "onnx") == 0
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == {"simulator.onnx", "export.json", CARD}
     card = (tmp_path / "onnx" / CARD).read_text()
-    assert "`images`\n(N, 44, 44)" in card
+    assert "`images` (N, 44, 44)" in card
     assert "ZDCSimParam" not in card
     line = error_of("export", "--check", tmp_path / "onnx", "--primaries", "conf/demo/primaries.csv")
     assert "expected generator.onnx, as an export to O2 has it" in line
