@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -96,3 +97,11 @@ def test_scales(tmp_path):
     path.write_text(path.read_text() + "\n")
     with pytest.raises(ValueError, match="expected #means, 9 numbers"):
         read_scales(path)
+
+
+def test_without_onnx_a_line_says_so(run_folders, tmp_path, error_of, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    words = ["--shape", run_folders["splits"], "--photons", run_folders["photons"]]
+    line = error_of("export", *words, "--out", tmp_path / "o2")
+    assert "expected onnx for exports, which is not installed; try pip install 'calosim[export]'" in line
+    assert not list(tmp_path.iterdir())
