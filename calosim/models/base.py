@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any, Self
 
@@ -116,6 +117,24 @@ class CalosimModule(LightningModule):
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self.lineage = joined(self.ancestors, lineage_of(data))
             self.seen = primaries_of(data, self.seen_before)
+
+    @property
+    def small_products(self) -> bool:
+        """Whether threads that share a product wait for each other longer than they save."""
+        return True
+
+    def on_fit_start(self) -> None:
+        """Trains with one thread on a CPU where products are small, unless ``OMP_NUM_THREADS`` says how many.
+
+        Two are no faster on a quiet machine, and many times slower beside a busy neighbor, for whom each product waits.
+        """
+        self._threads = torch.get_num_threads()
+        if self.small_products and self.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)
+
+    def on_fit_end(self) -> None:
+        """Gives the threads back."""
+        torch.set_num_threads(self._threads)
 
     def configure_optimizers(self) -> Any:
         """The optimizer and, if given, its scheduler."""

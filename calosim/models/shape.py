@@ -65,6 +65,11 @@ class ShapeModule(CalosimModule):
         self.features.fit(particles, images.flatten(1).sum(1))
         self.coordinates.fit(images, draws.row_keys(rows, draws.FIT_STREAM))
 
+    @property
+    def small_products(self) -> bool:
+        """Those of networks that split photons are, those of pixel flows are not."""
+        return self.coordinates.nodes is not None
+
     def context(self, particles: Tensor, photon_sum: Tensor) -> Tensor:
         """The flow's context, shape (B, width), from features (B, 9) and photon sums (B,)."""
         return self.features(particles, photon_sum)

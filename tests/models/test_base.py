@@ -14,6 +14,7 @@ from calosim.flows import FlowConfig
 from calosim.models.base import evaluating, fit_sample
 from calosim.models.checkpoints import load_module
 from calosim.models.photons import PhotonSum
+from calosim.models.shape import ShapeModule
 from calosim.models.teacher import Teacher
 from calosim.shapes import PixelConfig
 from calosim.showers.datamodule import RootDataModule
@@ -142,3 +143,19 @@ def test_fit_sample_spreads_over_the_training_split(root_file, monkeypatch):
     assert len(rows) == len(particles) == len(images) == 10
     assert (rows[0], rows[-1]) == (train[0], train[-1])
     assert torch.equal(particles, torch.from_numpy(data.arrays["particles"][rows.numpy()]))
+
+
+@pytest.mark.parametrize(("name", "given", "expected"), [("splits", None, 1), ("teacher", None, 2), ("splits", "2", 2)])
+def test_small_products_are_not_shared_by_threads(name, given, expected, run_folders, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    module, threads = ShapeModule.load(run_folders[name]), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        module.on_fit_start()
+        assert torch.get_num_threads() == expected
+        module.on_fit_end()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
