@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -37,11 +37,7 @@ def run_side_by_side(jobs: Sequence[Callable[[], None]], device: torch.device) -
         device: Where; elsewhere than on a CPU one follows the other.
     """
     workers = min(workers_on(device), len(jobs))
-    if device.type != "cpu":
-        for job in jobs:
-            job()
-        return
-    with _one_thread_each():
+    with _one_thread_each() if device.type == "cpu" else nullcontext():
         if workers < 2:
             for job in jobs:
                 job()
