@@ -10,7 +10,7 @@ from calosim.flows import FlowConfig
 from calosim.models.photons import PhotonSum
 from calosim.models.teacher import Teacher
 from calosim.shapes import PixelConfig
-from calosim.simulation.simulator import FastSimulator, NoiseRemoval, Stages, generate, pick_device
+from calosim.simulation.simulator import FastSimulator, NoiseRemoval, pick_device
 
 ROWS = 6
 
@@ -63,15 +63,6 @@ def test_noise_removal_by_particle(run_folders, showers):
     mixed = images({0: 3, 2112: 2})
     assert np.array_equal(mixed[0], images(3)[0])
     assert np.array_equal(mixed[1], images(2)[1])
-
-
-def test_stream_is_the_sample_in_pieces(simulator, showers):
-    few = showers.select(slice(0, 2))
-    pieces = list(simulator.stream(few.particles, few.pdg, 3, seed=5, batch_size=4))
-    assert [len(p) for p in pieces] == [4, 2]
-    repeated = np.repeat([0, 1], 3)
-    whole = simulator.sample(few.particles[repeated], few.pdg[repeated], 5)
-    assert np.array_equal(np.concatenate([p.images for p in pieces]), whole)
 
 
 def test_models_of_two_detectors_are_refused():
@@ -139,38 +130,24 @@ def test_unknown_noise_removal(run_folders):
         FastSimulator.load(run_folders["teacher"], noise_removal=7)
 
 
+def test_what_changes_responses_changes_the_fingerprint(simulator, run_folders):
+    folders = run_folders["teacher"], run_folders["photons"]
+    same, other = (FastSimulator.load(*folders, noise_removal=method).fingerprint() for method in (3, 1))
+    assert simulator.fingerprint() == same != other
+    changed = FastSimulator.load(*folders)
+    next(changed.photons.parameters()).data[0] += 1e-6
+    assert (
+        changed.fingerprint()
+        != same
+        != FastSimulator.load(*folders, acceptance=run_folders["acceptance"]).fingerprint()
+    )
+
+
 def test_missing_device_is_said():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="'cuda' is not available"):
             pick_device("cuda")
     assert pick_device("cpu").type == "cpu"
-
-
-def test_primaries_outside_of_the_training_are_counted_and_refused_if_asked(run_folders, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    head, photon = "pdg,energy,vx,vy,vz,px,py,pz\n", "22,100,0,0,0,0,0,100\n"
-    models = [str(run_folders[name]) for name in ("splits", "photons")]
-
-    def answer(lines, **more):
-        (tmp_path / "p.csv").write_text(head + photon + lines)
-        generate(Stages(*models), "p.csv", "out.root", quiet=True, **more)
-
-    answer("")
-    assert not capsys.readouterr().err
-    outside = "1000010020,1000,0,0,0,0,0,999.998\n2112,90000,0,0,0,0,0,90000\n"
-    answer(outside)
-    said = capsys.readouterr().err
-    for words in ("of 3 primaries", "1 by shape: d2 never seen", "1 by photon sum: energy beyond ["):
-        assert words in said
-    (tmp_path / "out.root").unlink()
-    with pytest.raises(ValueError, match="d2 never seen"):
-        answer(outside, strict=True)
-    for line, expected in (("2112,2500,0,0,0,0,0,0", "0.939565"), ("2112,0.5,0,0,0,0,0,0.5", "1.06432")):
-        with pytest.raises(
-            ValueError, match=f"row 1: energy is .* GeV; expected {expected} GeV, by its momentum and mass"
-        ):
-            answer(line + "\n")
-    assert not (tmp_path / "out.root").exists()
 
 
 def test_with_acceptance_some_rows_are_dark_and_the_rest_is_as_before(simulator, run_folders, showers):
