@@ -16,7 +16,16 @@ import yaml
 from calosim.models.checkpoints import read_checkpoint
 from calosim.runs import Run, difference, identity
 
-__all__ = ["as_list", "check_resumed", "checkpoint_to_use", "folder_of", "said_words", "say_replaced", "single_batches"]
+__all__ = [
+    "as_list",
+    "check_resumed",
+    "checkpoint_to_use",
+    "folder_of",
+    "said_words",
+    "say_replaced",
+    "single_batches",
+    "take_processes",
+]
 
 #: Options whose 1 is one batch, and whose 1.0 all of them; the parser knows no difference.
 COUNTS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
@@ -92,6 +101,23 @@ def checkpoint_to_use(run: Run, name: str) -> str:
         print(f"calosim: {error}; {other}, after epoch {epoch + 1}, takes its place", file=sys.stderr)
         return str(other)
     return str(wanted)
+
+
+def take_processes(config: Any) -> None:
+    """Makes a training of the processes that torchrun has started, on however many nodes, rather than start others.
+
+    Args:
+        config: The verb's parsed settings.
+
+    Raises:
+        ValueError: If they have no folder in common: no one of them could tell the others which it chose.
+    """
+    world, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if "TORCHELASTIC_RUN_ID" not in os.environ or world == 1:
+        return
+    config.trainer.devices, config.trainer.num_nodes = local, world // local
+    if not (config.get("run") or config.get("ckpt_path") or os.environ.get("CALOSIM_RUN")):
+        raise ValueError(f"expected --run RUN_FOLDER, the same for all {world} processes that torchrun starts")
 
 
 def check_resumed(run: Run, settings: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ from calosim.cli.session import (
     said_words,
     say_replaced,
     single_batches,
+    take_processes,
 )
 from calosim.cli.words import MODELS
 from calosim.files import expanded, shipped_config, shipped_words
@@ -89,6 +90,7 @@ class CalosimCLI(LightningCLI):
         for name, single in self.singles.items():
             self.asked.trainer[name] = single
         checkpoint = config.get("ckpt_path")
+        take_processes(config)
         run = Run(folder_of(str(self.subcommand), config, checkpoint))
         # Processes that Lightning launches repeat the command line; they inherit the folder by the environment.
         os.environ["CALOSIM_RUN"] = config.run = config.trainer.default_root_dir = str(run.folder)

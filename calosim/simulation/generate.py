@@ -23,12 +23,13 @@ from calosim.showers.record import Showers
 from calosim.showers.root import BASKET, Writer, read_made
 from calosim.simulation.shards import Shard, join
 from calosim.simulation.simulator import DEFAULTS, FastSimulator, NoiseRemoval, Stages, pick_device
-from calosim.simulation.threads import workers_on
 
 __all__ = ["Work", "generate", "stream"]
 
 #: Rows of a part, after which an interrupted generation goes on: seconds to a minute of work.
 PART = 5 * BASKET
+#: Batches of each worker between two moments at which all wait for the last.
+AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ class Work:
     Attributes:
         batch_size: Responses simulated at once.
         device: auto, cpu, cuda or mps.
+        devices: Processes that share the responses: on a GPU each, or each with its share of a CPU's threads.
         shard: Make one of several consecutive ranges of the responses, 3/16 the third of sixteen. All of them together, joined
             by `calosim merge`, are what one run would have made.
     """
 
     batch_size: int = 256
     device: str = "auto"
+    devices: int = 1
     shard: str | None = None
 
 
@@ -80,7 +83,7 @@ def generate(
     check_not_read(out, [primaries])
     shard = Shard.read(work.shard)
     models = stages.shape, stages.photons, noise_removal.by_code(), pick_device(work.device), stages.acceptance
-    simulator = FastSimulator.load(*models)
+    simulator = FastSimulator.load(*models, work.devices)
     if simulator.photons is None:
         raise ValueError(f"{stages.shape}: holds no photon-sum model; name one with --photons")
     source = PrimariesFile.open(primaries)
@@ -169,7 +172,7 @@ def _rate(job: _Job, rows: int, begin: float) -> str:
     """How fast responses were made, in words."""
     if not rows:
         return ""
-    rate, cores = rows / (time.perf_counter() - begin), workers_on(job.simulator.device)
+    rate, cores = rows / (time.perf_counter() - begin), job.simulator.workers
     each = f", {rate / cores:,.0f} on each of {cores} cores" if cores > 1 else ""
     return f"; {rate:,.0f} responses/s{each}"
 
@@ -195,9 +198,12 @@ def stream(
         batch_size: Rows of a batch.
 
     Yields:
-        Showers with up to ``batch_size`` rows for each thread; together those of ``rows``.
+        Showers with up to :data:`AT_ONCE` batches for each worker; together those of ``rows``.
     """
-    first, several = rows.start // responses, batch_size * workers_on(simulator.device)
+    first, several = (
+        rows.start // responses,
+        AT_ONCE * batch_size * simulator.workers,
+    )
     for particles, pdg in source.pieces(first, -(-rows.stop // responses)):
         stop = min((first + len(pdg)) * responses, rows.stop)
         for start in range(max(first * responses, rows.start), stop, several):

@@ -25,6 +25,7 @@ from calosim.models.shape import ShapeModule
 from calosim.particles import particle_code, particle_name
 from calosim.runs import Run
 from calosim.showers.checks import check_primaries, row_name
+from calosim.simulation.processes import Processes, devices_of
 from calosim.simulation.threads import run_side_by_side, workers_on
 
 __all__ = ["DEFAULTS", "FastSimulator", "NoiseRemoval", "Stages", "pick_device", "read_ensemble"]
@@ -130,6 +131,7 @@ class FastSimulator:
         own = shape.coordinates.rounding
         #: By PDG code, 0 standing for all others; empty where counts come out exactly.
         self.noise_removal: dict[int, int] = {} if own is None else {0: own, **chosen}
+        self._processes: Processes | None = None
 
     @classmethod
     def load(
@@ -139,6 +141,7 @@ class FastSimulator:
         noise_removal: int | Mapping[int, int] | None = None,
         device: str | torch.device = "cpu",
         acceptance: str | Path | None = None,
+        devices: int = 1,
     ) -> Self:
         """Loads trained models.
 
@@ -150,10 +153,13 @@ class FastSimulator:
                 particles that it does not name, None to all.
             device: Where to simulate.
             acceptance: Run folder or checkpoint of the acceptance model.
+            devices: Processes that share the rows of a sample, on a GPU of that machine each, or each with its share of a CPU's
+                threads.
 
         Raises:
-            ValueError: If a folder holds no such model.
+            ValueError: If a folder holds no such model, or there are fewer devices.
         """
+        names = devices_of(torch.device(device), devices)
         folder = Path(run_folder)
         record = read_ensemble(folder) if Run(folder).is_ensemble else None
         if not isinstance(noise_removal, int) and (noise_removal is None or 0 not in noise_removal):
@@ -162,13 +168,22 @@ class FastSimulator:
         if record and photons is None and record["photons"]:
             photons = folder / record["photons"]
         members = record["members"] if record else {}
-        return cls(
+        simulator = cls(
             ShapeModule.load(folder / record["default"] if record else folder, device),
             None if photons is None else PhotonSum.load(photons, device),
             noise_removal,
             {int(code): ShapeModule.load(folder / name, device) for code, name in members.items()},
             None if acceptance is None else Acceptance.load(acceptance, device),
         )
+        if devices > 1:
+            load = partial(cls.load, run_folder, photons, noise_removal, acceptance=acceptance)
+            simulator._processes = Processes(load, names)
+        return simulator
+
+    @property
+    def workers(self) -> int:
+        """How many batches are computed at once."""
+        return self._processes.workers if self._processes else workers_on(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -212,6 +227,8 @@ class FastSimulator:
         check_primaries(particles, pdg, "particles", partial(row_name, 0))
         if photon_sum is not None:
             photon_sum = _whole("photon_sum", photon_sum, pdg.shape, least=0)
+        if self._processes and len(pdg):
+            return self._processes.sample(particles, pdg, seed, rows, photon_sum, batch_size)
         images = np.empty((len(pdg), *self.detector.shape), dtype=np.int32)
         default = self.noise_removal.get(0, 0)
         method = np.array([self.noise_removal.get(int(code), default) for code in pdg], dtype=np.int64)

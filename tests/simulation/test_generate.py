@@ -55,8 +55,8 @@ def test_a_stream_is_the_sample_in_pieces(models, primaries):
     particles, pdg = next(source.pieces())
     repeated = np.repeat(np.arange(50), 3)
     whole = simulator.sample(particles[repeated], pdg[repeated], 5)
-    pieces = list(stream(simulator, source, range(4, 31), 3, seed=5, batch_size=10))
-    assert [len(piece) for piece in pieces] == [10, 10, 7]
+    pieces = list(stream(simulator, source, range(4, 31), 3, seed=5, batch_size=3))
+    assert [len(piece) for piece in pieces] == [12, 12, 3]
     assert np.array_equal(np.concatenate([piece.images for piece in pieces]), whole[4:31])
     assert np.array_equal(np.concatenate([piece.particles for piece in pieces]), particles[repeated[4:31]])
 
@@ -67,7 +67,7 @@ def test_what_was_interrupted_goes_on(models, primaries, sampled, tmp_path, caps
     def make(seed=1):
         generate(models, primaries, str(out), 2, seed=seed, work=Work(batch_size=10), quiet=True)
 
-    FastSimulator.sample.stop = 50
+    FastSimulator.sample.stop = 40
     with pytest.raises(KeyboardInterrupt):
         make()
     assert not out.exists()

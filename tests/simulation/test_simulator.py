@@ -10,6 +10,7 @@ from calosim.flows import FlowConfig
 from calosim.models.photons import PhotonSum
 from calosim.models.teacher import Teacher
 from calosim.shapes import PixelConfig
+from calosim.simulation.processes import devices_of
 from calosim.simulation.simulator import FastSimulator, NoiseRemoval, pick_device
 
 ROWS = 6
@@ -176,6 +177,26 @@ def test_threads_change_nothing_and_are_given_back(name, run_folders, showers):
     finally:
         torch.set_num_threads(threads)
     assert np.array_equal(*found)
+
+
+def test_processes_change_nothing(run_folders, showers):
+    folders = run_folders["splits"], run_folders["photons"]
+    one, two = (FastSimulator.load(*folders, acceptance=run_folders["acceptance"], devices=n) for n in (1, 2))
+    assert two.workers == 2
+    many, rows = np.arange(150) % len(showers), np.arange(7, 157)
+    for sums in (None, showers.photon_sum[many]):
+        answers = (
+            s.sample(showers.particles[many], showers.pdg[many], 3, rows, sums, batch_size=40) for s in (one, two)
+        )
+        assert np.array_equal(*answers)
+    assert two.sample(showers.particles[:0], showers.pdg[:0], 3).shape == (0, 44, 44)
+
+
+def test_devices_that_are_not_here_are_refused():
+    assert devices_of(torch.device("cpu"), 3) == ["cpu"] * 3
+    for device, count in (("cpu", 0), ("cuda", torch.cuda.device_count() + 1), ("mps", 2)):
+        with pytest.raises(ValueError, match="expected at"):
+            devices_of(torch.device(device), count)
 
 
 def test_what_goes_wrong_in_a_thread_is_raised(simulator, showers, monkeypatch):
