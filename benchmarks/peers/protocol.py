@@ -29,7 +29,10 @@ FIT_ROWS = 5000
 
 
 class Budget:
-    """Wall time of a training, which begins now: what a schedule follows and what ends it.
+    """Time of a training, which begins now: what a schedule follows and what ends it.
+
+    It is the processor's, divided by the threads, so that other jobs on the machine take nothing from a peer; on an idle
+    machine it is the clock's.
 
     Args:
         minutes: How long.
@@ -39,12 +42,12 @@ class Budget:
 
     def __init__(self, minutes: float, warmup: int = 50, final: float = 0.02):
         self.seconds, self.warmup, self.final = 60 * minutes, warmup, final
-        self._begin = time.perf_counter()
+        self._begin = time.process_time()
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the beginning."""
-        return time.perf_counter() - self._begin
+        """Processor seconds of a thread since the beginning."""
+        return (time.process_time() - self._begin) / torch.get_num_threads()
 
     def rate(self, step: int) -> float:
         """What the learning rate is multiplied by: a linear rise over steps, then half a cosine over the time."""
@@ -167,7 +170,7 @@ class Peer(ABC):
 
     @abstractmethod
     def fit(self, showers: Showers, minutes: float, seed: int) -> int:
-        """Trains for that many minutes of wall time.
+        """Trains for that many minutes of processor time.
 
         Args:
             showers: The training split.

@@ -53,7 +53,7 @@ class Try:
 
     Attributes:
         name: The peer's name.
-        minutes: Wall time of the training.
+        minutes: Processor time of the training, a thread.
         lr: The learning rate.
         folder: Where its results are.
     """
