@@ -14,6 +14,7 @@ VERBS: dict[str, str] = {
     "test": "test metrics of a checkpoint",
     "predict": "run a checkpoint's predict step over the test split",
     "generate": "primaries in (ROOT or CSV), simulated responses out (ROOT)",
+    "merge": "join the shards of one generation to what one run would have written",
     "evaluate": "judge a fast simulation on the test split, with floor and trivial model",
     "ensemble": "join one shape model per particle, and a default, in one folder that simulates",
     "explain": "SHAP values of the photon sum and the shower center, and how sure the photon sum is",

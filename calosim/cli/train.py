@@ -24,11 +24,13 @@ from calosim.cli.session import (
     as_list,
     check_resumed,
     checkpoint_to_use,
+    elsewhere,
     folder_of,
     newest,
     said_words,
     say_replaced,
     single_batches,
+    take_processes,
 )
 from calosim.cli.words import MODELS
 from calosim.files import expanded, shipped_config, shipped_words
@@ -88,11 +90,12 @@ class CalosimCLI(LightningCLI):
         #: The settings as they were asked for, which can be run again, in another folder too.
         self.asked = config.clone()
         self.asked.run = self.asked.ckpt_path = None
+        self.asked.trainer.plugins = elsewhere(config.trainer.get("plugins"))
         self.singles = single_batches(config, sys.argv[1:])
         for name, single in self.singles.items():
             self.asked.trainer[name] = single
         checkpoint = config.get("ckpt_path")
-        _check_environment(config)
+        take_processes(config)
         run = Run(folder_of(str(self.subcommand), config, checkpoint))
         if self.subcommand == "fit" and (found := newest(run)):
             config.ckpt_path = checkpoint = found
@@ -204,19 +207,6 @@ def train(argv: list[str]) -> None:
         while HELD:
             run, handle = HELD.pop()
             run.release(handle)
-
-
-def _check_environment(config: Any) -> None:
-    """Refuses processes of a Slurm step where there is none: Lightning would look for its variables.
-
-    Raises:
-        ValueError: If so.
-    """
-    plugins = [plugin.class_path for plugin in as_list(config.trainer.get("plugins"))]
-    if "SLURM_NTASKS" not in os.environ and any(path.endswith("SLURMEnvironment") for path in plugins):
-        raise ValueError(
-            "SLURMEnvironment (conf/cluster/slurm.yaml): expected tasks of Slurm, `calosim submit fit` or srun"
-        )
 
 
 def _defaults() -> dict[str, Any]:
