@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 on success, 2 after one line on standard error about what was wrong, 1 after one about a
-        training whose numbers were no longer finite, 130 when interrupted.
+        training whose numbers were no longer finite, 130 and 143 after one that Ctrl-C or SIGTERM has ended it.
     """
     if argv is None:
         _take_any_character()
@@ -67,6 +67,16 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # for `--model mine.MyTeacher`; last, so that it shadows nothing
+    from calosim.cli.signals import ended_in_order
+
+    code = 0
+    with ended_in_order() as status:
+        code = _run(argv)
+    return status(code)
+
+
+def _run(argv: list[str]) -> int:
+    """Runs a verb; its exit status, after one line about what was wrong."""
     try:
         # Imported only when there is work for them: torch and lightning take seconds.
         from calosim.cli.words import checked
@@ -86,9 +96,6 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"calosim: error: {one_line(str(error))}", file=sys.stderr)
         return 1 if isinstance(error, FloatingPointError) else 2
-    except KeyboardInterrupt:
-        print("calosim: interrupted", file=sys.stderr)
-        return 130
     return 0
 
 

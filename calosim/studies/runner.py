@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +22,9 @@ from calosim.studies.finished import check_training, is_finished, unknown_origin
 from calosim.studies.plan import Plan, Step
 
 __all__ = ["run_steps"]
+
+#: Seconds that commands have to end when they are asked to.
+PATIENCE = 20
 
 
 def run_steps(
@@ -50,7 +52,7 @@ def run_steps(
     running: dict[Future[str], str] = {}
     workers = _Workers(plan.out, jobs, quiet)
     progress = tqdm(total=len(wanted), initial=len(done & set(wanted)), unit="step", disable=True if quiet else None)
-    with _terminable(), progress, ThreadPoolExecutor(jobs) as pool:
+    with progress, ThreadPoolExecutor(jobs) as pool:
         for line in filter(None, map(unknown_origin, wanted.values())):
             workers.say(line)
         try:
@@ -78,23 +80,6 @@ def run_steps(
                     progress.update()
         finally:
             workers.end()  # an interrupted study leaves nothing running; it resumes later
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Lets a termination request, such as that of a batch system, end the study in an orderly way."""
-
-    def terminate(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass
@@ -126,10 +111,16 @@ class _Workers:
             tqdm.write(line)
 
     def end(self) -> None:
+        """Ends what runs: in order, and by force what does not."""
         self.stop.set()
         with self._guard:
             for child in self.children:
-                child.kill()
+                child.terminate()
+            for child in self.children:
+                try:
+                    child.wait(PATIENCE)
+                except subprocess.TimeoutExpired:
+                    child.kill()
 
     def run(self, step: Step, slot: int) -> str:
         """Runs one step to its end; an empty text, or why it failed."""
