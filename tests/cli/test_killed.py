@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -88,3 +89,139 @@ class Forge:
                 time.sleep(0.005)
         code = int(self.process.stdout.readline())
         return Done(code, time.perf_counter() - start, first, log.read_text(errors="replace") if log.exists() else "")
+
+    def close(self) -> None:
+        self.process.communicate("")
+
+
+@pytest.fixture(scope="module")
+def forge() -> Iterator[Forge]:
+    made = Forge()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def words(run_folders, root_file) -> dict[str, list[Any]]:
+    """A command of each verb, whose outputs are relative to where it is started."""
+    conf = Path("conf").absolute()
+    models = ["--shape", run_folders["splits"], "--photons", run_folders["photons"]]
+    fit = ["--data.files", root_file, "--data.batch_size", 128, "--trainer.max_epochs", 3, "--trainer.log_every_n_steps", 1]
+    tiny = ["--model.hidden", "[8]", "--model.members", 2, "--trainer.enable_model_summary", "false"]
+    return {
+        "simulate": ["simulate", "--primaries", 300, "--responses_per_primary", 20, "--out", "made.root", "--quiet"],
+        "convert": ["convert", "--source", root_file, "--out", "made.root", "--quiet"],
+        "fit": ["fit", "-c", conf / "photons.yaml", *fit, *tiny, "--run", "run"],
+        "generate": ["generate", *models, "--primaries", root_file, "--out", "made.root", "--batch_size", 32],
+        "evaluate": ["evaluate", *models, "--runs", 1, "--responses", 2, "--out", "judged", "--quiet"],
+        "compare": ["compare", "--plan", "plan.yaml", "--resamples", 100],
+        "explain": ["explain", "--photons", run_folders["photons"], "--out", "explained", "--quiet"],
+        "report": ["report", "--runs", run_folders["photons"], "--quiet"],
+        "export": ["export", *models, "--out", "exported"],
+    }
+
+
+def plan(root_file: Path) -> str:
+    """A study of one tiny training, and what judges it."""
+    options = {"data.files": [str(root_file)], "data.batch_size": 128, "trainer.max_epochs": 2}
+    options |= {"model.hidden": [8], "model.members": 2}
+    entries = {
+        "out": "study",
+        "simulate": {"made.root": {"detector": "zn", "primaries": 20, "responses_per_primary": 2}},
+        "trainings": {"base": {"config": ["conf/photons.yaml"], "options": options}},
+        "evaluate": {"runs": 1, "rows": 50},
+    }
+    return yaml.safe_dump(entries)
+
+
+# -- killed ------------------------------------------------------------------------------------------------------------
+
+#: What tells when something was made, and how long it took.
+TIMES = ("started", "finished", "seconds", "ms", "timing")
+
+
+#: What is no result: what the commands said, locks, temporaries, and what resumed sessions say of themselves.
+ASIDE = r"\.calosim-part|resumed|\.lock$|log$|plan\.yaml$"
+
+
+def timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if key not in TIMES}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def content(path: Path) -> Any:
+    """What is in a file, all of which must be there, but for times."""
+    match path.suffix:
+        case ".root":
+            read(path)
+            return path.read_bytes()
+        case ".json":
+            return timeless(read_json(path))
+        case ".npz":
+            return {name: (values.dtype.str, values.tobytes()) for name, values in read_npz(path).items()}
+        case ".npy":
+            return np.load(path).tobytes()
+        case ".ckpt":
+            stored = torch.load(path, weights_only=True)
+            leaves = torch.utils._pytree.tree_flatten_with_path([stored["state_dict"], stored["optimizer_states"]])[0]
+            tensors = {str(key): value.numpy().tobytes() for key, value in leaves if isinstance(value, torch.Tensor)}
+            return tensors, stored["epoch"], stored["global_step"]
+        case ".png":
+            return path.read_bytes()[-8:]  # the end of every whole picture
+    return path.read_bytes()
+
+
+def made(folder: Path) -> dict[str, Any]:
+    """All that a command has made, by name."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not re.search(ASIDE, str(path))]
+    return {str(path.relative_to(folder)): content(path) for path in files}
+
+
+def again(words: list[Any], folder: Path) -> list[Any]:
+    """What goes on with a killed command: the same, which of a training that has a checkpoint says so; none if it was done."""
+    run = Run(folder / "run")
+    if words[0] != "fit" or not run.last.exists():
+        return words
+    return [] if run.training else [*words, "--ckpt_path", "last"]
+
+
+VERBS = ("simulate", "convert", "fit", "generate", "evaluate", "compare")
+
+
+@pytest.mark.parametrize(
+    ("verb", "moments"),
+    [
+        *((verb, 2) for verb in VERBS[:4]),
+        *(pytest.param(verb, 20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]) for verb in VERBS),
+    ],
+)
+def test_a_killed_command_ends_with_the_same_bits(verb, moments, forge, words, root_file, tmp_path):
+    def begin(name: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "plan.yaml").write_text(plan(root_file))
+        return folder
+
+    straight = forge(words[verb], begin("straight"))
+    assert straight.code == 0, straight.said
+    whole = made(tmp_path / "straight")
+    rng, left = random.Random(verb), 0
+    for k in range(moments):
+        folder = begin(str(k))
+        moment = rng.uniform((0, straight.first)[k % 2], straight.seconds)
+        killed = forge(words[verb], folder, signal.SIGKILL, moment)
+        for name, value in made(folder).items():
+            # What is there is whole. Trainings write what they log line by line, and their models epoch by epoch.
+            assert "run/" in name or "study/" in name or value == whole[name], (moment, name)
+        left += any(folder.rglob("*.calosim-part"))
+        if line := again(words[verb], folder):
+            resumed = forge(line, folder)
+            assert resumed.code == 0, (moment, resumed.said)
+        result = made(folder)
+        assert {name: result.get(name) == value for name, value in whole.items() if result.get(name) != value} == {}, moment
+        assert set(result) == set(whole), moment
+        assert not list(folder.rglob("*.calosim-part")), moment
+        assert killed.code in (0, -signal.SIGKILL)
+        shutil.rmtree(folder)
+    print(f"{verb}: {moments} moments within {straight.seconds:.2f} s, {left} of which left temporaries")
