@@ -181,10 +181,9 @@ class Run:
             ValueError: If it says nothing, or was written by another version of calosim.
         """
         record = read_json(self._there(self.RECORD))
-        if record.get("format") != FORMAT:
-            raise ValueError(
-                f"{self / self.RECORD}: expected a run of format {FORMAT}, got {record.get('format', 1)}; train it anew"
-            )
+        found = record.get("format", 1) if isinstance(record, dict) else type(record).__name__
+        if found != FORMAT:
+            raise ValueError(f"{self / self.RECORD}: expected a run of format {FORMAT}, got {found}; train it anew")
         return record
 
     @property

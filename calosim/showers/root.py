@@ -70,7 +70,7 @@ def open_tree(path: Path) -> Iterator[tuple[Any, Any]]:
                     f"{path}: holds O2's tree 'o2sim', whose C++ classes only O2 can read; "
                     "run O2's macro Extract.C on it and convert the text that it prints"
                 )
-            found = ", ".join(sorted(names)) or "nothing"
+            found = ", ".join(map(repr, sorted(names))) or "nothing"
             raise ValueError(f"{path}: has no tree {_TREE!r}; found {found}")
         with reading_file(path):
             tree = file[_TREE]

@@ -6,12 +6,14 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,10 +80,8 @@ class Forge:
         pid, start, first = int(self.process.stdout.readline()), time.perf_counter(), 0.0
         if signum:
             time.sleep(after)
-            try:
+            with suppress(ProcessLookupError):  # it was faster
                 os.killpg(pid, signum)
-            except ProcessLookupError:
-                pass  # it was faster
         else:
             while not first and Path(f"/proc/{pid}/stat").exists() and time.perf_counter() - start < 60:
                 new = set(folder.rglob("*")) - before - {log}
@@ -106,7 +106,16 @@ def words(run_folders, root_file) -> dict[str, list[Any]]:
     """A command of each verb, whose outputs are relative to where it is started."""
     conf = Path("conf").absolute()
     models = ["--shape", run_folders["splits"], "--photons", run_folders["photons"]]
-    fit = ["--data.files", root_file, "--data.batch_size", 128, "--trainer.max_epochs", 3, "--trainer.log_every_n_steps", 1]
+    fit = [
+        "--data.files",
+        root_file,
+        "--data.batch_size",
+        128,
+        "--trainer.max_epochs",
+        3,
+        "--trainer.log_every_n_steps",
+        1,
+    ]
     tiny = ["--model.hidden", "[8]", "--model.members", 2, "--trainer.enable_model_summary", "false"]
     return {
         "simulate": ["simulate", "--primaries", 300, "--responses_per_primary", 20, "--out", "made.root", "--quiet"],
@@ -186,6 +195,7 @@ def again(words: list[Any], folder: Path) -> list[Any]:
     return [] if run.training else [*words, "--ckpt_path", "last"]
 
 
+OTHERS = ("explain", "report", "export")
 VERBS = ("simulate", "convert", "fit", "generate", "evaluate", "compare")
 
 
@@ -219,9 +229,92 @@ def test_a_killed_command_ends_with_the_same_bits(verb, moments, forge, words, r
             resumed = forge(line, folder)
             assert resumed.code == 0, (moment, resumed.said)
         result = made(folder)
-        assert {name: result.get(name) == value for name, value in whole.items() if result.get(name) != value} == {}, moment
+        assert {name: result.get(name) == value for name, value in whole.items() if result.get(name) != value} == {}, (
+            moment
+        )
         assert set(result) == set(whole), moment
         assert not list(folder.rglob("*.calosim-part")), moment
         assert killed.code in (0, -signal.SIGKILL)
         shutil.rmtree(folder)
     print(f"{verb}: {moments} moments within {straight.seconds:.2f} s, {left} of which left temporaries")
+
+
+# -- asked to end ------------------------------------------------------------------------------------------------------
+
+SAID = {signal.SIGTERM: (143, "terminated"), signal.SIGINT: (130, "interrupted")}
+
+
+@pytest.mark.parametrize("signum", SAID)
+@pytest.mark.parametrize(
+    ("verb", "moments"),
+    [
+        *((verb, 1) for verb in ("simulate", "fit", "generate")),
+        *(pytest.param(verb, 5, marks=[pytest.mark.slow, pytest.mark.timeout(1200)]) for verb in (*VERBS, *OTHERS)),
+    ],
+)
+def test_who_is_asked_to_end_says_so_and_leaves_no_temporaries(
+    verb, moments, signum, forge, words, root_file, tmp_path
+):
+    def begin(name: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "plan.yaml").write_text(plan(root_file))
+        return folder
+
+    seconds, rng = forge(words[verb], begin("straight")).seconds, random.Random(f"{verb} {signum}")
+    (code, word), asked = SAID[signum], 0
+    for k in range(moments):
+        folder, moment = begin(str(k)), rng.uniform(0.05, 0.7 * seconds)
+        done = forge(words[verb], folder, signum, moment)
+        assert not list(folder.rglob("*.calosim-part"))
+        if done.code == 0:  # it was faster
+            continue
+        asked += 1
+        assert (done.code, "Traceback" in done.said) == (code, False), done.said
+        assert done.said.splitlines()[-1].startswith(f"calosim: {word}"), done.said
+        assert done.seconds < moment + PATIENCE
+    assert asked or moments == 1
+
+
+def test_a_training_that_was_ended_is_no_success_and_goes_on(words, tmp_path):
+    """The real command, with its start: `fit && next` does not go on to what is next."""
+    line = [sys.executable, "-m", "calosim", *map(str, words["fit"]), "--trainer.max_epochs", "1000"]
+    shell = subprocess.Popen(
+        ["bash", "-c", f"{shlex.join(line)} && touch next"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    last, deadline = Run(tmp_path / "run").last, time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(shell.pid, signal.SIGTERM)
+    said = shell.communicate(timeout=60)[1].splitlines()
+    assert [line for line in said if line.startswith("calosim: ")] == [
+        "calosim: terminated; run goes on with --ckpt_path last"
+    ]
+    assert not (tmp_path / "next").exists()
+    assert not (tmp_path / "run" / Run.TRAINING).exists()
+
+
+def test_what_was_asked_to_end_never_succeeds(capfd):
+    """Even where other people's code took the interrupt for an error, or forgot it."""
+    from calosim.cli.signals import ended_in_order
+
+    handler = signal.getsignal(signal.SIGTERM)
+    for become in (None, SystemExit(0), ImportError("half"), KeyboardInterrupt("where it goes on")):
+        with ended_in_order() as status:
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+            if become:
+                raise become
+        assert status(0) == 143
+    assert capfd.readouterr().err.splitlines() == [
+        *["calosim: terminated"] * 3,
+        "calosim: terminated; where it goes on",
+    ]
+    assert signal.getsignal(signal.SIGTERM) is handler
+    with ended_in_order() as status:
+        pass
+    assert status(2) == 2
