@@ -214,7 +214,7 @@ class Run:
         """Makes one file of what all sessions logged in training; steps that a resumed one repeated stand once."""
         first, *later = self.metrics or [self / self.METRICS]
         if not later:
-            return
+            return self._forget_sessions()  # of which the last had nothing to log
         rows: list[dict[str, str]] = []
         for path in (first, *later):
             session = read_csv(path)
@@ -222,8 +222,12 @@ class Run:
             rows = [row for row in rows if int(row["step"]) < begin] + session
         names = sorted({name for row in rows for name in row})
         atomic_write(first, csv_text(names, [[row.get(name, "") for name in names] for row in rows]))
-        for path in later:
-            shutil.rmtree(path.parent)
+        self._forget_sessions()
+
+    def _forget_sessions(self) -> None:
+        """Removes the folders of resumed sessions, whose settings stand in files of their own."""
+        for folder in self.folder.glob("fit-*"):
+            shutil.rmtree(folder)
 
     @property
     def particle(self) -> int | None:
