@@ -94,7 +94,7 @@ def _run(argv: list[str]) -> int:
             raise
         from calosim.cli.errors import one_line
 
-        print(f"calosim: error: {one_line(str(error))}", file=sys.stderr)
+        print(f"calosim: error: {one_line(_words(error))}", file=sys.stderr)
         return 1 if isinstance(error, FloatingPointError) else 2
     return 0
 
@@ -108,6 +108,13 @@ def _take_any_character() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a table is worth more than its ± sign
+
+
+def _words(error: Exception) -> str:
+    """What an error says, the system's behind the file that it speaks of."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def _is_said(error: Exception) -> bool:

@@ -209,6 +209,10 @@ def train(argv: list[str]) -> None:
         if HELD and KeyboardInterrupt in (type(error), type(error.__context__)):
             raise KeyboardInterrupt(_way_on(HELD[0][0])) from None
         raise
+    except OSError as error:
+        if HELD and error.filename is None:  # such as a full disk, in what Lightning logs
+            raise ValueError(f"{HELD[0][0].folder}: cannot be written ({error.strerror or error})") from error
+        raise
     finally:
         while HELD:
             run, handle = HELD.pop()

@@ -130,6 +130,8 @@ class _Workers:
                 return "" if step.shared and is_finished(step) else self._execute(step, slot, lock)
         except ValueError as error:
             return str(error)
+        except OSError as error:  # such as a full disk, in its log
+            return f"{error.filename or self.out}: {error.strerror or error}"
         finally:
             with self._guard:
                 self.slots.append(slot)
