@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from calosim.slurm import own_job
+
 __all__ = ["ended_in_order"]
 
 #: What is said of a command that was asked to end.
@@ -24,6 +26,8 @@ class _Request:
     def __call__(self, signum: int, _: Any) -> None:
         """Ends what is being done; a second request ends the process at once."""
         self.signum = self.signum or signum
+        if signum == signal.SIGTERM and signal.getsignal(signum) is not self and own_job():
+            return  # a training in a batch job, whose handlers stand before this one, ends with a checkpoint
         for known in SAID:
             signal.signal(known, signal.SIG_DFL)
         raise KeyboardInterrupt
@@ -56,8 +60,9 @@ def ended_in_order() -> Iterator[Callable[[int], int]]:
     try:
         yield status
     except BaseException as error:
-        # Such as Lightning's own exit, or an import that could not be finished.
-        if request.signum is None or os.environ.get("CALOSIM_TRACEBACK"):
+        # Such as Lightning's own exit, or an import that could not be finished. Others have a status that tells more.
+        told = isinstance(error, SystemExit) and error.code not in (None, 0, 1)
+        if request.signum is None or told or os.environ.get("CALOSIM_TRACEBACK"):
             raise
         said += [f"; {word}" for word in error.args if isinstance(error, KeyboardInterrupt)]
     finally:
