@@ -62,6 +62,8 @@ def ended_in_order() -> Iterator[Callable[[int], int]]:
     except BaseException as error:
         # Such as Lightning's own exit, or an import that could not be finished. Others have a status that tells more.
         told = isinstance(error, SystemExit) and error.code not in (None, 0, 1)
+        if isinstance(error, KeyboardInterrupt):
+            request.signum = request.signum or signal.SIGINT
         if request.signum is None or told or os.environ.get("CALOSIM_TRACEBACK"):
             raise
         said += [f"; {word}" for word in error.args if isinstance(error, KeyboardInterrupt)]
