@@ -133,11 +133,12 @@ def words(run_folders, root_file) -> dict[str, list[Any]]:
 def plan(root_file: Path) -> str:
     """A study of one tiny training, and what judges it."""
     options = {"data.files": [str(root_file)], "data.batch_size": 128, "trainer.max_epochs": 2}
-    options |= {"model.hidden": [8], "model.members": 2}
+    options |= {f"model.coordinates.{size}": 8 for size in ("hidden", "event", "local_hidden")}
+    options |= {"trainer.callbacks.rows": 8, "trainer.callbacks.pictures": 2}
     entries = {
         "out": "study",
         "simulate": {"made.root": {"detector": "zn", "primaries": 20, "responses_per_primary": 2}},
-        "trainings": {"base": {"config": ["conf/photons.yaml"], "options": options}},
+        "trainings": {"base": {"config": ["conf/teacher.yaml"], "options": options}},
         "evaluate": {"runs": 1, "rows": 50},
     }
     return yaml.safe_dump(entries)
@@ -190,7 +191,7 @@ def made(folder: Path) -> dict[str, Any]:
 def again(words: list[Any], folder: Path) -> list[Any]:
     """What goes on with a killed command: the same, which of a training that has a checkpoint says so; none if it was done."""
     run = Run(folder / "run")
-    if words[0] != "fit" or not run.last.exists():
+    if words[0] != "fit" or run.begun_only or not run.exists:
         return words
     return [] if run.training else [*words, "--ckpt_path", "last"]
 
