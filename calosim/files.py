@@ -33,6 +33,7 @@ __all__ = [
     "read_yaml",
     "shipped_config",
     "shipped_words",
+    "take_place",
     "temporary_folder",
     "to_json",
     "write_json",
@@ -157,6 +158,18 @@ def check_not_read(out: str | Path, inputs: Iterable[str | Path]) -> None:
         if out.is_file() and path.exists() and path.samefile(out):
             also = "" if path == out else f" ({path})"
             raise ValueError(f"{out}: is also a source{also}; expected another file to write")
+
+
+def take_place(made: Path, folder: Path) -> None:
+    """Gives a finished folder its name.
+
+    Raises:
+        ValueError: If another command has made one of that name meanwhile.
+    """
+    try:
+        made.rename(folder)
+    except OSError as error:
+        raise ValueError(f"{folder}: another command has made it meanwhile ({error.strerror or error})") from None
 
 
 @contextmanager
