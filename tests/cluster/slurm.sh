@@ -8,7 +8,7 @@ set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 
 ports() { # two that are free now, and not among those that the system gives out by itself
-    python3 - <<'PYTHON'
+    python3 -I - <<'PYTHON'
 import random, socket
 found = []
 while len(found) < 2:
