@@ -19,6 +19,7 @@ VERBS: dict[str, str] = {
     "explain": "SHAP values of the photon sum and the shower center, and how sure the photon sum is",
     "report": "one self-contained HTML page from any set of run folders",
     "export": "trained models as files for other programs, ALICE O2 first; and their check",
+    "submit": "any of these verbs as a batch job of Slurm: submit fit -c conf/teacher.yaml --slurm.time 4:00:00",
     "compare": "run a plan of trainings and compare them with statistics (conf/study)",
 }
 TRAINING = ("fit", "validate", "test", "predict")
@@ -72,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         argv = checked(argv)
         if argv[0] in TRAINING:
             from calosim.cli.train import train as run
+        elif argv[0] == "submit":
+            from calosim.cli.submit import run
         else:
             from calosim.cli.tools import run
         run(argv)

@@ -23,7 +23,7 @@ SOURCES = {
 #: import `calosim` itself, for its version.
 FLOORS = (
     ("detectors", "draws", "files", "loggers", "particles"),
-    ("pictures", "runs"),
+    ("pictures", "runs", "slurm"),
     ("flows", "metrics", "showers"),
     ("montecarlo", "shapes"),
     ("models",),

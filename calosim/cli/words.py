@@ -16,7 +16,7 @@ import yaml
 from calosim.cli.signatures import Option, constant, described, method_options, options
 from calosim.files import find_config, read_yaml
 
-__all__ = ["MODELS", "TOOLS", "Known", "checked", "tool_options", "training_options"]
+__all__ = ["MODELS", "TOOLS", "TRAINING", "Known", "checked", "submit_words", "tool_options", "training_options"]
 
 #: Where each tool's function lives; imported when it is called, so that one tool does not pay for another.
 TOOLS: dict[str, str] = {
@@ -33,6 +33,7 @@ TOOLS: dict[str, str] = {
 #: The trainer, whose methods are the training verbs, and what of their arguments is no option.
 TRAINER = ("lightning.pytorch.trainer.trainer", "Trainer")
 GIVEN = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+TRAINING = ("fit", "validate", "test", "predict")
 #: The names of the models, by which ``--model`` finds them.
 MODELS: tuple[str, ...] = tuple(constant("calosim.models.checkpoints", "MODULES"))
 #: Words for help, after which nothing is required.
@@ -93,6 +94,8 @@ def checked(argv: Sequence[str]) -> list[str]:
             or wrong; or if something that is needed is not there.
     """
     verb, *words = argv
+    if verb == "submit":
+        return [verb, *_checked_submit(words)]
     if verb not in TOOLS and words[-1:] == ["--model.help"]:
         raise ValueError(f"expected one of {', '.join(MODELS)} behind --model.help")
     if any(map(HELP.match, words)):
@@ -118,6 +121,42 @@ def checked(argv: Sequence[str]) -> list[str]:
         result += [flag, *(_as_one(flag, values, option) if isinstance(option, Option) else values)]
     _check_needs(verb, reading)
     return result
+
+
+def submit_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Of the words behind ``submit``: its own options, and the command that is submitted.
+
+    Raises:
+        ValueError: If an option lacks its value, or there is no command.
+    """
+    own: list[str] = []
+    command: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not re.match(r"--(slurm([.=]|$)|dry[-_]run)", word) and (command or not HELP.match(word)):
+            command.append(word)
+            continue
+        own.append(word.replace("dry-run", "dry_run"))
+        if word.startswith("--slurm") and "=" not in word:
+            own += [rest.pop(0)] if rest else []
+    if not command and not any(map(HELP.match, own)):
+        raise ValueError("expected the verb to submit with its options: calosim submit fit -c conf/teacher.yaml")
+    return own, command
+
+
+def _checked_submit(words: Sequence[str]) -> list[str]:
+    """Checks the options of ``submit``, and the command that it submits."""
+    own, command = submit_words(words)
+    if command and command[0] not in (*TOOLS, *TRAINING):
+        raise ValueError(f"expected one of {', '.join([*TOOLS, *TRAINING])} to submit, got {command[0]!r}")
+    reading = _Reading({"slurm": options("calosim.slurm", "Slurm"), "dry_run": None}, None, set())
+    for flag, values in _pairs(own, reading.known):
+        if flag != "--slurm" and not HELP.match(flag):
+            _check(reading, flag[2:], values, flag)
+    # What stands for a number in an array of jobs is one.
+    checked([word.replace("{task}", "0") for word in command]) if command else None
+    return [*own, *command]
 
 
 def _pairs(words: Sequence[str], known: Known) -> Iterator[tuple[str, list[str]]]:

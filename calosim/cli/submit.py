@@ -1,0 +1,47 @@
+"""``calosim submit``: any other verb as a batch job of Slurm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentParser
+
+from calosim.cli.words import TRAINING, submit_words
+from calosim.slurm import Slurm
+
+__all__ = ["run"]
+
+
+def run(argv: list[str]) -> None:
+    """Submits the verb that follows, with its options, as a batch job; or shows the script.
+
+    A training runs as one process for each of the job's tasks, and goes on by itself when its job starts again.
+
+    Args:
+        argv: ``submit``, the verb and its options, and ``--slurm.*`` and ``--dry-run`` anywhere among them.
+    """
+    words, command = submit_words(argv[1:])
+    parser = ArgumentParser(
+        prog="calosim submit VERB [options of VERB]",
+        description=(run.__doc__ or "").split("\n\n")[0],
+        exit_on_error=False,
+    )
+    parser.add_class_arguments(Slurm, "slurm")
+    parser.add_argument("--dry_run", type=bool, nargs="?", const=True, default=False, help="Print the script only.")
+    options = parser.parse_args(words)
+    settings = parser.instantiate(options).slurm
+    verb, *rest = command
+    if verb in TRAINING:
+        command = [verb, "-c", "conf/cluster/slurm.yaml", *rest, *_processes(rest, settings)]
+    if options.dry_run:
+        print(settings.script(command, requeue=verb == "fit"), end="")
+        return
+    job, script = settings.submit(command, requeue=verb == "fit")
+    print(f"job {job}: {script}, its log is beside it")
+
+
+def _processes(words: Sequence[str], settings: Slurm) -> list[str]:
+    """The trainer's options for the job's tasks, but for those that were given."""
+    tasks = {"--trainer.devices": settings.devices, "--trainer.num_nodes": settings.nodes}
+    given = {word.partition("=")[0] for word in words}
+    return [part for option, number in tasks.items() if option not in given for part in (option, str(number))]

@@ -1,0 +1,157 @@
+"""Batch jobs of Slurm: what a job asks for, the script that says so, and the job that this process belongs to."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from calosim.files import atomic_write
+
+__all__ = ["SECONDS", "TASK", "Slurm", "own_job", "requeue"]
+
+#: What stands for the number of a job in its array.
+TASK = "{task}"
+#: How long before its limit a training is told to write its checkpoint, in seconds.
+SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """What a batch job asks Slurm for.
+
+    What is not given is the cluster's default, or what sbatch finds in ``SBATCH_PARTITION``, ``SBATCH_ACCOUNT`` and so on.
+
+    Args:
+        partition: Partition.
+        account: Account or grant that pays.
+        nodes: Nodes.
+        gpus: GPUs of each node, one for each task.
+        tasks: Tasks, that is processes, of each node; one for each GPU if not given, or one.
+        cpus: Processors of each task.
+        mem: Memory of each node, such as 16G.
+        time: Limit, such as 4:00:00 or 1-12; in a file between quotes.
+        constraint: Features that the nodes must have.
+        array: Numbers of equal jobs, such as 0-15 or 0-15%4; ``{task}`` in the command stands for each one's own.
+        more: Other options of sbatch, such as ``[qos=long, exclusive]``.
+        setup: Lines of shell before the command, such as ``[module load CUDA]``.
+        folder: Where scripts and logs are written.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    nodes: int = 1
+    gpus: int = 0
+    tasks: int | None = None
+    cpus: int | None = None
+    mem: str | None = None
+    time: str | None = None
+    constraint: str | None = None
+    array: str | None = None
+    more: list[str] = field(default_factory=list)
+    setup: list[str] = field(default_factory=list)
+    folder: str = "slurm"
+
+    @property
+    def devices(self) -> int:
+        """Tasks of each node."""
+        return self.tasks or self.gpus or 1
+
+    def script(self, command: Sequence[str], requeue: bool = False, name: str | None = None) -> str:
+        """The batch script of a ``calosim`` command.
+
+        Args:
+            command: Verb and options.
+            requeue: Whether the command goes on where it was when its job starts again: it is told before the limit.
+            name: Path of the log up to the job's number; the verb if not given.
+        """
+        log = f"{name or command[0]}-{'%A-%a' if self.array else '%j'}.out"
+        asked = {
+            "job-name": f"calosim-{command[0]}",
+            "chdir": os.getcwd(),
+            "output": log,
+            "open-mode": "append",  # the log of a job that starts again is one
+            "partition": self.partition,
+            "account": self.account,
+            "nodes": self.nodes,
+            "ntasks-per-node": self.devices,
+            "cpus-per-task": self.cpus,
+            "gpus-per-node": self.gpus or None,
+            "mem": self.mem,
+            "time": self.time,
+            "constraint": self.constraint,
+            "array": self.array,
+            "signal": f"USR1@{SECONDS}" if requeue else None,
+        }
+        options = [f"{key}={value}" for key, value in asked.items() if value is not None]
+        options += (["requeue"] if requeue else []) + [f"{option}".lstrip("-") for option in self.more]
+        # srun does not take the processors of a task from sbatch.
+        srun = ["srun", "--kill-on-bad-exit=1", *([f"--cpus-per-task={self.cpus}"] if self.cpus else [])]
+        words = [*srun, sys.executable, "-m", "calosim", *command]
+        head = [
+            "#!/bin/bash",
+            "# A calosim job; `sbatch` of this file submits it again.",
+            *(f"#SBATCH --{o}" for o in options),
+        ]
+        return "\n".join([*head, "", "set -euo pipefail", *self.setup, " ".join(map(_shell, words)), ""])
+
+    def submit(self, command: Sequence[str], requeue: bool = False) -> tuple[str, Path]:
+        """Writes the batch script and submits it.
+
+        Args:
+            command: Verb and options.
+            requeue: As for :meth:`script`.
+
+        Returns:
+            The job's number and the script.
+
+        Raises:
+            ValueError: If there is no Slurm, or it refuses the job.
+        """
+        name = f"{self.folder}/{command[0]}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        path = Path(f"{name}.sh")
+        atomic_write(path, self.script(command, requeue, name))
+        try:
+            done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            raise ValueError(
+                f"{path}: written, but sbatch is not there: expected a machine that submits to Slurm"
+            ) from None
+        if done.returncode:
+            raise ValueError(f"{path}: refused by sbatch: {' '.join(done.stderr.split())}")
+        return done.stdout.strip().partition(";")[0], path
+
+
+def own_job() -> dict[str, str] | None:
+    """The job that this process runs in, ``{"cluster": ..., "job": ...}``; None outside of jobs.
+
+    A job that starts again keeps its number, and so does each one of an array.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    return None if job is None else {"cluster": os.environ.get("SLURM_CLUSTER_NAME", ""), "job": job}
+
+
+def requeue(job: str) -> str:
+    """Puts a job back into the queue, which ends it.
+
+    Returns:
+        An empty text, or why it could not be done.
+    """
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    except OSError as error:
+        return f"scontrol: {error.strerror}"
+    return "" if done.returncode == 0 else " ".join(done.stderr.split())
+
+
+def _shell(word: str) -> str:
+    """A word as the shell takes it, with the job's number in its array."""
+    if TASK not in word:
+        return shlex.quote(word)
+    return '"$SLURM_ARRAY_TASK_ID"'.join(shlex.quote(part) if part else "" for part in word.split(TASK))
