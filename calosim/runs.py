@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import math
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -49,6 +50,7 @@ class Run:
     ``training.json``             time, epochs, steps and samples; there only when the training came to its end
     ``metrics.csv``               what was logged; ``hparams.yaml`` the settings, as Lightning's loggers write them
     ``checkpoints/best.ckpt``     by the validation loss; ``last.ckpt`` is what a killed run resumes from
+    ``hpc_ckpt_1.ckpt``           of a training that made room for others, until it has come to its end; Lightning's name
     ``pictures``                  drawn while it was trained
     ``evaluation``                where ``calosim evaluate`` is expected to write
     ============================  ====================================================================================
@@ -88,7 +90,7 @@ class Run:
     def begun_only(self) -> bool:
         """Whether a training that was begun here left nothing that could be used or gone on with."""
         checkpoints = list((self / self.CHECKPOINTS).glob("*.ckpt"))
-        return self.exists and not checkpoints and not (self / self.TRAINING).exists()
+        return self.exists and not checkpoints and not self.hpc and not (self / self.TRAINING).exists()
 
     def claim(self) -> int:
         """Makes the folder and keeps other processes out of it until :meth:`release`, or until this one ends.
@@ -132,6 +134,21 @@ class Run:
         return self / self.CHECKPOINTS / "best.ckpt"
 
     @property
+    def hpc(self) -> Path | None:
+        """The checkpoint of a training that made room for others and has not come to its end."""
+        return max(self.folder.glob("hpc_ckpt_*.ckpt"), key=_number, default=None)
+
+    def next_hpc(self) -> Path:
+        """Where the next one of them is written."""
+        return self / f"hpc_ckpt_{_number(self.hpc) + 1 if self.hpc else 1}.ckpt"
+
+    def keep_hpc(self, kept: Path | None) -> None:
+        """Removes all of them but one."""
+        for path in self.folder.glob("hpc_ckpt_*.ckpt"):
+            if path != kept:
+                path.unlink()
+
+    @property
     def checkpoint(self) -> Path:
         """The checkpoint to use: the file that was named, else the best by validation, else the last.
 
@@ -169,6 +186,18 @@ class Run:
                 f"{self / self.RECORD}: expected a run of format {FORMAT}, got {record.get('format', 1)}; train it anew"
             )
         return record
+
+    @property
+    def job(self) -> dict[str, str] | None:
+        """The job of a cluster in which it was begun, or last gone on with."""
+        last = max(self.folder.glob("run.resumed-*.json"), key=_number, default=self / self.RECORD)
+        return read_json(last).get("job") if last.is_file() else None
+
+    @property
+    def wandb(self) -> str | None:
+        """The identifier of the run at Weights & Biases, as the newest of its folders has it."""
+        last = max((self / "wandb").glob("*run-*-*"), key=lambda path: path.stat().st_mtime, default=None)
+        return None if last is None else last.name.rpartition("-")[2]
 
     @property
     def training(self) -> dict[str, Any] | None:
@@ -215,6 +244,11 @@ class Run:
         if not (self / name).is_file():
             raise ValueError(f"{self.folder}: expected a run folder with {name}, which tells what was trained on what")
         return self / name
+
+
+def _number(path: Path) -> int:
+    """The number at the end of a file's name."""
+    return int(re.sub(r"\D", "", path.stem) or 0)
 
 
 def git_hash() -> str | None:

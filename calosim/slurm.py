@@ -14,7 +14,7 @@ from pathlib import Path
 
 from calosim.files import atomic_write
 
-__all__ = ["SECONDS", "TASK", "Slurm", "own_job", "requeue"]
+__all__ = ["SECONDS", "TASK", "Slurm", "own_job", "requeue", "starts_again"]
 
 #: What stands for the number of a job in its array.
 TASK = "{task}"
@@ -135,6 +135,11 @@ def own_job() -> dict[str, str] | None:
     """
     job = os.environ.get("SLURM_JOB_ID")
     return None if job is None else {"cluster": os.environ.get("SLURM_CLUSTER_NAME", ""), "job": job}
+
+
+def starts_again() -> bool:
+    """Whether the job that this process runs in was run before."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
 
 
 def requeue(job: str) -> str:

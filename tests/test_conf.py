@@ -48,6 +48,7 @@ BASES = {
     "data/zn.yaml": "photons.yaml",
     "data/zp.yaml": "photons.yaml",
     "data/focal_h.yaml": "photons.yaml",
+    "cluster/slurm.yaml": "photons.yaml",
     "logger/wandb.yaml": "photons.yaml",
     "demo/photons.yaml": "photons.yaml",
     "photons/published.yaml": "photons.yaml",
@@ -139,10 +140,16 @@ def test_training_configuration(name, tmp_path, monkeypatch, showers_of, teacher
     # callback of the list.
     if "CheckerboardValidation" in (CONF / base).read_text() and name.split("/")[-1] not in NOT_LAST:
         words += ["--trainer.callbacks.rows", "2", "--trainer.callbacks.pictures", "1"]
+    if name == "cluster/slurm.yaml":
+        assert main(["fit", *files, *words]) == 2  # outside of Slurm
+        for key, value in {"NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0}.items():
+            monkeypatch.setenv(f"SLURM_{key}", str(value))
     assert main(["fit", *files, *words]) == 0
     assert Run(tmp_path / "run").best.exists()
     if name == "logger/wandb.yaml":
-        assert list(tmp_path.rglob("run-*.wandb")), "no offline W&B run was written"
+        assert main(["fit", *files, *words, "--ckpt_path", "last"]) == 0
+        written = [path.stem for path in tmp_path.rglob("run-*.wandb")]
+        assert written == [f"run-{Run(tmp_path / 'run').wandb}"] * 2, "expected two sessions of one offline W&B run"
 
 
 @pytest.mark.parametrize("name", sorted(TOOLS))

@@ -21,6 +21,7 @@ from calosim.files import atomic_write, write_json, write_npz
 from calosim.models.provenance import split_unlike
 from calosim.runs import FORMAT, Run, git_hash
 from calosim.showers.datamodule import describe
+from calosim.slurm import own_job
 
 __all__ = ["PredictionFile", "RunCheckpoint", "RunRecord", "WholeCheckpoints"]
 
@@ -126,7 +127,9 @@ class RunRecord(SaveConfigCallback):
             "steps": trainer.global_step,
             "samples": round(self._done["samples"]),
         }
-        write_json(Run(trainer.default_root_dir) / Run.TRAINING, record)
+        run = Run(trainer.default_root_dir)
+        write_json(run / Run.TRAINING, record)
+        run.keep_hpc(None)
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Writes both files, on one process."""
@@ -159,6 +162,7 @@ class RunRecord(SaveConfigCallback):
                 "model": type(pl_module).__name__,
                 "parameters": sum(p.numel() for p in pl_module.parameters()),
                 "processes": trainer.world_size,
+                "job": own_job(),
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "data": describe(trainer.datamodule),  # type: ignore[attr-defined]
                 "ancestors": pl_module.ancestors,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sys
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,22 @@ import yaml
 
 from calosim.models.checkpoints import read_checkpoint
 from calosim.runs import Run, difference, identity
+from calosim.slurm import own_job, starts_again
 
-__all__ = ["as_list", "check_resumed", "checkpoint_to_use", "folder_of", "said_words", "say_replaced", "single_batches"]
+__all__ = [
+    "NAMED",
+    "as_list",
+    "check_resumed",
+    "checkpoint_to_use",
+    "folder_of",
+    "newest",
+    "said_words",
+    "say_replaced",
+    "single_batches",
+]
+
+#: Checkpoints of a run that have a name.
+NAMED = ("best", "last", "hpc")
 
 #: Options whose 1 is one batch, and whose 1.0 all of them; the parser knows no difference.
 COUNTS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
@@ -53,7 +70,7 @@ def folder_of(verb: str, config: Any, checkpoint: str | None) -> str:
         raise ValueError(f"expected --ckpt_path, a checkpoint to {verb}; without one the weights are random")
     if run is not None:
         return run
-    if checkpoint in ("best", "last"):
+    if checkpoint in NAMED:
         # `-c RUN/config.yaml --ckpt_path last` goes on with that run, wherever it lies by now.
         own = [path.parent for path in _files(config) if path.name == Run.CONFIG and Run(path.parent).exists]
         if len(own) != 1:
@@ -67,20 +84,53 @@ def folder_of(verb: str, config: Any, checkpoint: str | None) -> str:
         # Judging or resuming a checkpoint belongs to the run that wrote it.
         return str(Run(checkpoint).folder)
     model = config.model.class_path.rpartition(".")[2].lower()
-    # The tasks of a Slurm step must choose the same folder without talking to each other; one task alone is free to choose.
-    job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
-    if job and step and int(os.environ.get("SLURM_NTASKS", 1)) > 1:
-        return f"runs/{model}/slurm-{job}-{step}"
+    if job := own_job():
+        return _job_folder(f"runs/{model}/slurm-{job['job']}")
     return f"runs/{model}/{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
 
 
+def _job_folder(start: str) -> str:
+    """The run folder of a training in a job, which must find it again when it starts again.
+
+    The tasks of a step must choose the same one without talking to each other; hence the command's words tell it apart from
+    the job's other trainings. The same command once more is a new training, unless the first is one to go on with.
+    """
+    name = f"{start}-{hashlib.sha256(repr(sys.argv[1:]).encode()).hexdigest()[:6]}"
+    alone = "SLURM_STEP_ID" not in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) == 1
+    for number in count(1):
+        run = Run(name if number == 1 else f"{name}-{number}")
+        if not alone and not run.training:
+            break
+        if run.exists and newest(run):
+            break
+        if alone:
+            with suppress(FileExistsError):
+                run.folder.mkdir(parents=True)
+                break
+    return str(run.folder)
+
+
+def newest(run: Run) -> str | None:
+    """The checkpoint that a run goes on from by itself; None if it does not.
+
+    It does if this job has begun it, and starts again or was told to make room.
+    """
+    if not run.exists or run.job is None or run.job != own_job() or not (run.hpc or starts_again()):
+        return None
+    steps = {
+        path: read_checkpoint(path).get("global_step", 0) for path in (run.hpc, run.last) if path and path.exists()
+    }
+    return str(max(steps, key=lambda path: steps[path])) if steps else None
+
+
 def checkpoint_to_use(run: Run, name: str) -> str:
-    """The path of a run's ``best`` or ``last`` checkpoint; the other one, with a line, where it is damaged.
+    """The path of a run's ``best``, ``last`` or ``hpc`` checkpoint; another one, with a line, where it is damaged.
 
     Raises:
         ValueError: If there is none, or none that can be read.
     """
-    wanted, other = (run.best, run.last) if name == "best" else (run.last, run.best)
+    wanted = {"best": run.best, "last": run.last, "hpc": run.hpc or run / "hpc_ckpt_1.ckpt"}[name]
+    other = run.best if name == "last" else run.last
     if not wanted.exists():
         raise ValueError(f"{wanted}: no such checkpoint; without one, `fit` starts anew in that folder")
     try:

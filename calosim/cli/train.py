@@ -18,11 +18,14 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from calosim.cli.errors import one_line
 from calosim.cli.record import PredictionFile, RunCheckpoint, RunRecord, WholeCheckpoints
+from calosim.cli.requeue import Requeue
 from calosim.cli.session import (
+    NAMED,
     as_list,
     check_resumed,
     checkpoint_to_use,
     folder_of,
+    newest,
     said_words,
     say_replaced,
     single_batches,
@@ -89,13 +92,17 @@ class CalosimCLI(LightningCLI):
         for name, single in self.singles.items():
             self.asked.trainer[name] = single
         checkpoint = config.get("ckpt_path")
+        _check_environment(config)
         run = Run(folder_of(str(self.subcommand), config, checkpoint))
+        if self.subcommand == "fit" and (found := newest(run)):
+            config.ckpt_path = checkpoint = found
         # Processes that Lightning launches repeat the command line; they inherit the folder by the environment.
         os.environ["CALOSIM_RUN"] = config.run = config.trainer.default_root_dir = str(run.folder)
-        first = int(os.environ.get("SLURM_PROCID", os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))) == 0
+        # Processes that Lightning launches inside of a job's task share its SLURM_PROCID.
+        first = all(int(os.environ.get(name, 0)) == 0 for name in ("SLURM_PROCID", "RANK", "LOCAL_RANK"))
         if self.subcommand == "fit" and first:
             self._enter(run, checkpoint)
-        if checkpoint in ("best", "last"):
+        if checkpoint in NAMED:
             config.ckpt_path = checkpoint_to_use(run, checkpoint)
         elif checkpoint:
             read_checkpoint(checkpoint)  # a damaged one is named
@@ -109,7 +116,7 @@ class CalosimCLI(LightningCLI):
     def _enter(self, run: Run, checkpoint: str | None) -> None:
         """Claims the folder of a training, and refuses what would mix two of them."""
         HELD.append((run, run.claim()))
-        origin = run if checkpoint in (None, "best", "last") else Run(checkpoint)
+        origin = run if checkpoint in (None, *NAMED) else Run(checkpoint)
         if run.exists and (checkpoint is None or origin.folder.resolve() != run.folder.resolve()):
             if not run.begun_only:
                 raise ValueError(
@@ -136,6 +143,8 @@ class CalosimCLI(LightningCLI):
             if logger.class_path.endswith("CSVLogger") and (run / Run.METRICS).exists():
                 # CSVLogger starts its file anew; what was logged before must stay.
                 logger.init_args.version = f"{self.subcommand}-{len(list(run.folder.glob(f'{self.subcommand}-*'))) + 1}"
+            if logger.class_path.endswith("WandbLogger") and self.subcommand == "fit":
+                logger.init_args.id = logger.init_args.get("id") or run.wandb
         for callback in as_list(trainer.get("callbacks")):
             name = callback.class_path.rpartition(".")[2]
             if name == "ModelCheckpoint" and callback.init_args.get("dirpath") is None:
@@ -159,7 +168,9 @@ class CalosimCLI(LightningCLI):
             plugins = [*plugins, WholeCheckpoints()]
         if self.subcommand:
             self.config[self.subcommand] = self.asked  # what the run's record keeps
-        return super().instantiate_trainer(plugins=plugins, **self.singles, **kwargs)
+        trainer = super().instantiate_trainer(plugins=plugins, **self.singles, **kwargs)
+        trainer.callbacks.sort(key=lambda callback: isinstance(callback, Requeue))  # type: ignore[attr-defined]
+        return trainer
 
 
 def train(argv: list[str]) -> None:
@@ -175,23 +186,37 @@ def train(argv: list[str]) -> None:
     # Processes that Lightning launches repeat sys.argv, and the run's record quotes it.
     sys.argv[1:] = shipped_words(said_words(argv))
     try:
-        CalosimCLI(
-            model_class=CalosimModule,
-            datamodule_class=RootDataModule,
-            subclass_mode_model=True,
-            auto_configure_optimizers=False,
-            save_config_callback=RunRecord,
-            trainer_defaults={"callbacks": [PredictionFile()]},
-            parser_kwargs={
-                **REFUSING,
-                "prog": "calosim",
-                **{verb: {**REFUSING, **_defaults()} for verb in ("fit", "validate", "test", "predict")},
-            },
-        )
+        with Requeue() as requeue:
+            CalosimCLI(
+                model_class=CalosimModule,
+                datamodule_class=RootDataModule,
+                subclass_mode_model=True,
+                auto_configure_optimizers=False,
+                save_config_callback=RunRecord,
+                trainer_defaults={"callbacks": [PredictionFile(), requeue]},
+                parser_kwargs={
+                    **REFUSING,
+                    "prog": "calosim",
+                    **{verb: {**REFUSING, **_defaults()} for verb in ("fit", "validate", "test", "predict")},
+                },
+            )
     finally:
         while HELD:
             run, handle = HELD.pop()
             run.release(handle)
+
+
+def _check_environment(config: Any) -> None:
+    """Refuses processes of a Slurm step where there is none: Lightning would look for its variables.
+
+    Raises:
+        ValueError: If so.
+    """
+    plugins = [plugin.class_path for plugin in as_list(config.trainer.get("plugins"))]
+    if "SLURM_NTASKS" not in os.environ and any(path.endswith("SLURMEnvironment") for path in plugins):
+        raise ValueError(
+            "SLURMEnvironment (conf/cluster/slurm.yaml): expected tasks of Slurm, `calosim submit fit` or srun"
+        )
 
 
 def _defaults() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from calosim.files import write_json
 from calosim.runs import Run
 
 #: A few batches of everything (the command reads 1 as all of them), quietly.
@@ -178,23 +180,54 @@ def test_two_processes_train_as_one(sizes, root_file, tmp_path):
 @pytest.mark.parametrize(
     ("environment", "one"),
     [
+        ({}, False),
         ({"SLURM_JOB_ID": "7"}, False),
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}, False),
         ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "3", "SLURM_NTASKS": "1"}, False),
         ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "3", "SLURM_NTASKS": "2"}, True),
     ],
 )
-def test_only_tasks_of_one_slurm_step_share_a_folder(environment, one, monkeypatch):
+def test_only_tasks_of_one_slurm_step_share_a_folder(environment, one, monkeypatch, tmp_path):
     """Two trainings in one job are two runs; the tasks of a step cannot talk to each other before they have a folder."""
     from jsonargparse import Namespace
 
     from calosim.cli.session import folder_of
 
+    monkeypatch.chdir(tmp_path)
     for name in ("CALOSIM_RUN", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     config = Namespace(model=Namespace(class_path="calosim.Teacher"), run=None)
-    folders = {folder_of("fit", config, None) for _ in range(2)}
-    assert len(folders) == (1 if one else 2)
-    assert (folders == {"runs/teacher/slurm-7-3"}) == one
+    monkeypatch.setattr("sys.argv", ["calosim", "fit", "a"])
+    folders = [folder_of("fit", config, None) for _ in range(2)]
+    assert (folders[0] == folders[1]) == one
+    assert all(folder.startswith("runs/teacher/slurm-7-") for folder in folders) == bool(environment)
+    monkeypatch.setattr("sys.argv", ["calosim", "fit", "b"])
+    assert folder_of("fit", config, None) not in folders
+    # One that has come to its end is not begun again.
+    write_json(Run(folders[1]) / Run.TRAINING, {"steps": 1})
+    monkeypatch.setattr("sys.argv", ["calosim", "fit", "a"])
+    assert folder_of("fit", config, None) not in folders
+
+
+def test_a_job_that_starts_again_finds_its_runs(monkeypatch, tmp_path, run_folders):
+    from jsonargparse import Namespace
+
+    from calosim.cli.session import folder_of, newest
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    config = Namespace(model=Namespace(class_path="calosim.PhotonSum"), run=None)
+    monkeypatch.setattr("sys.argv", ["calosim", "fit", "a"])
+    run = Run(folder_of("fit", config, None))
+    shutil.copytree(run_folders["photons"], run.folder, dirs_exist_ok=True)
+    write_json(run / Run.RECORD, {"format": 2, "job": {"cluster": "", "job": "7"}})
+    assert folder_of("fit", config, None) != str(run.folder)
+    assert newest(run) is None
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert folder_of("fit", config, None) == str(run.folder)
+    assert newest(run) == str(run.last)
+    # What it was gone on with last counts.
+    write_json(run / "run.resumed-2.json", {"job": {"cluster": "", "job": "8"}})
+    assert newest(run) is None

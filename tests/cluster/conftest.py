@@ -36,7 +36,7 @@ class Slurm:
         """What ``scontrol show job`` knows, such as JobState, ExitCode, Restarts; also of jobs that ended in this hour."""
         return dict(re.findall(r"(\S+?)=(\S*)", self("scontrol", "--oneliner", "show", "job", job)))
 
-    def wait(self, job: object, state: str | None = None, seconds: float = 90) -> dict[str, str]:
+    def wait(self, job: object, state: str | None = None, seconds: float = 300) -> dict[str, str]:
         """Waits until a job is in a state, or has ended.
 
         Raises:
