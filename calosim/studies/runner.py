@@ -11,45 +11,72 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
+from calosim.slurm import Slurm
 from calosim.studies.finished import is_finished, unknown_origin
 from calosim.studies.plan import Plan, Step
+from calosim.studies.queue import queued, submit_steps
 from calosim.studies.steps import beside, command, hold, last_line, sign
 
-__all__ = ["run_steps"]
+__all__ = ["Execution", "run_steps"]
 
 #: How often it is seen whether a step has ended, in seconds.
 _PAUSE = 0.1
 
 
-def run_steps(plan: Plan, jobs: int = 1, quiet: bool = False) -> dict[str, str]:
+@dataclass(frozen=True)
+class Execution:
+    """Where and how the steps of a plan run.
+
+    Attributes:
+        executor: local, or slurm: all steps are submitted at once, each after those it needs. The same command again shows how
+            they stand, and collects when they are over.
+        jobs: Runs at once, locally; they share the processor cores, and take turns at the CUDA devices.
+        slurm: What each job asks Slurm for: --slurm.partition, --slurm.gpus, --slurm.time and so on, as of `calosim submit`.
+        retry: Submit the steps that failed in Slurm again. Locally they always are.
+    """
+
+    executor: Literal["local", "slurm"] = "local"
+    jobs: int = 1
+    slurm: Slurm | None = None
+    retry: bool = False
+
+    def __post_init__(self) -> None:
+        if self.executor == "local" and (self.slurm or self.retry):
+            raise ValueError("slurm and retry are of `--executor slurm`; expected it beside them")
+        if self.jobs < 1:
+            raise ValueError(f"expected at least one job, got {self.jobs}")
+
+
+def run_steps(plan: Plan, execution: Execution = Execution(), quiet: bool = False) -> dict[str, str] | None:
     """Runs what is not finished.
 
     Args:
         plan: The plan.
-        jobs: How many commands run at once; they share the processor cores, and take turns at the CUDA devices.
+        execution: Where and how.
         quiet: Print nothing and show no progress.
 
     Returns:
-        Why steps failed, by name; a step whose need failed is among them.
+        Why steps failed, by name; a step whose need failed is among them. None while steps are in Slurm's queue.
 
     Raises:
         ValueError: If a finished step was made with other settings than the plan's, or from other data.
     """
-    if jobs < 1:
-        raise ValueError(f"expected at least one job, got {jobs}")
+    if execution.executor == "slurm":
+        return submit_steps(plan, execution.slurm or Slurm(), execution.retry, quiet)
     done = {name for name, step in plan.steps.items() if is_finished(step)}
     with tqdm(total=len(plan.steps), initial=len(done), unit="step", disable=True if quiet else None) as progress:
-        study = _Study(plan, list(range(jobs)), progress, quiet, done)
+        study = _Study(plan, list(range(execution.jobs)), progress, quiet, done)
         for line in filter(None, map(unknown_origin, plan.steps.values())):
             study.say(line)
-        with _terminable():
+        with _interruptions() as seen:
             try:
                 while study.advance():
+                    if seen:
+                        raise KeyboardInterrupt
                     time.sleep(_PAUSE)
             finally:
                 study.end()  # an interrupted study leaves nothing running; it resumes later
@@ -57,17 +84,15 @@ def run_steps(plan: Plan, jobs: int = 1, quiet: bool = False) -> dict[str, str]:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Lets a termination request, such as that of a batch system, end the study in an orderly way."""
-
-    def terminate(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, terminate)
+def _interruptions() -> Iterator[list[int]]:
+    """Ctrl-C and requests to end, such as a batch system's, as they come: none falls between a command's start and its note."""
+    seen: list[int] = []
+    before = {kind: signal.signal(kind, lambda k, _: seen.append(k)) for kind in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield seen
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
 
 
 @dataclass
@@ -147,6 +172,8 @@ class _Study:
                 self.say(f"{step.name}: waits for {lock}, which makes {step.folder}")
             return
         with lock:
+            if job := queued(step, self.plan.out):
+                raise ValueError(f"is {job}; wait for it or cancel it")
             # Another study may have made it while this one waited for the lock.
             if step.shared and is_finished(step):
                 self.note(step.name, "")

@@ -7,8 +7,26 @@ import pytest
 from calosim.cli import train
 from calosim.studies import settings
 
-GD = ["-c", "conf/finetune/gd.yaml", "--model.init_from", "runs/a", "--data.particle", "gamma", "--seed_everything", "1"]
-OTHER = ["-c", "conf/finetune/gd.yaml", "--model.init_from", "runs/b", "--data.particle", "22", "--seed_everything", "2"]
+GD = [
+    "-c",
+    "conf/finetune/gd.yaml",
+    "--model.init_from",
+    "runs/a",
+    "--data.particle",
+    "gamma",
+    "--seed_everything",
+    "1",
+]
+OTHER = [
+    "-c",
+    "conf/finetune/gd.yaml",
+    "--model.init_from",
+    "runs/b",
+    "--data.particle",
+    "22",
+    "--seed_everything",
+    "2",
+]
 
 
 def test_trainings_that_differ_by_seed_particle_or_origin_are_read_once(monkeypatch):
