@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -208,7 +208,7 @@ class _Study:
             child.wait()
 
 
-def _share(jobs: int, slot: int) -> Mapping[str, str]:
+def _share(jobs: int, slot: int) -> dict[str, str]:
     """The environment of one of several commands that run at once."""
     if jobs == 1:
         return {}

@@ -27,8 +27,14 @@ def command(step: Step) -> list[str]:
     if step.verb != "fit" or not step.folder.exists() or not any(step.folder.iterdir()):
         return words
     check_training(step, "begun")
-    if Run(step.folder).last.exists():
-        return [*words, "--ckpt_path", "last"]
+    run = Run(step.folder)
+    there = {
+        name: path.stat().st_mtime
+        for name, path in {"last": run.last, "hpc": run.hpc}.items()
+        if path and path.exists()
+    }
+    if there:
+        return [*words, "--ckpt_path", max(there, key=lambda name: there[name])]
     shutil.rmtree(step.folder)  # killed before its first checkpoint
     return words
 
