@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -41,18 +42,20 @@ def submit_steps(plan: Plan, slurm: Slurm, retry: bool = False, quiet: bool = Fa
         print(", ".join(f"{number} {state}" for state, number in Counter(state for _, state, _ in lines).items()))
     if study.jobs and study.failed:
         raise ValueError(
-            f"{len(study.failed)} of {len(plan.steps)} steps failed: {', '.join(study.failed)}; {len(study.jobs)} are in the "
-            "queue; --retry submits what failed again"
+            f"{len(study.failed)} of {len(plan.steps)} steps failed: {', '.join(study.failed)}; "
+            f"{len(study.jobs)} are in the queue"
         )
     return None if study.jobs else study.failed
 
 
 def queued(step: Step, out: Path) -> str:
-    """The job of a step that is in Slurm's queue, in words; empty if there is none."""
+    """The job of a step that is in Slurm's queue, in words; empty if there is none, or no Slurm here."""
     record = beside(step, out, "job")
-    job = read_json(record)["job"] if record.exists() else None
-    state = _states().get(job) if job else None
-    return f"job {job} of Slurm, which is {state}" if state else ""
+    if record.exists() and shutil.which("squeue"):
+        job = read_json(record)["job"]
+        if state := _states().get(job):
+            return f"job {job} of Slurm, which is {state}"
+    return ""
 
 
 @dataclass
@@ -84,13 +87,15 @@ class _Study:
             return self.fail(step, f"is still run by {lock}; wait for it or end it")
         with lock:
             record = beside(step, self.plan.out, "job")
-            known = read_json(record) if record.exists() else {"job": None}
+            known: dict[str, str] = read_json(record) if record.exists() else {}
             if blocked := [need for need in step.after if need in self.failed]:
                 return self.fail(step, f"needs {blocked[0]}, which failed")
-            if known["job"] not in self.states:
-                if known["job"] and not self.retry:
+            if known.get("job") not in self.states:
+                if known and not self.retry:
                     words = last_line(Path(known["log"])) or "it left no log; was it cancelled?"
-                    return self.fail(step, f"job {known['job']}: {words} (see {known['log']})")
+                    return self.fail(
+                        step, f"job {known['job']}: {words} (see {known['log']}; --retry submits it again)"
+                    )
                 try:
                     known = self.submit(step)
                 except ValueError as error:

@@ -21,7 +21,7 @@ def command(step: Step) -> list[str]:
     """The words of ``calosim`` that make a step, or go on with it; a training's folder with nothing to go on with is removed.
 
     Raises:
-        ValueError: If another training than the step's was begun there.
+        ValueError: If another training than the step's was begun there, or a process trains there.
     """
     words = [step.verb, *step.words]
     if step.verb != "fit" or not step.folder.exists() or not any(step.folder.iterdir()):
@@ -35,7 +35,9 @@ def command(step: Step) -> list[str]:
     }
     if there:
         return [*words, "--ckpt_path", max(there, key=lambda name: there[name])]
+    held = run.claim()  # refused while it is trained, on whichever host
     shutil.rmtree(step.folder)  # killed before its first checkpoint
+    run.release(held)
     return words
 
 

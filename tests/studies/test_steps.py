@@ -30,6 +30,10 @@ def test_a_begun_training_goes_on_from_its_newest_checkpoint(step, pretend):
 
 def test_what_cannot_be_gone_on_with_is_removed(step, pretend):
     pretend(step, finished=False)
+    held = Run(step.folder).claim()
+    with pytest.raises(ValueError, match="another process trains there now"):
+        command(step)
+    Run(step.folder).release(held)
     assert command(step) == ["fit", *step.words]
     assert not step.folder.exists()
 
