@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import socket
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 from jsonargparse import Namespace
 
 from calosim.cli.session import take_processes
+from calosim.files import read_csv
 from calosim.runs import Run
 
 QUICK = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.max_epochs", 2]
@@ -54,7 +54,7 @@ def _run(*words: object, wait: bool = True) -> subprocess.Popen:
 
 
 def _losses(run: Path) -> list[float]:
-    return [float(row["val/loss"]) for row in csv.DictReader((run / Run.METRICS).open()) if row["val/loss"]]
+    return [float(row["val/loss"]) for row in read_csv(run / Run.METRICS) if row["val/loss"]]
 
 
 @pytest.mark.slow
@@ -66,7 +66,7 @@ def test_two_nodes_of_torchrun_train_as_one_process(root_file, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     nodes = ["torch.distributed.run", "--nnodes", 2, "--nproc_per_node", 1, "--rdzv_backend", "c10d"]
-    nodes += ["--rdzv_id", "x", "--rdzv_endpoint", f"127.0.0.1:{port}", "-m"]
+    nodes += ["--rdzv_id", "x", "--rdzv_endpoint", f"127.0.0.1:{port}", "-m", "--"]
     both = [_run(*nodes, *words, "--run", tmp_path / "2", "--data.batch_size", 32, wait=False) for _ in range(2)]
     said = [node.communicate(timeout=300)[0] for node in both]
     assert [node.returncode for node in both] == [0, 0], said

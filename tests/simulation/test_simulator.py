@@ -179,6 +179,7 @@ def test_threads_change_nothing_and_are_given_back(name, run_folders, showers):
     assert np.array_equal(*found)
 
 
+@pytest.mark.slow
 def test_processes_change_nothing(run_folders, showers):
     folders = run_folders["splits"], run_folders["photons"]
     one, two = (FastSimulator.load(*folders, acceptance=run_folders["acceptance"], devices=n) for n in (1, 2))
