@@ -257,9 +257,9 @@ def resolved(words: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: If the command would refuse them.
     """
-    command = _fit_parser()
+    parser = _fit_parser()._parser("fit")
     try:
-        config = command.parser.parse_args(shipped_words(["fit", *said_words(words)]))
+        config = parser.parse_args(shipped_words(said_words(words)))
     except ArgumentError as error:
         raise ValueError(one_line(str(error))) from None
-    return yaml.safe_load(command._parser("fit").dump(config["fit"], skip_none=False))
+    return yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True))  # it has been validated
