@@ -14,6 +14,7 @@ VERBS: dict[str, str] = {
     "test": "test metrics of a checkpoint",
     "predict": "run a checkpoint's predict step over the test split",
     "generate": "primaries in (ROOT or CSV), simulated responses out (ROOT)",
+    "merge": "join the shards of one generation to what one run would have written",
     "evaluate": "judge a fast simulation on the test split, with floor and trivial model",
     "ensemble": "join one shape model per particle, and a default, in one folder that simulates",
     "explain": "SHAP values of the photon sum and the shower center, and how sure the photon sum is",
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 on success, 2 after one line on standard error about what was wrong, 1 after one about a
-        training whose numbers were no longer finite, 130 when interrupted.
+        training whose numbers were no longer finite, 130 when interrupted; a training that makes room ends with 75.
     """
     if argv is None:
         _take_any_character()
@@ -70,6 +71,10 @@ def main(argv: list[str] | None = None) -> int:
         # Imported only when there is work for them: torch and lightning take seconds.
         from calosim.cli.words import checked
 
+        if argv[0] == "fit":
+            from calosim.slurm import listen
+
+            listen()
         argv = checked(argv)
         if argv[0] in TRAINING:
             from calosim.cli.train import train as run

@@ -21,6 +21,7 @@ __all__ = [
     "atomic_write",
     "check_not_read",
     "check_writable",
+    "claimed",
     "csv_text",
     "expanded",
     "find_config",
@@ -67,6 +68,34 @@ def temporary_folder(place: str | Path, of: str | Path | None = None) -> Iterato
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+@contextmanager
+def claimed(folder: str | Path, busy: str) -> Iterator[Path]:
+    """A folder, made if missing, in which no other process works meanwhile; it stays, unless it is empty at the end.
+
+    Args:
+        folder: The folder.
+        busy: What to say if one does.
+
+    Raises:
+        ValueError: If another process has it.
+    """
+    folder = Path(folder)
+    with _naming(folder, "cannot write there"):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{folder}: {busy}") from None
+        yield folder
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
+        os.close(handle)
 
 
 @contextmanager

@@ -147,6 +147,9 @@ def test_training_configuration(name, tmp_path, monkeypatch, showers_of, teacher
     assert main(["fit", *files, *words]) == 0
     assert Run(tmp_path / "run").best.exists()
     if name == "logger/wandb.yaml":
+        import wandb
+
+        wandb.finish()
         assert main(["fit", *files, *words, "--ckpt_path", "last"]) == 0
         written = [path.stem for path in tmp_path.rglob("run-*.wandb")]
         assert written == [f"run-{Run(tmp_path / 'run').wandb}"] * 2, "expected two sessions of one offline W&B run"

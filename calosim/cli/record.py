@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from lightning import LightningModule, Trainer
@@ -17,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from calosim import __version__
-from calosim.files import atomic_write, write_json, write_npz
+from calosim.files import atomic_write, read_json, read_npz, write_json, write_npz
 from calosim.models.provenance import split_unlike
 from calosim.runs import FORMAT, Run, git_hash
 from calosim.showers.datamodule import describe
@@ -82,7 +83,7 @@ class RunRecord(SaveConfigCallback):
         self._done |= state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Starts the clock; writes a batch size down that a callback has found, and that the run is not finished."""
+        """Starts the clock; writes down with which batches and rates it trains, and that the run is not finished."""
         self._begin = time.perf_counter()
         run, data = Run(trainer.default_root_dir), trainer.datamodule  # type: ignore[attr-defined]
         if not trainer.is_global_zero:
@@ -90,7 +91,15 @@ class RunRecord(SaveConfigCallback):
         (run / Run.TRAINING).unlink(missing_ok=True)
         if self.config.data.batch_size != data.batch_size:
             self.config.data.batch_size = data.batch_size
-            atomic_write(run / self._written, self._settings())
+            atomic_write(run / self._written[0], self._settings())
+        total = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        rates = sorted({group.get("initial_lr", group["lr"]) for group in groups})
+        more = {
+            "batch_size": {"process": data.batch_size, "total": total},
+            "learning_rate": rates[0] if len(rates) == 1 else rates,
+        }
+        write_json(run / self._written[1], read_json(run / self._written[1]) | more)
 
     def _settings(self) -> str:
         """All settings as YAML; numbers of batches stay whole, which the parser writes as fractions."""
@@ -141,7 +150,7 @@ class RunRecord(SaveConfigCallback):
         config, record = Run.CONFIG, Run.RECORD
         if resumed:
             config, record = f"config.resumed-{resumed}.yaml", f"run.resumed-{resumed}.json"
-        self._written = config
+        self._written = config, record
         atomic_write(run / config, self._settings())
         for logger in trainer.loggers:
             logger.log_hyperparams({**pl_module.hparams, "config": yaml.safe_load(self._settings())})
@@ -163,6 +172,7 @@ class RunRecord(SaveConfigCallback):
                 "parameters": sum(p.numel() for p in pl_module.parameters()),
                 "processes": trainer.world_size,
                 "job": own_job(),
+                "nodes": trainer.num_nodes,
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "data": describe(trainer.datamodule),  # type: ignore[attr-defined]
                 "ancestors": pl_module.ancestors,
@@ -171,7 +181,7 @@ class RunRecord(SaveConfigCallback):
 
 
 class PredictionFile(Callback):
-    """Writes what ``calosim predict`` made to ``predictions.npz`` in the run folder; on several processes one file each."""
+    """Writes what ``calosim predict`` made to ``predictions.npz`` in the run folder: what one process would, also of several."""
 
     def __init__(self) -> None:
         self._batches: list[dict[str, torch.Tensor]] = []
@@ -181,10 +191,19 @@ class PredictionFile(Callback):
         self._batches.append({key: value.cpu() for key, value in outputs.items()})
 
     def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Joins the batches."""
+        """Joins the batches, and what the processes have of them."""
         arrays = {key: torch.cat([batch[key] for batch in self._batches]).numpy() for key in self._batches[0]}
         path = Run(trainer.default_root_dir) / Run.PREDICTIONS
         if trainer.world_size > 1:
-            path = path.with_stem(f"{path.stem}-{trainer.global_rank}")
+            parts = [path.with_stem(f"{path.stem}-{rank}") for rank in range(trainer.world_size)]
+            write_npz(parts[trainer.global_rank], **arrays)
+            trainer.strategy.barrier()
+            if not trainer.is_global_zero:
+                return
+            shares = [read_npz(part) for part in parts]
+            order = np.argsort(np.concatenate([share["rows"] for share in shares]))
+            arrays = {key: np.concatenate([share[key] for share in shares])[order] for key in arrays}
+            for part in parts:
+                part.unlink()
         write_npz(path, **arrays)
         print(f"{path}: {', '.join(f'{key} {array.shape}' for key, array in arrays.items())}")

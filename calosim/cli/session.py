@@ -25,11 +25,13 @@ __all__ = [
     "as_list",
     "check_resumed",
     "checkpoint_to_use",
+    "elsewhere",
     "folder_of",
     "newest",
     "said_words",
     "say_replaced",
     "single_batches",
+    "take_processes",
 ]
 
 #: Checkpoints of a run that have a name.
@@ -142,6 +144,39 @@ def checkpoint_to_use(run: Run, name: str) -> str:
         print(f"calosim: {error}; {other}, after epoch {epoch + 1}, takes its place", file=sys.stderr)
         return str(other)
     return str(wanted)
+
+
+def elsewhere(plugins: Any) -> Any:
+    """The trainer's plugins but for Slurm's environment: what a run was asked for holds on other machines too.
+
+    Raises:
+        ValueError: If that environment is asked for where it is not: Lightning would look for its variables.
+    """
+    slurm = [plugin for plugin in as_list(plugins) if plugin.class_path.endswith("SLURMEnvironment")]
+    if slurm and "SLURM_NTASKS" not in os.environ:
+        raise ValueError(
+            "SLURMEnvironment (conf/cluster/slurm.yaml): expected a task of Slurm, by srun or calosim submit"
+        )
+    if not slurm:
+        return plugins
+    return [plugin for plugin in plugins if plugin not in slurm] or None if isinstance(plugins, list) else None
+
+
+def take_processes(config: Any) -> None:
+    """Makes a training of the processes that torchrun has started, on however many nodes, rather than start others.
+
+    Args:
+        config: The verb's parsed settings.
+
+    Raises:
+        ValueError: If they have no folder in common: no one of them could tell the others which it chose.
+    """
+    world, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if "TORCHELASTIC_RUN_ID" not in os.environ or world == 1:
+        return
+    config.trainer.devices, config.trainer.num_nodes = local, world // local
+    if not (config.get("run") or config.get("ckpt_path") or os.environ.get("CALOSIM_RUN")):
+        raise ValueError(f"expected --run RUN_FOLDER, the same for all {world} processes that torchrun starts")
 
 
 def check_resumed(run: Run, settings: Mapping[str, Any]) -> None:

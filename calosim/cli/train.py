@@ -24,11 +24,13 @@ from calosim.cli.session import (
     as_list,
     check_resumed,
     checkpoint_to_use,
+    elsewhere,
     folder_of,
     newest,
     said_words,
     say_replaced,
     single_batches,
+    take_processes,
 )
 from calosim.cli.words import MODELS
 from calosim.files import expanded, shipped_config, shipped_words
@@ -40,6 +42,7 @@ from calosim.models.checkpoints import read_checkpoint
 from calosim.models.schedules import WarmupCosine  # noqa: F401
 from calosim.runs import Run
 from calosim.showers.datamodule import RootDataModule
+from calosim.slurm import forget
 
 __all__ = ["CalosimCLI", "resolved", "train"]
 
@@ -88,11 +91,12 @@ class CalosimCLI(LightningCLI):
         #: The settings as they were asked for, which can be run again, in another folder too.
         self.asked = config.clone()
         self.asked.run = self.asked.ckpt_path = None
+        self.asked.trainer.plugins = elsewhere(config.trainer.get("plugins"))
         self.singles = single_batches(config, sys.argv[1:])
         for name, single in self.singles.items():
             self.asked.trainer[name] = single
         checkpoint = config.get("ckpt_path")
-        _check_environment(config)
+        take_processes(config)
         run = Run(folder_of(str(self.subcommand), config, checkpoint))
         if self.subcommand == "fit" and (found := newest(run)):
             config.ckpt_path = checkpoint = found
@@ -186,37 +190,24 @@ def train(argv: list[str]) -> None:
     # Processes that Lightning launches repeat sys.argv, and the run's record quotes it.
     sys.argv[1:] = shipped_words(said_words(argv))
     try:
-        with Requeue() as requeue:
-            CalosimCLI(
-                model_class=CalosimModule,
-                datamodule_class=RootDataModule,
-                subclass_mode_model=True,
-                auto_configure_optimizers=False,
-                save_config_callback=RunRecord,
-                trainer_defaults={"callbacks": [PredictionFile(), requeue]},
-                parser_kwargs={
-                    **REFUSING,
-                    "prog": "calosim",
-                    **{verb: {**REFUSING, **_defaults()} for verb in ("fit", "validate", "test", "predict")},
-                },
-            )
+        CalosimCLI(
+            model_class=CalosimModule,
+            datamodule_class=RootDataModule,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            save_config_callback=RunRecord,
+            trainer_defaults={"callbacks": [PredictionFile(), Requeue()]},
+            parser_kwargs={
+                **REFUSING,
+                "prog": "calosim",
+                **{verb: {**REFUSING, **_defaults()} for verb in ("fit", "validate", "test", "predict")},
+            },
+        )
     finally:
+        forget()
         while HELD:
             run, handle = HELD.pop()
             run.release(handle)
-
-
-def _check_environment(config: Any) -> None:
-    """Refuses processes of a Slurm step where there is none: Lightning would look for its variables.
-
-    Raises:
-        ValueError: If so.
-    """
-    plugins = [plugin.class_path for plugin in as_list(config.trainer.get("plugins"))]
-    if "SLURM_NTASKS" not in os.environ and any(path.endswith("SLURMEnvironment") for path in plugins):
-        raise ValueError(
-            "SLURMEnvironment (conf/cluster/slurm.yaml): expected tasks of Slurm, `calosim submit fit` or srun"
-        )
 
 
 def _defaults() -> dict[str, Any]:

@@ -22,7 +22,8 @@ __all__ = ["MODELS", "TOOLS", "TRAINING", "Known", "checked", "submit_words", "t
 TOOLS: dict[str, str] = {
     "simulate": "calosim.cli.tools:simulate",
     "convert": "calosim.showers.reading:convert",
-    "generate": "calosim.simulation.simulator:generate",
+    "generate": "calosim.simulation.generate:generate",
+    "merge": "calosim.simulation.shards:merge",
     "evaluate": "calosim.evaluation.evaluate:evaluate",
     "ensemble": "calosim.simulation.ensemble:save_ensemble",
     "explain": "calosim.explain.explain:explain",

@@ -35,6 +35,7 @@ from calosim.models.shape import ShapeModule
 from calosim.particles import STUDY_PARTICLES, particle_symbol
 from calosim.runs import git_hash
 from calosim.showers.datamodule import RootDataModule, describe
+from calosim.simulation.processes import devices_of
 from calosim.simulation.simulator import FastSimulator, NoiseRemoval, pick_device
 
 __all__ = ["Models", "evaluate"]
@@ -89,6 +90,7 @@ def evaluate(
     protocol: Protocol = Protocol(),
     classifier: ClassifierOptions = ClassifierOptions(),
     device: str = "auto",
+    devices: int = 1,
     quiet: bool = False,
 ) -> None:
     """Judges a fast simulation on the test split and writes tables and pictures.
@@ -105,12 +107,13 @@ def evaluate(
         protocol: Which rows are judged, and how often they are answered.
         classifier: Whether and how judges try to tell generated responses from the Monte Carlo's.
         device: auto, cpu, cuda or mps.
+        devices: Processes that share the responses: on a GPU each, or each with its share of a CPU's threads.
         quiet: Show no progress.
     """
-    given = {"out": out, "files": files, "data": data, "device": device}
+    given = {"out": out, "files": files, "data": data, "device": device, "devices": devices}
     judge = data or models.paths[0]
     check_writable(out)
-    work = _prepare(models, judge, files, data is not None, protocol, device)
+    work = _prepare(models, judge, files, data is not None, protocol, device, devices)
     others = Floors()
     if floors.references:
         others = Floors.read(floors, work.data, protocol.split)
@@ -134,6 +137,7 @@ class _Work:
     models: Models
     protocol: Protocol
     device: torch.device
+    devices: int
     exceptions: dict[int, int]
     photons: dict[str, PhotonSum]
     data: RootDataModule
@@ -148,18 +152,19 @@ class _Work:
 
 
 def _prepare(
-    models: Models, judge: str, files: list[str] | None, given: bool, protocol: Protocol, device: str
+    models: Models, judge: str, files: list[str] | None, given: bool, protocol: Protocol, device: str, devices: int
 ) -> _Work:
     """Loads data and photon-sum models and chooses the rows; all that can be refused at once comes first."""
     exceptions = NoiseRemoval(None, models.noise_removal_of or ()).by_code()
     where = pick_device(device)
+    devices_of(where, devices)
     data, particle = trained_data(judge, files, models.shape)
     check_splits(judge, models.paths, given)
     photons = {run: PhotonSum.load(run, where) for run in models.photons or []}
     rows = select_rows(data, protocol, particle)
     if not len(rows):
         raise ValueError(f"{', '.join(data.files)}: the {protocol.split} split has no row to evaluate")
-    return _Work(models, protocol, where, exceptions, photons, data, particle, rows, {})
+    return _Work(models, protocol, where, devices, exceptions, photons, data, particle, rows, {})
 
 
 def _description(work: _Work, floors: FloorOptions) -> dict[str, Any]:
@@ -283,7 +288,7 @@ def _simulator(work: _Work, quiet: bool) -> tuple[FastSimulator, dict[str, Any]]
         methods = best | methods
     elif models.noise_removal is not None:
         methods |= {0: models.noise_removal}
-    simulator = FastSimulator.load(shape, next(iter(work.photons), None), methods, work.device)
+    simulator = FastSimulator.load(shape, next(iter(work.photons), None), methods, work.device, devices=work.devices)
     return simulator, {**results, "noise_removal": simulator.noise_removal}
 
 

@@ -74,7 +74,7 @@ def explain(
     # What takes minutes comes after all that can be refused at once.
     folder = Path(out)
     check_writable(folder)
-    simulator, model = _models(photons, shape, settings.posterior)
+    simulator, model = _models(photons, shape, settings.posterior, surrogates.devices)
     primaries = _Primaries.of(photons, shape, particle, files, data)
     chosen = primaries.rows("test", settings.rows)
     features = primaries.features(chosen)
@@ -96,11 +96,13 @@ def explain(
     save_explanation(folder, results, rows | values, *photon_uncertainty(model, primaries.data, judged, settings.seed))
 
 
-def _models(photons: str | None, shape: str | None, posterior: int) -> tuple[FastSimulator | None, PhotonSum]:
+def _models(
+    photons: str | None, shape: str | None, posterior: int, devices: int
+) -> tuple[FastSimulator | None, PhotonSum]:
     """The simulation, if there is a shape model, and the photon-sum model with its number of networks to draw."""
     simulator: FastSimulator | None = None
     if shape:
-        simulator = FastSimulator.load(shape, photons)
+        simulator = FastSimulator.load(shape, photons, devices=devices)
         if simulator.photons is None:
             raise ValueError(f"{shape}: holds no photon-sum model; name one with --photons")
         # Of a copy: the simulation keeps its own number of networks.

@@ -49,6 +49,7 @@ class SurrogateSettings:
     Attributes:
         surrogate_rows: Responses generated for the surrogates; a quarter as many, of test primaries, judge them.
         surrogate_epochs: Passes over those responses.
+        devices: Processes that share their generation, each with its share of a CPU's threads.
 
     Raises:
         ValueError: If a number is too small.
@@ -56,6 +57,7 @@ class SurrogateSettings:
 
     surrogate_rows: int = 2000
     surrogate_epochs: int = 60
+    devices: int = 1
 
     def __post_init__(self) -> None:
         check_least(self, surrogate_rows=MIN_SURROGATE_ROWS)

@@ -14,7 +14,8 @@ from calosim.export.client import CARD, CHECK, Client
 from calosim.export.numbers import NORMALS, SEED, rows_of
 from calosim.files import atomic_write, write_json
 from calosim.metrics.wasserstein import wasserstein
-from calosim.showers.reading import read, read_primaries
+from calosim.showers.primaries import read_primaries
+from calosim.showers.reading import read
 from calosim.simulation.simulator import FastSimulator
 
 __all__ = ["CheckSettings", "check_folder"]

@@ -8,7 +8,8 @@ import numpy as np
 
 from calosim.montecarlo.matching import simulate_matched
 from calosim.montecarlo.simulate import distinct_primaries
-from calosim.showers.reading import checked_pieces, read_primaries, sources
+from calosim.showers.primaries import read_primaries
+from calosim.showers.reading import checked_pieces, sources
 from calosim.showers.recipe import read_recipe
 from calosim.showers.record import Showers
 from calosim.showers.root import Writer
@@ -26,7 +27,7 @@ def primaries_of_file(file: str, split: Literal["test", "val"] | None = None) ->
     """The distinct primaries of a file.
 
     Args:
-        file: ROOT or CSV, see :func:`calosim.showers.reading.read_primaries`.
+        file: ROOT or CSV, see :func:`calosim.showers.primaries.read_primaries`.
         split: Only those that a training holds out by default, to test or to validate.
 
     Returns:

@@ -25,7 +25,7 @@ from calosim.showers.checks import (
 )
 from calosim.showers.record import Showers, Source, Where
 
-__all__ = ["is_table", "pair_texts", "read_columns", "read_table", "text_source"]
+__all__ = ["column_pieces", "count_lines", "is_table", "pair_texts", "read_table", "text_source"]
 
 #: The letter of a detector in the first column of Extract.C's CSV, and the name of its image file.
 _TEXT_DETECTORS = {"zn": ("N", "neutron_image.txt"), "zp": ("P", "proton_image.txt")}
@@ -71,19 +71,23 @@ def read_table(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         ValueError: If a column is missing or a field is not what its column expects. Lines count from 1.
     """
-    return read_columns(existing_file(path), _COLUMNS, dict.fromkeys(_MOMENTA, "f8"))
+    return next(column_pieces(existing_file(path), _COLUMNS, dict.fromkeys(_MOMENTA, "f8")))
 
 
-def read_columns(path: Path, columns: dict[str, str], optional: dict[str, str]) -> np.ndarray:
-    """The named columns of a CSV.
+def column_pieces(
+    path: Path, columns: dict[str, str], optional: dict[str, str], first: int = 0, most: int | None = None
+) -> Iterator[np.ndarray]:
+    """The named columns of a CSV, in pieces.
 
     Args:
         path: A CSV with a header, its fields separated by commas, or by semicolons or tabs as spreadsheets may do.
         columns: Names and types of the columns it must have.
         optional: Names and types of columns that it has all together or not at all.
+        first: The row to begin with; those before it are not looked at.
+        most: The most rows of a piece; all if not given.
 
-    Returns:
-        A structured array with shape (N,).
+    Yields:
+        Structured arrays with shape (N,); the first one also if it holds nothing.
 
     Raises:
         ValueError: If a column is missing or a field is not what its column expects. Lines count from 1.
@@ -101,23 +105,35 @@ def read_columns(path: Path, columns: dict[str, str], optional: dict[str, str]) 
         places = [(header.index(name), name, kind) for name, kind in columns.items()]
 
         def records() -> Iterator[tuple[Any, ...]]:
-            for number, fields in _lines(path, csv.reader(file, delimiter=delimiter)):
+            lines = csv.reader(islice(file, first, None), delimiter=delimiter)
+            for number, fields in _lines(path, lines, first + 2):
                 if len(fields) != len(header):
                     raise ValueError(f"{path}: line {number}: expected {len(header)} fields, got {len(fields)}")
                 if delimiter == ";":  # where the comma is the decimal sign
                     fields = [text.replace(",", ".") for text in fields]
                 yield tuple(_field(path, number, name, fields[k], kind) for k, name, kind in places)
 
-        try:
-            return np.fromiter(records(), np.dtype(list(columns.items())))
-        except csv.Error as error:
-            raise ValueError(f"{path}: expected a table of numbers ({error})") from None
+        rows, dtype, full = records(), np.dtype(list(columns.items())), True
+        while full:
+            try:
+                piece = np.fromiter(islice(rows, most), dtype)
+            except csv.Error as error:
+                raise ValueError(f"{path}: expected a table of numbers ({error})") from None
+            yield piece
+            full = most is not None and len(piece) == most
 
 
-def _lines(path: Path, lines: Iterable[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    """The fields of lines behind the header, with their numbers; empty lines may stand at the end."""
+def count_lines(path: Path) -> int:
+    """How many rows stand below the header of a CSV; empty lines may stand at the end."""
+    with open_text(path) as file:
+        file.readline()
+        return sum(1 for line in file if line.strip(' ,;\t"\n'))
+
+
+def _lines(path: Path, lines: Iterable[list[str]], start: int) -> Iterator[tuple[int, list[str]]]:
+    """The fields of lines behind the header, with their numbers from ``start`` on; empty lines may stand at the end."""
     empty = 0
-    for number, fields in enumerate(lines, start=2):
+    for number, fields in enumerate(lines, start):
         if not any(map(str.strip, fields)):
             empty = empty or number
         elif empty:

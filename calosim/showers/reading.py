@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from calosim.detectors import get_detector
 from calosim.files import check_not_read
-from calosim.showers.checks import (
-    agreed_detector,
-    check_mass_shell,
-    check_primaries,
-    check_showers,
-    existing_file,
-    pdg_codes,
-    row_name,
-    tabulated,
-)
-from calosim.showers.extract import is_table, pair_texts, read_columns, text_source
+from calosim.showers.checks import agreed_detector, check_showers, existing_file
+from calosim.showers.extract import is_table, pair_texts, text_source
 from calosim.showers.npz import npz_header, npz_source
 from calosim.showers.record import FEATURES, Showers, Source
-from calosim.showers.root import BASKET, Writer, check_branches, open_tree, read_branches, root_source
+from calosim.showers.root import BASKET, Writer, root_source
 
-__all__ = ["Files", "checked_pieces", "convert", "files_read", "read", "read_primaries", "sources"]
+__all__ = ["Files", "checked_pieces", "convert", "files_read", "read", "sources"]
 
 #: One file or several.
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -213,46 +203,6 @@ def read(
                 first += len(showers)
                 progress.update(len(showers))
     return Showers(particles, pdg, images, geometry.name)
-
-
-def read_primaries(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Reads primary particles without responses.
-
-    Args:
-        path: A ROOT file with a tree ``showers`` that has the branches of :data:`FEATURES` and ``pdg``, or a
-            CSV with a header of these names in any order. A CSV may leave out mass and charge: they follow
-            from the PDG code.
-
-    Returns:
-        Features with shape (N, 9), float64, in the order and units of :data:`FEATURES`, and PDG codes (N,),
-        int32.
-
-    Raises:
-        ValueError: If anything is wrong with the file, in one line that says what and where.
-    """
-    path = existing_file(path)
-    match path.suffix.lower():
-        case ".root":
-            with open_tree(path) as (_, tree):
-                names = (*FEATURES, "pdg")
-                check_branches(path, tree, names)
-                arrays = read_branches(path, tree, names, 0, tree.num_entries)
-        case ".csv":
-            kinds = {name: "f8" for name in FEATURES if name not in ("mass", "charge")} | {"pdg": "i8"}
-            table = read_columns(path, kinds, {"mass": "f8", "charge": "f8"})
-            arrays = {name: table[name] for name in table.dtype.names or ()}
-        case other:
-            raise ValueError(f"{path}: unknown suffix {other!r}; expected .root or .csv")
-    if len(arrays["pdg"]) == 0:
-        raise ValueError(f"{path}: holds no rows; expected at least one")
-    where = partial(row_name, 0)
-    pdg = pdg_codes(arrays["pdg"], str(path), where)
-    if "mass" not in arrays:
-        arrays["mass"], arrays["charge"] = tabulated(pdg, str(path), where)
-    particles = np.column_stack([arrays[name] for name in FEATURES]).astype(np.float64, copy=False)
-    check_primaries(particles, pdg, str(path), where)
-    check_mass_shell(particles, str(path), where)
-    return particles, pdg
 
 
 def convert(

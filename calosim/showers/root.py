@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from calosim.showers.checks import (
 )
 from calosim.showers.record import FEATURES, Showers, Source, Where
 
-__all__ = ["BASKET", "Writer", "check_branches", "open_tree", "read_branches", "root_source", "write"]
+__all__ = ["BASKET", "Writer", "check_branches", "open_tree", "read_branches", "read_made", "root_source", "write"]
 
 _TREE = "showers"
 _FORMAT = "calosim 1"
@@ -141,6 +142,16 @@ def root_source(path: Path, wanted: str | None) -> Source:
         return Source(detector, tree.num_entries, narrow, partial(_root_pieces, path, detector), str(path))
 
 
+def read_made(path: Path) -> dict[str, Any] | None:
+    """What a file says of how it was made, see :class:`Writer`; None if it says nothing.
+
+    Raises:
+        ValueError: If the file is bad.
+    """
+    with open_tree(path) as (file, _), reading_file(path):
+        return json.loads(str(file["made"])) if "made" in file else None
+
+
 def _root_pieces(path: Path, detector: str, rows: int) -> Iterator[tuple[Showers, Where]]:
     with open_tree(path) as (_, tree):
         # Whole baskets at a time: a basket cut in two would be decompressed twice.
@@ -191,6 +202,7 @@ class Writer:
     Args:
         path: The file, which must end in ``.root``; missing folders are made.
         detector: The detector's name.
+        made: What the file is to say of how it was made, as JSON under the key ``made``; nothing if not given.
 
     Raises:
         ValueError: If the name has another suffix, the detector is unknown or the file cannot be written.
@@ -201,8 +213,8 @@ class Writer:
         ...         writer.extend(piece)
     """
 
-    def __init__(self, path: str | os.PathLike[str], detector: str) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], detector: str, made: Mapping[str, Any] | None = None) -> None:
+        self.path, self._made = Path(path), made
         self.geometry = get_detector(detector)
         self.rows = 0
         if self.path.suffix.lower() != ".root":
@@ -276,6 +288,8 @@ class Writer:
             self._file = uproot.recreate(self._temporary, compression=uproot.ZSTD(1))
             self._file["detector"] = self.geometry.name
             self._file["format"] = _FORMAT
+            if self._made is not None:
+                self._file["made"] = json.dumps(self._made)
             branches: dict[str, Any] = dict.fromkeys(FEATURES, np.float64) | {"pdg": np.int32}
             branches["response"] = np.dtype((self._dtype, self.geometry.shape))
             self._tree = self._file.mktree(_TREE, branches, title="primary particles and their photon images")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from tqdm import tqdm
 
-from calosim.files import check_not_read, read_json
+from calosim.files import read_json
 from calosim.models.acceptance import Acceptance
 from calosim.models.base import CalosimModule, evaluating
 from calosim.models.photons import PhotonSum
@@ -25,12 +25,10 @@ from calosim.models.shape import ShapeModule
 from calosim.particles import particle_code, particle_name
 from calosim.runs import Run
 from calosim.showers.checks import check_primaries, row_name
-from calosim.showers.reading import read_primaries
-from calosim.showers.record import Showers
-from calosim.showers.root import Writer
+from calosim.simulation.processes import Processes, devices_of
 from calosim.simulation.threads import run_side_by_side, workers_on
 
-__all__ = ["FastSimulator", "NoiseRemoval", "Stages", "generate", "pick_device", "read_ensemble"]
+__all__ = ["DEFAULTS", "FastSimulator", "NoiseRemoval", "Stages", "pick_device", "read_ensemble"]
 
 #: Of fewer rows a call costs more than what they have to do.
 _LEAST_ROWS = 32
@@ -133,6 +131,7 @@ class FastSimulator:
         own = shape.coordinates.rounding
         #: By PDG code, 0 standing for all others; empty where counts come out exactly.
         self.noise_removal: dict[int, int] = {} if own is None else {0: own, **chosen}
+        self._processes: Processes | None = None
 
     @classmethod
     def load(
@@ -142,6 +141,7 @@ class FastSimulator:
         noise_removal: int | Mapping[int, int] | None = None,
         device: str | torch.device = "cpu",
         acceptance: str | Path | None = None,
+        devices: int = 1,
     ) -> Self:
         """Loads trained models.
 
@@ -153,10 +153,13 @@ class FastSimulator:
                 particles that it does not name, None to all.
             device: Where to simulate.
             acceptance: Run folder or checkpoint of the acceptance model.
+            devices: Processes that share the rows of a sample, on a GPU of that machine each, or each with its share of a CPU's
+                threads.
 
         Raises:
-            ValueError: If a folder holds no such model.
+            ValueError: If a folder holds no such model, or there are fewer devices.
         """
+        names = devices_of(torch.device(device), devices)
         folder = Path(run_folder)
         record = read_ensemble(folder) if Run(folder).is_ensemble else None
         if not isinstance(noise_removal, int) and (noise_removal is None or 0 not in noise_removal):
@@ -165,13 +168,22 @@ class FastSimulator:
         if record and photons is None and record["photons"]:
             photons = folder / record["photons"]
         members = record["members"] if record else {}
-        return cls(
+        simulator = cls(
             ShapeModule.load(folder / record["default"] if record else folder, device),
             None if photons is None else PhotonSum.load(photons, device),
             noise_removal,
             {int(code): ShapeModule.load(folder / name, device) for code, name in members.items()},
             None if acceptance is None else Acceptance.load(acceptance, device),
         )
+        if devices > 1:
+            load = partial(cls.load, run_folder, photons, noise_removal, acceptance=acceptance)
+            simulator._processes = Processes(load, names)
+        return simulator
+
+    @property
+    def workers(self) -> int:
+        """How many batches are computed at once."""
+        return self._processes.workers if self._processes else workers_on(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -215,6 +227,8 @@ class FastSimulator:
         check_primaries(particles, pdg, "particles", partial(row_name, 0))
         if photon_sum is not None:
             photon_sum = _whole("photon_sum", photon_sum, pdg.shape, least=0)
+        if self._processes and len(pdg):
+            return self._processes.sample(particles, pdg, seed, rows, photon_sum, batch_size)
         images = np.empty((len(pdg), *self.detector.shape), dtype=np.int32)
         default = self.noise_removal.get(0, 0)
         method = np.array([self.noise_removal.get(int(code), default) for code in pdg], dtype=np.int64)
@@ -250,6 +264,23 @@ class FastSimulator:
         total = self.photons.sample(features, seed, keys)
         return total if self.acceptance is None else torch.where(self.acceptance.sample(features, seed, keys), total, 0)
 
+    def fingerprint(self) -> str:
+        """A hash of all that makes a response: weights and settings of the models, and the noise removal."""
+        digest = hashlib.blake2b(json.dumps(sorted(self.noise_removal.items())).encode(), digest_size=16)
+        parts: dict[Any, CalosimModule | None] = {
+            "shape": self.shape,
+            "photons": self.photons,
+            "acceptance": self.acceptance,
+        }
+        for name, part in {**parts, **self.members}.items():
+            if part is not None:
+                settings = json.dumps(part.init, sort_keys=True, default=str)
+                digest.update(f"{name} {type(part).__name__} {settings}".encode())
+                for key, value in part.state_dict().items():
+                    digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+                    digest.update(value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     def outside(self, particles: np.ndarray, pdg: np.ndarray) -> dict[str, int]:
         """Counts primaries outside of what the models that answer them were trained on.
 
@@ -271,28 +302,6 @@ class FastSimulator:
             for reason, rows in not_seen(model.seen, particles[mine], pdg[mine]).items():
                 counts[f"{name}: {reason}"] = int(rows.sum())
         return counts
-
-    def stream(
-        self, particles: np.ndarray, pdg: np.ndarray, responses: int, seed: int, batch_size: int = 256
-    ) -> Iterator[Showers]:
-        """Simulates several responses to each primary, a batch at a time.
-
-        Args:
-            particles: Features with shape (N, 9).
-            pdg: PDG codes with shape (N,).
-            responses: Responses to each primary; they follow each other.
-            seed: Seed of the draws.
-            batch_size: Rows of a batch.
-
-        Yields:
-            Showers with up to ``batch_size`` rows for each thread; together ``N * responses``.
-        """
-        several = batch_size * workers_on(self.device)
-        for start in range(0, len(pdg) * responses, several):
-            rows = np.arange(start, min(start + several, len(pdg) * responses))
-            primary = rows // responses
-            images = self.sample(particles[primary], pdg[primary], seed, rows, batch_size=batch_size)
-            yield Showers(particles[primary], pdg[primary], images, self.detector.name)
 
 
 def _whole(name: str, values: ArrayLike, shape: tuple[int, ...], least: int | None = None) -> np.ndarray:
@@ -323,58 +332,6 @@ def read_ensemble(folder: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path}: expected the record of an ensemble, it lacks {', '.join(sorted(missing))}")
     return record
-
-
-def generate(
-    stages: Stages,
-    primaries: str,
-    out: str,
-    responses: int = 1,
-    seed: int = 1,
-    noise_removal: NoiseRemoval = DEFAULTS,
-    batch_size: int = 256,
-    device: str = "auto",
-    strict: bool = False,
-    quiet: bool = False,
-) -> None:
-    """Simulates responses to primaries with trained models and writes them to a ROOT file.
-
-    Args:
-        stages: The models.
-        primaries: ROOT file, or CSV with a header of the nine features and pdg.
-        out: The ROOT file to write.
-        responses: Responses to each primary.
-        seed: Seed; a response depends on the seed and its row alone.
-        noise_removal: How noisy real numbers become counts.
-        batch_size: Responses simulated at once.
-        device: auto, cpu, cuda or mps.
-        strict: Refuse primaries outside of what the models were trained on: types that they never saw, features far outside
-            of their range in training. They are counted and reported otherwise.
-        quiet: Show no progress.
-    """
-    if responses < 1:
-        raise ValueError(f"expected at least one response to each primary, got {responses}")
-    if batch_size < 1:
-        raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
-    check_not_read(out, [primaries])
-    models = stages.shape, stages.photons, noise_removal.by_code(), pick_device(device), stages.acceptance
-    simulator = FastSimulator.load(*models)
-    if simulator.photons is None:
-        raise ValueError(f"{stages.shape}: holds no photon-sum model; name one with --photons")
-    particles, pdg = read_primaries(primaries)
-    if outside := simulator.outside(particles, pdg):
-        words = f"{primaries}: outside of what the models were trained on are, of {len(pdg)} primaries, " + "; ".join(
-            f"{count} by {reason}" for reason, count in outside.items()
-        )
-        if strict:
-            raise ValueError(words)
-        print(f"calosim: {words}", file=sys.stderr)
-    progress = tqdm(total=len(pdg) * responses, unit="responses", unit_scale=True, disable=True if quiet else None)
-    with progress, Writer(out, simulator.detector.name) as writer:
-        for showers in simulator.stream(particles, pdg, responses, seed, batch_size):
-            writer.extend(showers)
-            progress.update(len(showers))
-    print(f"{out}: {len(pdg) * responses} responses of {simulator.detector.title} to {len(pdg)} primaries")
 
 
 def pick_device(name: str) -> torch.device:

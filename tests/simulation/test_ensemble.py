@@ -18,7 +18,8 @@ from calosim.runs import FORMAT, Run
 from calosim.shapes import PixelConfig
 from calosim.showers.reading import read
 from calosim.simulation.ensemble import save_ensemble
-from calosim.simulation.simulator import FastSimulator, NoiseRemoval, Stages, generate
+from calosim.simulation.generate import generate
+from calosim.simulation.simulator import FastSimulator, NoiseRemoval, Stages
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from calosim.flows import FlowConfig
 from calosim.models.photons import PhotonSum
 from calosim.models.teacher import Teacher
 from calosim.shapes import PixelConfig
-from calosim.simulation.simulator import FastSimulator, NoiseRemoval, Stages, generate, pick_device
+from calosim.simulation.processes import devices_of
+from calosim.simulation.simulator import FastSimulator, NoiseRemoval, pick_device
 
 ROWS = 6
 
@@ -63,15 +64,6 @@ def test_noise_removal_by_particle(run_folders, showers):
     mixed = images({0: 3, 2112: 2})
     assert np.array_equal(mixed[0], images(3)[0])
     assert np.array_equal(mixed[1], images(2)[1])
-
-
-def test_stream_is_the_sample_in_pieces(simulator, showers):
-    few = showers.select(slice(0, 2))
-    pieces = list(simulator.stream(few.particles, few.pdg, 3, seed=5, batch_size=4))
-    assert [len(p) for p in pieces] == [4, 2]
-    repeated = np.repeat([0, 1], 3)
-    whole = simulator.sample(few.particles[repeated], few.pdg[repeated], 5)
-    assert np.array_equal(np.concatenate([p.images for p in pieces]), whole)
 
 
 def test_models_of_two_detectors_are_refused():
@@ -139,38 +131,24 @@ def test_unknown_noise_removal(run_folders):
         FastSimulator.load(run_folders["teacher"], noise_removal=7)
 
 
+def test_what_changes_responses_changes_the_fingerprint(simulator, run_folders):
+    folders = run_folders["teacher"], run_folders["photons"]
+    same, other = (FastSimulator.load(*folders, noise_removal=method).fingerprint() for method in (3, 1))
+    assert simulator.fingerprint() == same != other
+    changed = FastSimulator.load(*folders)
+    next(changed.photons.parameters()).data[0] += 1e-6
+    assert (
+        changed.fingerprint()
+        != same
+        != FastSimulator.load(*folders, acceptance=run_folders["acceptance"]).fingerprint()
+    )
+
+
 def test_missing_device_is_said():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="'cuda' is not available"):
             pick_device("cuda")
     assert pick_device("cpu").type == "cpu"
-
-
-def test_primaries_outside_of_the_training_are_counted_and_refused_if_asked(run_folders, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    head, photon = "pdg,energy,vx,vy,vz,px,py,pz\n", "22,100,0,0,0,0,0,100\n"
-    models = [str(run_folders[name]) for name in ("splits", "photons")]
-
-    def answer(lines, **more):
-        (tmp_path / "p.csv").write_text(head + photon + lines)
-        generate(Stages(*models), "p.csv", "out.root", quiet=True, **more)
-
-    answer("")
-    assert not capsys.readouterr().err
-    outside = "1000010020,1000,0,0,0,0,0,999.998\n2112,90000,0,0,0,0,0,90000\n"
-    answer(outside)
-    said = capsys.readouterr().err
-    for words in ("of 3 primaries", "1 by shape: d2 never seen", "1 by photon sum: energy beyond ["):
-        assert words in said
-    (tmp_path / "out.root").unlink()
-    with pytest.raises(ValueError, match="d2 never seen"):
-        answer(outside, strict=True)
-    for line, expected in (("2112,2500,0,0,0,0,0,0", "0.939565"), ("2112,0.5,0,0,0,0,0,0.5", "1.06432")):
-        with pytest.raises(
-            ValueError, match=f"row 1: energy is .* GeV; expected {expected} GeV, by its momentum and mass"
-        ):
-            answer(line + "\n")
-    assert not (tmp_path / "out.root").exists()
 
 
 def test_with_acceptance_some_rows_are_dark_and_the_rest_is_as_before(simulator, run_folders, showers):
@@ -199,6 +177,27 @@ def test_threads_change_nothing_and_are_given_back(name, run_folders, showers):
     finally:
         torch.set_num_threads(threads)
     assert np.array_equal(*found)
+
+
+@pytest.mark.slow
+def test_processes_change_nothing(run_folders, showers):
+    folders = run_folders["splits"], run_folders["photons"]
+    one, two = (FastSimulator.load(*folders, acceptance=run_folders["acceptance"], devices=n) for n in (1, 2))
+    assert two.workers == 2
+    many, rows = np.arange(150) % len(showers), np.arange(7, 157)
+    for sums in (None, showers.photon_sum[many]):
+        answers = (
+            s.sample(showers.particles[many], showers.pdg[many], 3, rows, sums, batch_size=40) for s in (one, two)
+        )
+        assert np.array_equal(*answers)
+    assert two.sample(showers.particles[:0], showers.pdg[:0], 3).shape == (0, 44, 44)
+
+
+def test_devices_that_are_not_here_are_refused():
+    assert devices_of(torch.device("cpu"), 3) == ["cpu"] * 3
+    for device, count in (("cpu", 0), ("cuda", torch.cuda.device_count() + 1), ("mps", 2)):
+        with pytest.raises(ValueError, match="expected at"):
+            devices_of(torch.device(device), count)
 
 
 def test_what_goes_wrong_in_a_thread_is_raised(simulator, showers, monkeypatch):

@@ -1,0 +1,214 @@
+"""The command ``generate``: primaries in, simulated responses out, in constant memory and from where it was interrupted."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from calosim import __version__
+from calosim.files import check_not_read, claimed
+from calosim.runs import difference
+from calosim.showers.primaries import PrimariesFile
+from calosim.showers.recipe import primaries_hash
+from calosim.showers.record import Showers
+from calosim.showers.root import BASKET, Writer, read_made
+from calosim.simulation.shards import Shard, join
+from calosim.simulation.simulator import DEFAULTS, FastSimulator, NoiseRemoval, Stages, pick_device
+
+__all__ = ["Work", "generate", "stream"]
+
+#: Rows of a part, after which an interrupted generation goes on: seconds to a minute of work.
+PART = 5 * BASKET
+#: Batches of each worker between two moments at which all wait for the last.
+AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Work:
+    """How responses are made, which changes none of them.
+
+    Attributes:
+        batch_size: Responses simulated at once.
+        device: auto, cpu, cuda or mps.
+        devices: Processes that share the responses: on a GPU each, or each with its share of a CPU's threads.
+        shard: Make one of several consecutive ranges of the responses, 3/16 the third of sixteen. All of them together, joined
+            by `calosim merge`, are what one run would have made.
+    """
+
+    batch_size: int = 256
+    device: str = "auto"
+    devices: int = 1
+    shard: str | None = None
+
+
+def generate(
+    stages: Stages,
+    primaries: str,
+    out: str,
+    responses: int = 1,
+    seed: int = 1,
+    noise_removal: NoiseRemoval = DEFAULTS,
+    work: Work = Work(),
+    strict: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Simulates responses to primaries with trained models and writes them to a ROOT file.
+
+    Args:
+        stages: The models.
+        primaries: ROOT file, or CSV with a header of the nine features and pdg.
+        out: The ROOT file to write; its shards are beside it, fast.3-of-16.root. What was interrupted goes on when the same
+            command is given again.
+        responses: Responses to each primary.
+        seed: Seed; a response depends on the seed and its row alone.
+        noise_removal: How noisy real numbers become counts.
+        work: How they are made.
+        strict: Refuse primaries outside of what the models were trained on: types that they never saw, features far outside
+            of their range in training. They are counted and reported otherwise.
+        quiet: Show no progress.
+    """
+    if responses < 1:
+        raise ValueError(f"expected at least one response to each primary, got {responses}")
+    if work.batch_size < 1:
+        raise ValueError(f"expected a batch size of at least 1, got {work.batch_size}")
+    check_not_read(out, [primaries])
+    shard = Shard.read(work.shard)
+    models = stages.shape, stages.photons, noise_removal.by_code(), pick_device(work.device), stages.acceptance
+    simulator = FastSimulator.load(*models, work.devices)
+    if simulator.photons is None:
+        raise ValueError(f"{stages.shape}: holds no photon-sum model; name one with --photons")
+    source = PrimariesFile.open(primaries)
+    made: dict[str, Any] = {"calosim": __version__, "models": simulator.fingerprint()}
+    made |= {"primaries": primaries_hash(primaries), "responses": responses, "seed": seed}
+    made |= {"rows": source.rows * responses, "shard": str(shard)}
+    job = _Job(simulator, source, shard.rows(made["rows"]), made, work.batch_size)
+    target = shard.path(out)
+    Writer(target, simulator.detector.name)  # refuses a wrong name before the work, not after it
+    if shard.count > 1 and target.is_file() and read_made(target) == made:
+        print(f"{target}: is there already, all {len(job.rows):,} responses of shard {shard}")
+        return
+    _say_outside(job, strict)
+    with tqdm(total=len(job.rows), unit="responses", unit_scale=True, disable=True if quiet else None) as progress:
+        rate = _make(job, target, progress)
+    detector, of = simulator.detector.title, f" of shard {shard}" if shard.count > 1 else ""
+    print(f"{target}: {len(job.rows):,} responses of {detector} to {job.primaries:,} primaries{of}{rate}")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be made.
+
+    Attributes:
+        simulator: The fast simulation.
+        source: The primaries.
+        rows: The responses, of those of all primaries.
+        made: What the file says of how it was made.
+        batch_size: Responses simulated at once.
+    """
+
+    simulator: FastSimulator
+    source: PrimariesFile
+    rows: range
+    made: dict[str, Any]
+    batch_size: int
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The first primary that is answered, and that behind the last."""
+        return self.rows.start // self.made["responses"], -(-self.rows.stop // self.made["responses"])
+
+    @property
+    def primaries(self) -> int:
+        """How many primaries are answered."""
+        return self.span[1] - self.span[0]
+
+
+def _say_outside(job: _Job, strict: bool) -> None:
+    """Reads the primaries once, so that a bad one is refused before the work, and counts those outside of the training."""
+    outside: Counter[str] = Counter()
+    for particles, pdg in job.source.pieces(*job.span):
+        outside.update(job.simulator.outside(particles, pdg))
+    if outside:
+        counts = "; ".join(f"{count} by {reason}" for reason, count in outside.items())
+        place = f"{job.source.path}: outside of what the models were trained on are, of {job.primaries} primaries"
+        if strict:
+            raise ValueError(f"{place}, {counts}")
+        print(f"calosim: {place}, {counts}", file=sys.stderr)
+
+
+def _make(job: _Job, target: Path, progress: tqdm) -> str:
+    """Makes a file, of many rows by way of parts that an interruption leaves; returns the rate in words."""
+    name, begin = job.simulator.detector.name, time.perf_counter()
+    parts = [range(first, min(first + PART, job.rows.stop)) for first in range(job.rows.start, job.rows.stop, PART)]
+    if len(parts) == 1:
+        _write(job, job.rows, target, job.made, progress)
+        return _rate(job, len(job.rows), begin)
+    with claimed(f"{target}.parts", "another process makes these responses now; expected one at a time") as folder:
+        files = {folder / f"{part.start}.root": part for part in parts}
+        done = [path for path in files if path.exists()]
+        missing = [path for path in files if path not in done]
+        made = {path: {**job.made, "first": part.start, "stop": part.stop} for path, part in files.items()}
+        for path in done:
+            if differs := difference(read_made(path) or {}, made[path]):
+                raise ValueError(f"{path}: is of another command ({differs}); remove {folder}, or choose another --out")
+        progress.update(sum(len(files[path]) for path in done))
+        for path in missing:
+            _write(job, files[path], path, made[path], progress)
+        join(files, target, name, job.made, tqdm(disable=True))
+        shutil.rmtree(folder)
+    return _rate(job, sum(len(files[path]) for path in missing), begin)
+
+
+def _rate(job: _Job, rows: int, begin: float) -> str:
+    """How fast responses were made, in words."""
+    if not rows:
+        return ""
+    rate, cores = rows / (time.perf_counter() - begin), job.simulator.workers
+    each = f", {rate / cores:,.0f} on each of {cores} cores" if cores > 1 else ""
+    return f"; {rate:,.0f} responses/s{each}"
+
+
+def _write(job: _Job, rows: range, path: Path, made: dict[str, Any], progress: tqdm) -> None:
+    with Writer(path, job.simulator.detector.name, made) as writer:
+        for showers in stream(job.simulator, job.source, rows, made["responses"], made["seed"], job.batch_size):
+            writer.extend(showers)
+            progress.update(len(showers))
+
+
+def stream(
+    simulator: FastSimulator, source: PrimariesFile, rows: range, responses: int, seed: int, batch_size: int = 256
+) -> Iterator[Showers]:
+    """Simulates some of several responses to each primary, a batch at a time.
+
+    Args:
+        simulator: The fast simulation.
+        source: The primaries.
+        rows: Which responses; those to one primary follow each other.
+        responses: Responses to each primary.
+        seed: Seed of the draws.
+        batch_size: Rows of a batch.
+
+    Yields:
+        Showers with up to :data:`AT_ONCE` batches for each worker; together those of ``rows``.
+    """
+    first, several = (
+        rows.start // responses,
+        AT_ONCE * batch_size * simulator.workers,
+    )
+    for particles, pdg in source.pieces(first, -(-rows.stop // responses)):
+        stop = min((first + len(pdg)) * responses, rows.stop)
+        for start in range(max(first * responses, rows.start), stop, several):
+            numbers = np.arange(start, min(start + several, stop))
+            primary = numbers // responses - first
+            images = simulator.sample(particles[primary], pdg[primary], seed, numbers, batch_size=batch_size)
+            yield Showers(particles[primary], pdg[primary], images, simulator.detector.name)
+        first += len(pdg)

@@ -1,0 +1,135 @@
+"""Generation in constant memory: parts and interruptions change no bit, and what is refused is refused before the work."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from calosim.files import claimed
+from calosim.showers import read, write
+from calosim.showers.primaries import PrimariesFile
+from calosim.showers.root import read_made
+from calosim.simulation import generate as generating
+from calosim.simulation.generate import Work, generate, stream
+from calosim.simulation.simulator import FastSimulator, Stages
+
+#: Rows of a part in these tests.
+PART = 20
+
+
+@pytest.fixture(scope="module")
+def models(run_folders) -> Stages:
+    return Stages(str(run_folders["splits"]), str(run_folders["photons"]))
+
+
+@pytest.fixture
+def primaries(showers, tmp_path) -> str:
+    """A file of 50 primaries."""
+    few = showers.select(slice(0, 50))
+    particles = few.particles.copy()
+    particles[:, 0] = np.sqrt(np.square(particles[:, 4:7]).sum(1) + (particles[:, 7] / 1000) ** 2)
+    write(tmp_path / "primaries.root", type(few)(particles, few.pdg, few.images, "zn"))
+    return str(tmp_path / "primaries.root")
+
+
+@pytest.fixture
+def sampled(monkeypatch) -> list[int]:
+    """The rows that are simulated; once ``stop`` of them were, the user interrupts."""
+    monkeypatch.setattr(generating, "PART", PART)
+    rows: list[int] = []
+    sample = FastSimulator.sample
+
+    def counting(self, particles, pdg, seed, numbers, **more):
+        if len(rows) >= counting.stop:
+            raise KeyboardInterrupt
+        rows.extend(numbers.tolist())
+        return sample(self, particles, pdg, seed, numbers, **more)
+
+    counting.stop = 10**6
+    monkeypatch.setattr(FastSimulator, "sample", counting)
+    return rows
+
+
+def test_a_stream_is_the_sample_in_pieces(models, primaries):
+    simulator, source = FastSimulator.load(models.shape, models.photons), PrimariesFile.open(primaries)
+    particles, pdg = next(source.pieces())
+    repeated = np.repeat(np.arange(50), 3)
+    whole = simulator.sample(particles[repeated], pdg[repeated], 5)
+    pieces = list(stream(simulator, source, range(4, 31), 3, seed=5, batch_size=3))
+    assert [len(piece) for piece in pieces] == [12, 12, 3]
+    assert np.array_equal(np.concatenate([piece.images for piece in pieces]), whole[4:31])
+    assert np.array_equal(np.concatenate([piece.particles for piece in pieces]), particles[repeated[4:31]])
+
+
+def test_what_was_interrupted_goes_on(models, primaries, sampled, tmp_path, capsys):
+    out, parts = tmp_path / "out.root", tmp_path / "out.root.parts"
+
+    def make(seed=1):
+        generate(models, primaries, str(out), 2, seed=seed, work=Work(batch_size=10), quiet=True)
+
+    FastSimulator.sample.stop = 40
+    with pytest.raises(KeyboardInterrupt):
+        make()
+    assert not out.exists()
+    assert sorted(path.name for path in parts.iterdir()) == ["0.root", "20.root"]
+    FastSimulator.sample.stop = 10**6
+    with pytest.raises(
+        ValueError, match=r"out.root.parts.0.root: is of another command \(seed=1 instead of 2\); remove"
+    ):
+        make(seed=2)
+    with claimed(parts, "busy"), pytest.raises(ValueError, match="another process makes these responses now"):
+        make()
+    sampled.clear()
+    make()
+    assert sampled == list(range(40, 100))
+    assert not parts.exists()
+    assert "100 responses of ZN to 50 primaries; " in capsys.readouterr().out
+    goes_on, made = read(out), read_made(out)
+    generating.PART = 1000
+    make()
+    assert np.array_equal(read(out).images, goes_on.images)
+    assert np.array_equal(read(out).particles, goes_on.particles)
+    assert read_made(out) == made
+
+
+def test_primaries_outside_of_the_training_are_counted_and_refused_if_asked(run_folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    head, photon = "pdg,energy,vx,vy,vz,px,py,pz\n", "22,100,0,0,0,0,0,100\n"
+    models = [str(run_folders[name]) for name in ("splits", "photons")]
+
+    def answer(lines, **more):
+        (tmp_path / "p.csv").write_text(head + photon + lines)
+        generate(Stages(*models), "p.csv", "out.root", quiet=True, **more)
+
+    answer("")
+    assert not capsys.readouterr().err
+    outside = "1000010020,1000,0,0,0,0,0,999.998\n2112,90000,0,0,0,0,0,90000\n"
+    answer(outside)
+    said = capsys.readouterr().err
+    for words in ("of 3 primaries", "1 by shape: d2 never seen", "1 by photon sum: energy beyond ["):
+        assert words in said
+    (tmp_path / "out.root").unlink()
+    with pytest.raises(ValueError, match="d2 never seen"):
+        answer(outside, strict=True)
+    for line, expected in (("2112,2500,0,0,0,0,0,0", "0.939565"), ("2112,0.5,0,0,0,0,0,0.5", "1.06432")):
+        with pytest.raises(
+            ValueError, match=f"row 1: energy is .* GeV; expected {expected} GeV, by its momentum and mass"
+        ):
+            answer(line + "\n")
+    assert not (tmp_path / "out.root").exists()
+
+
+def test_what_cannot_be_made_is_refused_before_the_work(models, primaries, sampled, tmp_path):
+    for out, more, said in (
+        ("a.txt", {}, "unknown suffix '.txt'"),
+        ("primaries.root", {}, "is also a source"),
+        ("a.root", {"responses": 0}, "at least one response"),
+        ("a.root", {"work": Work(batch_size=0)}, "batch size of at least 1"),
+        ("a.root", {"work": Work(shard="0/3")}, "such as 3/16, from 1/16 to 16/16, got 0/3"),
+        ("a.root", {"work": Work(shard="51/51")}, "no more shards than responses, of which there are 50"),
+        ("a.root", {"work": Work(device="abacus")}, "device 'abacus' is not available"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            generate(models, primaries, str(tmp_path / out), quiet=True, **more)
+    assert not sampled
+    assert [path.name for path in tmp_path.iterdir()] == ["primaries.root"]
