@@ -43,7 +43,7 @@ def submit_steps(plan: Plan, slurm: Slurm, retry: bool = False, quiet: bool = Fa
     if study.jobs and study.failed:
         raise ValueError(
             f"{len(study.failed)} of {len(plan.steps)} steps failed: {', '.join(study.failed)}; "
-            f"{len(study.jobs)} are in the queue"
+            f"{len(study.jobs)} still in the queue"
         )
     return None if study.jobs else study.failed
 
