@@ -100,7 +100,7 @@ class Acceptance(CalosimModule):
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         """Minimizes the cross-entropy per row, a proper score: its best is the true probability."""
         loss = self.finite(self._losses(batch), batch).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["rows"]))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["rows"]), sync_dist=True)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor]) -> None:

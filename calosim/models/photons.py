@@ -113,8 +113,8 @@ class PhotonSum(CalosimModule):
         nll = self.finite(losses, batch).mean()
         rows = len(self.trainer.datamodule.rows("train"))  # type: ignore[attr-defined]
         kl = self.posterior.penalty() / rows
-        self.log_dict({"train/nll": nll, "train/kl": kl}, batch_size=len(batch["rows"]))
-        self.log("train/loss", nll + kl, prog_bar=True, batch_size=len(batch["rows"]))
+        self.log_dict({"train/nll": nll, "train/kl": kl}, batch_size=len(batch["rows"]), sync_dist=True)
+        self.log("train/loss", nll + kl, prog_bar=True, batch_size=len(batch["rows"]), sync_dist=True)
         return nll + kl
 
     def on_train_epoch_start(self) -> None:
