@@ -77,7 +77,7 @@ def test_a_study_gives_the_tables_that_it_gives_locally(slurm, study, tmp_path, 
     assert compare(path) == 2
     assert "of Slurm, which is" in capsys.readouterr().out
     assert jobs_of(out) == jobs
-    for job in jobs.values():
+    for job in sorted(jobs.values(), key=int):
         slurm.wait(job, "COMPLETED", 280)
     assert compare(path, *SLURM) == 0
     assert "Tables: " in capsys.readouterr().out
