@@ -19,6 +19,8 @@ __all__ = ["AGAIN", "Requeue"]
 
 #: Exit status of a training that made room: a temporary failure, EX_TEMPFAIL of sysexits.h.
 AGAIN = 75
+#: Batches after which several processes ask each other, who wait for it.
+TOGETHER = 10
 
 
 class Requeue(Callback):
@@ -39,6 +41,8 @@ class Requeue(Callback):
         """Ends the training if it was told to, and nothing more is to be done with this batch."""
         done, every = rest[-1] + 1, trainer.val_check_batch  # type: ignore[attr-defined]
         counted = done if trainer.check_val_every_n_epoch else trainer.fit_loop.total_batch_idx + 1
+        if trainer.world_size > 1 and done % TOGETHER:
+            return
         ends = done >= trainer.num_training_batches or trainer.global_step == trainer.max_steps
         due = ends or (every and counted % every == 0) or done % trainer.accumulate_grad_batches
         if not due and (again := self._told(trainer)) is not None:

@@ -55,14 +55,14 @@ def test_settings_of_a_cluster_are_a_file_and_setup_comes_first(script, tmp_path
 
 
 def test_a_script_is_what_the_shell_takes_it_for(script):
-    lines = script(
-        "generate", "--shape", "it's $HOME", "--photons", "p", "--primaries", "p", "--out", "{task} of 3.root"
-    )
+    files = ["--shape", "it's $HOME", "--photons", "p", "--primaries", "p", "--out", "{task} of 3.root"]
+    lines = script("generate", *files, "--slurm.gpus", 2)
+    assert {"#SBATCH --ntasks-per-node=1", "#SBATCH --gpus-per-node=2"} < set(lines)
     words = lines[-1].partition(" -m ")[2]
     done = subprocess.run(
         ["bash", "-c", f"SLURM_ARRAY_TASK_ID=2; printf '%s\\n' {words}"], capture_output=True, text=True
     )
-    assert done.stdout.splitlines()[3:] == ["it's $HOME", "--photons", "p", "--primaries", "p", "--out", "2 of 3.root"]
+    assert done.stdout.splitlines()[2:] == [*files[:-1], "2 of 3.root"]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,7 @@ def test_a_script_is_what_the_shell_takes_it_for(script):
         (["fit", *PHOTONS, "--slurm.tim", 3], "unknown option --slurm.tim; did you mean --slurm.time?"),
         (["fit", *PHOTONS, "--slurm.nodes", "many"], "--slurm.nodes: expected a whole number, got 'many'"),
         (["fit", *PHOTONS, "--trainer.max_epoch", 3], "did you mean --trainer.max_epochs?"),
+        (["report", "--runs", "r", "--slurm.nodes", 2], "report is one process"),
         (["fit", *PHOTONS], "sbatch is not there"),
     ],
 )
