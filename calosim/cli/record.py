@@ -169,6 +169,7 @@ class RunRecord(SaveConfigCallback):
                 "command": sys.argv[1:],
                 "seed": self.config.get("seed_everything"),
                 "model": type(pl_module).__name__,
+                "coordinates": pl_module.init.get("coordinates", {}).get("kind"),
                 "parameters": sum(p.numel() for p in pl_module.parameters()),
                 "processes": trainer.world_size,
                 "job": own_job(),

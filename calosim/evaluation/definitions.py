@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from calosim.files import markdown_table
 
-__all__ = ["DEFINITIONS", "HEADER", "Definition", "definition_table"]
+__all__ = ["DEFINITIONS", "HEADER", "Definition", "definition_table", "in_units"]
 
 
 class Definition(NamedTuple):
@@ -82,6 +82,16 @@ DEFINITIONS: tuple[Definition, ...] = (
         "whether showers lie where they should",
     ),
 )
+
+
+def in_units(metric: str) -> str:
+    """A metric's name with its unit, for the heading of a table or a picture; of a share it is the name alone.
+
+    >>> in_units("WS"), in_units("δ")
+    ('WS, photons', 'δ')
+    """
+    units = {known.metric: known.unit for known in DEFINITIONS}
+    return f"{metric}, photons" if units.get(metric) == "photons" else metric
 
 
 def definition_table() -> str:
