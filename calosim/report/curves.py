@@ -79,6 +79,6 @@ def _logged(run: Run, model: str) -> dict[str, Curve]:
     said = DIVERGENCE if val == "val/kl" else WORDS.get(model, "loss")
     unit = UNITS.get(run.record.get("coordinates") or "", "nats" if said != "loss" else "")
     found = {", ".join(filter(None, (said, unit))): Curve(series(train), series(val), best)}
-    found |= {"WS of the validation split, photons": Curve([], series("val/ws"), best)}
-    # A point alone is no curve.
-    return {label: curve for label, curve in found.items() if len(curve.train) + len(curve.val) > 1}
+    if len(distances := series("val/ws")) > 1:  # a point alone is no curve
+        found["WS of the validation split, photons"] = Curve([], distances, best)
+    return {label: curve for label, curve in found.items() if curve.train or curve.val}

@@ -60,6 +60,6 @@ def test_panels_are_of_one_particle_type_in_the_order_of_the_study(panels):
 
 def test_real_runs_have_curves(run_folders):
     section = curves([run_folders["teacher"], run_folders["photons"]])
-    assert [picture.caption.partition(":")[0] for picture in section.pictures] == ["Teacher, splits", "PhotonSum"]
-    assert "nats an image" in section.pictures[0].caption
+    assert [picture.caption.partition(":")[0] for picture in section.pictures] == ["Teacher, pixels", "PhotonSum"]
+    assert "nats a pixel" in section.pictures[0].caption
     assert not curves([]).pieces
