@@ -48,10 +48,12 @@ def trainings(folders: Sequence[Path]) -> Section:
         section.table(list(rows[0]), [list(facts.values()) for facts in rows])
     for run in runs:
         config = run / Run.CONFIG
-        command = " ".join(map(str, run.record["command"]))
+        commands = [f"calosim {' '.join(map(str, run.record['command']))}"]
+        for session in run.record.get("sessions", []):
+            commands.append(f"after step {session['step']}: calosim {' '.join(map(str, session['command']))}")
         section.details(
             f"{folder_name(run.folder)}: command and configuration",
-            f"calosim {command}",
+            "\n".join(commands),
             config.read_text(encoding="utf-8") if config.exists() else "",
         )
     return section
