@@ -108,8 +108,9 @@ def _head(study: Study) -> str:
         f"calosim {__version__}, git {git_hash()}, data {record['data']['data_hash']}; {record['rows']} test rows of "
         f"{record['inputs']} primaries, one response each to the true photon sum; trained on "
         f"{', '.join(map(str, threads))} thread(s) a peer, minutes of processor time. Brackets: 95 % by bootstrap over "
-        "primaries; AUC ± its standard error. Responses of the floor of another seed have sums of their own, so that models, which are given the sums, can "
-        "be below it. NLL in different units cannot be compared. Models whose images have sums of their own are brought to "
+        "primaries; AUC ± its standard error. Responses of the floor of another seed have sums of their own, so that models, "
+        "which are given the sums, can be below it. NLL in different units cannot be compared. Models whose images have sums "
+        "of their own are brought to "
         "the given one; WS before that is in a column of its own. Pixel flows round last, as published: their sums are off "
         "by some."
     )

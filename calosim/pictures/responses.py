@@ -74,16 +74,20 @@ def draws(reference: NDArray, generated: NDArray, labels: Sequence[str], path: s
 
     primaries, number = reference.shape[:2]
     figure = Figure(figsize=(1.25 * 2 * number + 1.6, 1.35 * primaries + 0.4), layout="constrained")
-    sides = figure.subfigures(1, 2, wspace=0.03, squeeze=False, width_ratios=(1, 1.06))[0]
-    norm, grids = _scale(reference, generated), []
-    for side, images, title in zip(sides, (reference, generated), SIDES, strict=True):
-        side.suptitle(title)
-        grids.append(side.subplots(primaries, number, squeeze=False))
-        for line, of_primary in zip(grids[-1], images, strict=True):
-            _show(line, of_primary, norm, title)
-    for line, label in zip(grids[0], labels, strict=True):
+    # One grid, with a gap in the middle, so that rows are in line.
+    axes = figure.subplots(primaries, 2 * number + 1, squeeze=False, width_ratios=[*[1] * number, 0.15, *[1] * number])
+    for gap in axes[:, number]:
+        gap.set_axis_off()
+    norm = _scale(reference, generated)
+    for part, images, side in zip(
+        (axes[:, :number], axes[:, number + 1 :]), (reference, generated), SIDES, strict=True
+    ):
+        part[0, 0].set_title(side, loc="left", fontsize="medium")
+        for line, of_primary in zip(part, images, strict=True):
+            _show(line, of_primary, norm, side)
+    for line, label in zip(axes, labels, strict=True):
         line[0].set_ylabel(typeset(label), fontsize="small")
-    _bar(grids[1], norm)
+    _bar(axes, norm)
     return save(figure, Path(path))
 
 
@@ -103,7 +107,7 @@ def _show(axes: Iterable[Axes], images: NDArray, norm: LogNorm, side: str) -> No
         axis.spines[:].set_visible(False)
         # The Monte Carlo keeps no dark response: there was none to show.
         none = side == SIDES[0] and not image.any()
-        axis.set_xlabel("no other" if none else f"{image.sum():.0f}", fontsize="small", labelpad=2)
+        axis.set_xlabel("no other response" if none else f"{image.sum():.0f} photons", fontsize="small", labelpad=2)
 
 
 def _bar(axes: Any, norm: LogNorm) -> None:

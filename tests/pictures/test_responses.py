@@ -22,7 +22,11 @@ def test_a_bar_tells_the_scale_of_all_images(figure):
         assert len(bars) == 1
         assert len(shown) == 8
         assert {image.norm.vmax for image in shown} == {3 * IMAGES.max()}
-        assert {axis.get_xlabel() for axis in found.axes if axis.images} >= {"no other", "0", str(3 * IMAGES[0].sum())}
+        assert {axis.get_xlabel() for axis in found.axes if axis.images} >= {
+            "no other response",
+            "0 photons",
+            f"{3 * IMAGES[0].sum()} photons",
+        }
         assert bars[0].get_ylim() == (1, 3 * IMAGES.max())
 
 
