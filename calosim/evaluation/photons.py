@@ -113,7 +113,7 @@ def quantile_table(sums: dict[str, Any], names: Sequence[str]) -> tuple[list[str
         for who, report, prefix in reports:
             found = [report[name][f"{prefix}{key}"] for key in (*(f"quantile_{p}" for p in TABULATED), "largest")]
             rows.append([particle_heading(name), who, *(f"{value:.0f}" for value in found)])
-    return ["quantiles of the photon sum", "", *(f"{p} %" for p in TABULATED), "largest"], rows
+    return ["quantiles of the photon sum, in photons", "", *(f"{p} %" for p in TABULATED), "largest"], rows
 
 
 def interval_contents(samples: np.ndarray, photon_sum: np.ndarray, seed: int = 0) -> np.ndarray:

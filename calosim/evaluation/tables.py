@@ -87,13 +87,13 @@ def _metric_table(images: dict[str, Any], names: list[str], key: str, heading: s
 
 def _photon_table(sums: dict[str, Any], names: list[str]) -> str:
     """What :func:`calosim.evaluation.photons.photon_report` says, by particle type and model."""
-    header = ["photon sum", "model", "rows", "MAE", "RMSE", "median error", "W1"]
+    header = ["photon sum, in photons", "model", "rows", "MAE", "RMSE", "median error", "W1"]
     rows = []
     for name in names:
         for model, report in sums.items():
             v = report[name]
             errors = [f"{v['rows']:.0f}", f"{v['mae']:.1f}", f"{v['rmse']:.1f}", f"{100 * v['median_error']:.1f} %"]
-            shares = [f"{100 * v[f'coverage_{100 * p:.0f}']:.1f}" for p in INTERVALS]
+            shares = [f"{100 * v[f'coverage_{100 * p:.0f}']:.1f} %" for p in INTERVALS]
             ends = f" [{v['w1_low']:.1f}, {v['w1_high']:.1f}]" if "w1_low" in v else ""
             rows.append([particle_heading(name), model, *errors, f"{v['w1']:.1f}{ends}", *shares])
     inside = [f"{100 * p:.0f} %" for p in INTERVALS]

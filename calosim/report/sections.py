@@ -14,6 +14,7 @@ from calosim.evaluation.answers import RADII, TITLES
 from calosim.evaluation.definitions import DEFINITIONS, HEADER
 from calosim.evaluation.stored import Evaluation
 from calosim.files import read_json, read_npz
+from calosim.particles import particle_symbol
 from calosim.report.page import Picture, Section
 from calosim.runs import Run
 
@@ -39,7 +40,7 @@ def trainings(folders: Sequence[Path]) -> Section:
             "samples": f"{done['samples']:,}" if done else "",
             "minutes": f"{done['seconds'] / 60:.1f}" if done else "not finished",
             "seed": record["seed"],
-            "particle": record["data"]["particle"] or "all",
+            "particle": "all" if run.particle is None else particle_symbol(run.particle),
             "data hash": record["data"]["data_hash"][:12],
             "git": (record["git"] or "")[:12],
         }

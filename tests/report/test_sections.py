@@ -27,6 +27,7 @@ def test_trainings_are_lines_of_facts(folders, tmp_path):
     assert finished["model"] == killed["model"] == "Teacher"
     assert finished["epochs"] == 1
     assert float(finished["minutes"]) >= 0
+    assert finished["particle"] == "all"
     assert (killed["epochs"], killed["minutes"]) == ("", "not finished")
     # The command and the settings that were resolved from it.
     assert all("calosim fit" in texts[0] and "seed_everything" in texts[1] for _, (_, texts) in details)
