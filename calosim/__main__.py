@@ -67,6 +67,11 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # for `--model mine.MyTeacher`; last, so that it shadows nothing
+    if {"-h", "--help"} & set(argv[1:]):
+        from calosim.cli.help import help_text
+
+        print(help_text(argv[0], VERBS[argv[0]]))
+        return 0
     try:
         # Imported only when there is work for them: torch and lightning take seconds.
         from calosim.cli.words import checked
