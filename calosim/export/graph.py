@@ -27,7 +27,7 @@ from calosim.shapes import SplitCoordinates
 from calosim.showers.record import FEATURES
 from calosim.simulation.simulator import FastSimulator
 
-__all__ = ["LEAST", "chain", "classifier", "generator", "simulator"]
+__all__ = ["LEAST", "check_chain", "classifier", "generator", "simulator"]
 
 #: Primaries that are less likely to leave a response are not simulated at all.
 LEAST = 0.005
@@ -40,15 +40,15 @@ _INPUTS = {"noise": NORMALS, "features": len(FEATURES)}
 _FLOAT = 1
 
 
-def chain(shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | None) -> FastSimulator:
-    """The models as a fast simulation.
+def check_chain(shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | None) -> None:
+    """Checks that models can be exported together.
 
     Raises:
         ValueError: If the models are of different detectors, or of a kind that cannot be exported.
     """
     if not isinstance(shape.coordinates, SplitCoordinates):
         raise ValueError("expected a shape model of split coordinates to export, got another kind")
-    return FastSimulator(shape, photons, acceptance=acceptance)
+    FastSimulator(shape, photons, acceptance=acceptance)  # refuses what does not fit together
 
 
 def generator(shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | None = None) -> bytes:
@@ -99,7 +99,7 @@ def _response(
     g: Builder, shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | None, charge_unit: float
 ) -> str:
     """Photons of all pixels, (ny, nx) float32."""
-    chain(shape, photons, acceptance)  # refuses what does not fit together
+    check_chain(shape, photons, acceptance)
     coordinates: Any = shape.coordinates
     flow: Any = shape.flow
     primary = Primary(g, "features", photons.features, charge_unit)

@@ -13,7 +13,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from calosim.export.graph import chain
+from calosim.export.graph import check_chain
 from calosim.export.numbers import NORMALS, SEED, row_numbers
 from calosim.models.acceptance import Acceptance
 from calosim.models.photons import PhotonSum
@@ -28,16 +28,16 @@ _EXAMPLE = 8
 
 
 class _Chain(nn.Module):
-    """The operations to record; models are no submodules, so that the file holds only what it uses."""
+    """The operations to record; a simulator is no submodule, so that the file holds only what it uses."""
 
     def __init__(self, simulator: FastSimulator):
         super().__init__()
-        self._simulator = (simulator,)
+        self.simulator = simulator
 
     def forward(self, noise: Tensor, features: Tensor) -> Tensor:
-        rows, (simulator,) = row_numbers(noise), self._simulator
-        total = simulator.sums(features, SEED, rows)
-        return simulator.shape.generate(features, total, SEED, rows).int()
+        rows = row_numbers(noise)
+        total = self.simulator.sums(features, SEED, rows)
+        return self.simulator.shape.generate(features, total, SEED, rows).int()
 
 
 def script(shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | None = None) -> bytes:
@@ -55,16 +55,16 @@ def script(shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | None
     Raises:
         ValueError: If the models are of different detectors, or of a kind that cannot be exported.
     """
-    simulator, buffer = copy.deepcopy(chain(shape, photons, acceptance)), io.BytesIO()
-    for module in (simulator.shape, simulator.photons, simulator.acceptance, *simulator.photons.networks(SEED)):
-        if module is not None:
-            module.eval().requires_grad_(False)
+    check_chain(shape, photons, acceptance)
+    shape, photons, acceptance = copy.deepcopy((shape, photons, acceptance))
+    for model in (shape, photons, acceptance, *photons.networks(SEED)):
+        if model is not None:
+            model.eval().requires_grad_(False)
     example = torch.zeros(_EXAMPLE, NORMALS), torch.ones(_EXAMPLE, len(FEATURES))
-    module = _Chain(simulator).eval()
+    module, buffer = _Chain(FastSimulator(shape, photons, acceptance=acceptance)).eval(), io.BytesIO()
     module(*example)  # what is made once is a constant then
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of the deprecation; and of lengths that are constants, which are those of tables
+        # Of the deprecation; and of numbers that become constants, which are sizes of tables.
+        warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.trace(module, example, check_trace=False), buffer)
     return buffer.getvalue()
