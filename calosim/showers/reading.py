@@ -15,7 +15,7 @@ from calosim.showers.extract import is_table, pair_texts, text_source
 from calosim.showers.npz import npz_header, npz_source
 from calosim.showers.o2sim import O2SIM, o2sim_source
 from calosim.showers.record import FEATURES, Showers, Source
-from calosim.showers.root import BASKET, Writer, root_source
+from calosim.showers.root import BASKET, Writer, open_tree, root_source
 
 __all__ = ["Files", "checked_pieces", "convert", "files_read", "read", "sources"]
 
