@@ -100,7 +100,7 @@ class Acceptance(CalosimModule):
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         """Minimizes the cross-entropy per row, a proper score: its best is the true probability."""
         loss = self.finite(self._losses(batch), batch).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["rows"]))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["rows"]), sync_dist=True)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor]) -> None:
@@ -124,8 +124,8 @@ class Acceptance(CalosimModule):
         """
         with evaluating(self):
             columns = self.encoding(self.features(particles)).double()
-            members = [network.double() for network in self.networks.draw(self.networks.members)]
-            return torch.stack([network(columns)[:, 0].sigmoid() for network in members]).mean(0)
+            members = [self.networks.member(k, columns) for k in range(self.networks.members)]
+            return torch.stack([logits[:, 0].sigmoid() for logits in members]).mean(0)
 
     def sample(self, particles: Tensor, seed: int, rows: Tensor) -> Tensor:
         """Decides for each row whether there is a response.

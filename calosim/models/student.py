@@ -273,9 +273,9 @@ class Student(ShapeModule):
         """Minimizes the weighted sum of the losses, the mean over rows."""
         parts, rows = self.parts(batch, self.global_step), len(batch["rows"])
         loss = self.finite(self.objective(parts, batch, self.global_step), batch).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=rows)
+        self.log("train/loss", loss, prog_bar=True, batch_size=rows, sync_dist=True)
         for name, part in parts.items():
-            self.log(f"train/{name}", part.detach().mean(), batch_size=rows)
+            self.log(f"train/{name}", part.detach().mean(), batch_size=rows, sync_dist=True)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor]) -> None:

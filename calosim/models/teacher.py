@@ -52,7 +52,7 @@ class Teacher(ShapeModule):
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         """Minimizes the negative log-likelihood in nats."""
         loss = self.finite(-self.log_likelihood(batch, self.global_step), batch).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["rows"]))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["rows"]), sync_dist=True)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor]) -> None:

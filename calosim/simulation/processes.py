@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import repeat
@@ -48,7 +49,7 @@ class Processes:
         devices: Names of the devices, see :func:`devices_of`. On a CPU the processes share torch's threads.
     """
 
-    def __init__(self, load: partial[FastSimulator], devices: list[str]):
+    def __init__(self, load: Callable[..., FastSimulator], devices: list[str]):
         threads = max(1, workers_on(torch.device(devices[0])) // len(devices))
         #: Batches that are computed at once.
         self.workers = threads * len(devices)
@@ -76,7 +77,7 @@ class Processes:
         return np.concatenate(list(self._pool.map(partial(_answer, seed, batch_size), *shares, sums)))
 
 
-def _begin(load: partial[FastSimulator], devices: Queue[str], threads: int) -> None:
+def _begin(load: Callable[..., FastSimulator], devices: Queue[str], threads: int) -> None:
     """Makes a process's simulation, on the next device."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who gave the command interrupts, and is told
     torch.set_num_threads(threads)

@@ -146,8 +146,8 @@ def plan(root_file: Path) -> str:
 
 # -- killed ------------------------------------------------------------------------------------------------------------
 
-#: What tells when something was made, and how long it took.
-TIMES = ("started", "finished", "seconds", "ms", "timing")
+#: What tells when something was made, how long it took, and in how many sessions.
+TIMES = ("started", "finished", "seconds", "ms", "timing", "sessions")
 
 
 #: What is no result: what the commands said, locks, temporaries, and what resumed sessions say of themselves.

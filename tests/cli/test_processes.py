@@ -54,7 +54,8 @@ def _run(*words: object, wait: bool = True) -> subprocess.Popen:
 
 
 def _losses(run: Path) -> list[float]:
-    return [float(row["val/loss"]) for row in read_csv(run / Run.METRICS) if row["val/loss"]]
+    """What was logged, the losses of training and validation."""
+    return [float(row[key]) for row in read_csv(run / Run.METRICS) for key in ("train/loss", "val/loss") if row[key]]
 
 
 @pytest.mark.slow
@@ -71,7 +72,7 @@ def test_two_nodes_of_torchrun_train_as_one_process(root_file, tmp_path):
     said = [node.communicate(timeout=300)[0] for node in both]
     assert [node.returncode for node in both] == [0, 0], said
     assert _losses(tmp_path / "2") == pytest.approx(_losses(tmp_path / "1"), rel=ORDER)
-    assert len(_losses(tmp_path / "2")) == 2
+    assert len(_losses(tmp_path / "2")) == 3
     assert sorted(os.listdir(tmp_path / "1")) == sorted(os.listdir(tmp_path / "2"))
     one, two = (Run(tmp_path / name).record for name in "12")
     assert (two["processes"], two["nodes"], two["batch_size"]) == (2, 2, {"process": 32, "total": 64})
