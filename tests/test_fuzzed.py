@@ -23,7 +23,7 @@ import yaml
 from calosim.files import read_npz
 from calosim.models.checkpoints import load_module
 from calosim.showers import read, write
-from calosim.showers.reading import read_primaries
+from calosim.showers.primaries import read_primaries
 from calosim.studies.finished import is_finished
 from calosim.studies.layout import Table
 from calosim.studies.plan import load_plan
