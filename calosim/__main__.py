@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 on success, 2 after one line on standard error about what was wrong, 1 after one about a
-        training whose numbers were no longer finite, 130 when interrupted.
+        training whose numbers were no longer finite, 130 when interrupted; a training that makes room ends with 75.
     """
     if argv is None:
         _take_any_character()
@@ -67,10 +67,19 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # for `--model mine.MyTeacher`; last, so that it shadows nothing
+    if {"-h", "--help"} & set(argv[1:]):
+        from calosim.cli.help import help_text
+
+        print(help_text(argv[0], VERBS[argv[0]]))
+        return 0
     try:
         # Imported only when there is work for them: torch and lightning take seconds.
         from calosim.cli.words import checked
 
+        if argv[0] == "fit":
+            from calosim.slurm import listen
+
+            listen()
         argv = checked(argv)
         if argv[0] in TRAINING:
             from calosim.cli.train import train as run

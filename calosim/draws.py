@@ -16,7 +16,7 @@ import os
 import torch
 from torch import Tensor
 
-__all__ = ["normal", "row_keys", "training_seed", "uniform", "uniform_at"]
+__all__ = ["mix", "normal", "row_keys", "training_seed", "uniform", "uniform_at"]
 
 #: First word of a key: what the draws are for, so that no two uses of one (seed, row) share their numbers.
 NOISE_STREAM, BASE_STREAM, PHOTON_STREAM, FIT_STREAM, TRAINING_STREAM, EVALUATION_STREAM, ACCEPTANCE_STREAM = range(
@@ -28,7 +28,7 @@ _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
-def _mix(z: Tensor) -> Tensor:
+def mix(z: Tensor) -> Tensor:
     """SplitMix64's finalizer on int64; torch shifts are arithmetic, so the sign bits are masked away."""
     z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * _MIX_1
     z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * _MIX_2
@@ -52,13 +52,13 @@ def row_keys(rows: Tensor, *words: int) -> Tensor:
     """
     key = rows.to(torch.int64)
     for word in words:
-        key = _mix(key * _GOLDEN + (int(word) & 0x7FFFFFFFFFFFFFFF))
-    return _mix(key + _GOLDEN)
+        key = mix(key * _GOLDEN + (int(word) & 0x7FFFFFFFFFFFFFFF))
+    return mix(key + _GOLDEN)
 
 
 def _bits(keys: Tensor, n: int) -> Tensor:
     counters = torch.arange(1, n + 1, dtype=torch.int64, device=keys.device) * _GOLDEN
-    return _mix(keys[:, None] + counters)
+    return mix(keys[:, None] + counters)
 
 
 def uniform(keys: Tensor, n: int) -> Tensor:
@@ -85,7 +85,7 @@ def uniform_at(keys: Tensor, counters: Tensor) -> Tensor:
     Returns:
         float64 with the broadcast shape, odd multiples of :math:`2^{-53}`: neither 0 nor 1 occurs.
     """
-    bits = _mix(keys + (counters + 1) * _GOLDEN)
+    bits = mix(keys + (counters + 1) * _GOLDEN)
     # 52 bits and a half step: with 53, the largest value would round to 1 in float64.
     return ((bits >> 12) & 0xFFFFFFFFFFFFF).to(torch.float64).add_(0.5).mul_(2.0**-52)
 

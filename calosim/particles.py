@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -11,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from particle import Particle
 
-__all__ = ["STUDY_PARTICLES", "groups", "particle_code", "particle_name", "particle_symbol"]
+__all__ = ["STUDY_PARTICLES", "groups", "particle_code", "particle_heading", "particle_name", "particle_symbol"]
 
 #: Short names for the particles people select; any other name known to the ``particle`` package works as well.
 _CODES: dict[str, int] = {
@@ -35,6 +37,8 @@ _CODES: dict[str, int] = {
 }
 #: How the names of nuclei begin that the tables do not name; their code follows.
 _NUCLEUS = "nucleus_"
+#: Digits and signs above the line.
+_RAISED = str.maketrans("0123456789+-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻")
 _NAMES: dict[int, str] = {code: name for name, code in _CODES.items()}
 _ALIASES: dict[str, int] = {
     "photon": 22,
@@ -68,12 +72,27 @@ def particle_name(pdg: int) -> str:
 
 @lru_cache
 def particle_symbol(pdg: int) -> str:
-    """The printed form of a PDG code in Unicode, for tables and captions (``γ``, ``K⁰S``)."""
-    symbols = {22: "γ", 2112: "n", 2212: "p", 3122: "Λ", 310: "K⁰S", 130: "K⁰L", 3222: "Σ⁺", 3112: "Σ⁻"}
-    if pdg in symbols:
-        return symbols[pdg]
+    """The PDG's symbol of a code in Unicode, for everything that people read: ``γ``, ``K⁰S``, ``Λ̄``, ``π⁻``.
+
+    Args:
+        pdg: A PDG Monte Carlo code.
+
+    Raises:
+        ValueError: If the code is not in the PDG tables.
+    """
+    if pdg in (310, 130):
+        return {310: "K⁰S", 130: "K⁰L"}[pdg]  # Unicode has no such letters below the line
     found = _lookup(pdg)
-    return str(pdg) if found is None else found.name
+    if found is None:
+        return str(pdg)
+    # A macron: fonts draw it over a letter, where an overline may start beside it.
+    text = html.unescape(found.html_name).replace("\u0305", "\u0304")
+    return re.sub("<.*?>", "", re.sub("<SUP>(.*?)</SUP>", lambda m: m[1].translate(_RAISED), text))
+
+
+def particle_heading(name: str) -> str:
+    """What tables and pictures call ``all``, or a particle type that files and options call by its short name."""
+    return name if name == "all" else particle_symbol(particle_code(name))
 
 
 def particle_code(name: str | int) -> int:

@@ -45,8 +45,9 @@ class Run:
     """A run folder: what was trained, on which data, and what came of it.
 
     ============================  ====================================================================================
-    ``config.yaml``               resolved settings; ``config.resumed-1.yaml`` ... those of resumed sessions
-    ``run.json``                  format, versions, git hash, command, seed, model, data set and split
+    ``config.yaml``               resolved settings, of the last session if it was resumed
+    ``run.json``                  format, versions, git hash, command, seed, model, data set and split; ``sessions`` that
+                                  resumed it, with their first step and what they changed
     ``training.json``             time, epochs, steps and samples; there only when the training came to its end
     ``metrics.csv``               what was logged; ``hparams.yaml`` the settings, as Lightning's loggers write them
     ``checkpoints/best.ckpt``     by the validation loss; ``last.ckpt`` is what a killed run resumes from
@@ -190,8 +191,8 @@ class Run:
     @property
     def job(self) -> dict[str, str] | None:
         """The job of a cluster in which it was begun, or last gone on with."""
-        last = max(self.folder.glob("run.resumed-*.json"), key=_number, default=self / self.RECORD)
-        return read_json(last).get("job") if last.is_file() else None
+        record = read_json(self / self.RECORD) if (self / self.RECORD).is_file() else {}
+        return [record, *record.get("sessions", [])][-1].get("job")
 
     @property
     def wandb(self) -> str | None:

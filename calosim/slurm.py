@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Sequence
@@ -14,10 +16,12 @@ from pathlib import Path
 
 from calosim.files import atomic_write
 
-__all__ = ["SECONDS", "TASK", "Slurm", "own_job", "requeue", "starts_again"]
+__all__ = ["SECONDS", "TASK", "Slurm", "forget", "listen", "own_job", "requeue", "starts_again", "told"]
 
 #: What stands for the number of a job in its array.
 TASK = "{task}"
+#: Signals that told this process to make room.
+_HEARD: list[int] = []
 #: How long before its limit a training is told to write its checkpoint, in seconds.
 SECONDS = 120
 
@@ -140,6 +144,22 @@ def own_job() -> dict[str, str] | None:
 def starts_again() -> bool:
     """Whether the job that this process runs in was run before."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+
+
+def listen(number: int = signal.SIGUSR1) -> None:
+    """Notes a signal in a job from now on, as long as this process lives, which would end it."""
+    if own_job() and threading.current_thread() is threading.main_thread():
+        signal.signal(number, lambda came, _: _HEARD.append(came))
+
+
+def told() -> bool:
+    """Whether this process was told to make room."""
+    return bool(_HEARD)
+
+
+def forget() -> None:
+    """Begins a training that was not told yet."""
+    _HEARD.clear()
 
 
 def requeue(job: str) -> str:

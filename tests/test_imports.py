@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import calosim
+from calosim.__main__ import VERBS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCES = {
@@ -110,6 +111,16 @@ def test_what_costs_nothing(code):
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "calosim" in loaded
     assert not loaded & {"torch", "lightning", "numpy", "jsonargparse", "uproot", "yaml", *HEAVY}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_imports_nothing_slow(verb):
+    code = f"import sys; from calosim.__main__ import main; main(['{verb}', '--help'])"
+    code += "; print(*{m.split('.')[0] for m in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    *text, loaded = done.stdout.splitlines()
+    assert not set(loaded.split()) & {"torch", "lightning", "jsonargparse", "uproot", *HEAVY}
+    assert text[0].startswith(f"usage: calosim {verb} ")
 
 
 def test_public_names_come_when_they_are_asked_for():

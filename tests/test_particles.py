@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from calosim.particles import STUDY_PARTICLES, groups, particle_code, particle_name, particle_symbol
+from calosim.particles import STUDY_PARTICLES, groups, particle_code, particle_heading, particle_name, particle_symbol
 
 #: Everything that lives long enough to be a primary of a forward calorimeter, and a few nuclei.
 CODES = [
@@ -75,7 +75,14 @@ def test_nuclei_that_the_tables_lack_are_called_by_their_code():
 
 def test_symbols():
     assert [particle_symbol(c) for c in STUDY_PARTICLES] == ["γ", "n", "Λ", "K⁰S", "Σ⁺"]
-    assert particle_symbol(-211) == "pi-"
+    others = (-2112, -3122, 130, -211, -3322, 1000010020, 331, -11)
+    assert [particle_symbol(c) for c in others] == ["n̄", "Λ̄", "K⁰L", "π⁻", "Ξ̄⁰", "²D", "η′(958)", "e⁺"]
+    assert [particle_heading(name) for name in ("all", "antilambda", "k0s")] == ["all", "Λ̄", "K⁰S"]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_symbols_are_letters_and_no_markup(code):
+    assert re.fullmatch(r"[^<>&~_()a-z]*[a-zγ-ωΑ-ΩK]\u0304?[⁰⁺⁻SLeμ]*|²D|⁴He", particle_symbol(code))
 
 
 def test_groups_are_all_rows_then_each_type_by_ascending_code():

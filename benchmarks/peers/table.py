@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from calosim import __version__
 from calosim.evaluation.answers import TITLES
+from calosim.evaluation.definitions import in_units
 from calosim.evaluation.stored import Evaluation
 from calosim.files import atomic_write, csv_text, markdown_table, read_json
 from calosim.runs import git_hash
@@ -107,16 +107,17 @@ def _head(study: Study) -> str:
         "# Peers on the same showers, at equal training time\n\n"
         f"calosim {__version__}, git {git_hash()}, data {record['data']['data_hash']}; {record['rows']} test rows of "
         f"{record['inputs']} primaries, one response each to the true photon sum; trained on "
-        f"{', '.join(map(str, threads))} thread(s) a peer, minutes of processor time. Brackets: 95 % by bootstrap over primaries; AUC ± its standard "
-        "error. Responses of the floor of another seed have sums of their own, so that models, which are given the sums, can "
-        "be below it. NLL in different units cannot be compared. Models whose images have sums of their own are brought to "
+        f"{', '.join(map(str, threads))} thread(s) a peer, minutes of processor time. Brackets: 95 % by bootstrap over "
+        "primaries; AUC ± its standard error. Responses of the floor of another seed have sums of their own, so that models, "
+        "which are given the sums, can be below it. NLL in different units cannot be compared. Models whose images have sums "
+        "of their own are brought to "
         "the given one; WS before that is in a column of its own. Pixel flows round last, as published: their sums are off "
         "by some."
     )
 
 
 def _markdown(lines: list[Line]) -> str:
-    header = ["minutes", "model", "lr", "NLL", *(HEADINGS[m] for m in METRICS), "WS, own sums"]
+    header = ["minutes", "model", "lr", "NLL", *(in_units(HEADINGS[m]) for m in METRICS), "WS, own sums"]
     header += [*(f"AUC {judge}" for judge in JUDGES), "parameters", "steps", "trained, min"]
     header += [f"ms, batch {b}, {t} thr." for t in THREADS for b in BATCHES]
     rows = []
@@ -213,6 +214,8 @@ def draw(lines: list[Line], path: Path) -> None:
     """Draws WS and both AUC of every peer against its training time, with floor and trivial model."""
     from matplotlib.figure import Figure
 
+    from calosim.pictures.style import looks, plain_log, save
+
     def value(line: Line, panel: str) -> tuple[float, float, float] | None:
         if panel == "ws":
             cell = line.cells.get("ws")
@@ -220,10 +223,13 @@ def draw(lines: list[Line], path: Path) -> None:
         verdict = line.verdicts.get(panel)
         return None if not verdict else (verdict["auc"], verdict["low"], verdict["high"])
 
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    axes = figure.subplots(1, 3)
     titles = dict.fromkeys(line.title for line in lines if line.result)
+    references = [line for line in lines if line.label in ("shape_floor", "floor", "trivial")]
+    style = looks([*titles, *(line.title for line in references)])
     panels = {"ws": "WS, photons", **{judge: f"AUC of the judge of {judge}" for judge in JUDGES}}
+    panels = {panel: heading for panel, heading in panels.items() if any(value(line, panel) for line in lines)}
+    figure = Figure(figsize=(4.4 * len(panels), 4.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (panel, heading) in zip(axes, panels.items(), strict=True):
         for title in titles:
             own = [line for line in lines if line.title == title and value(line, panel)]
@@ -231,20 +237,21 @@ def draw(lines: list[Line], path: Path) -> None:
             y = [p[0] for p in points]
             # A percentile interval may leave out the value itself.
             errors = [[max(0, p[0] - p[1]) for p in points], [max(0, p[2] - p[0]) for p in points]]
-            axis.errorbar(x, y, errors, marker="o", capsize=2, label=title)
-        styles = {"shape_floor": "-.", "floor": "--", "trivial": ":"}
-        for reference in [line for line in lines if line.label in styles]:
+            color, _, marker = style[title]
+            axis.errorbar(x, y, errors, marker=marker, color=color, capsize=2, label=title)
+        for reference in references:
             if found := value(reference, panel):
-                style = styles[reference.label]
-                axis.axhline(found[0], color="gray", linestyle=style, label=reference.title)
+                color, kind, _ = style[reference.title]
+                axis.axhline(found[0], color=color, linestyle=kind, label=reference.title)
         axis.set(xscale="log", xlabel="training, minutes", title=heading)
         axis.set_xticks(
             times := sorted({line.result["minutes"] for line in lines if line.result}), [f"{t:g}" for t in times]
         )
         axis.minorticks_off()
     axes[0].set_yscale("log")
+    plain_log(axes[0].yaxis)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
-    stream = io.BytesIO()
-    figure.savefig(stream, dpi=130, format="png")
-    atomic_write(path, stream.getvalue())
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(4, len(panels) + 1), frameon=False, fontsize="small"
+    )
+    save(figure, path)

@@ -18,11 +18,14 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from calosim import __version__
-from calosim.files import atomic_write, read_json, read_npz, write_json, write_npz
+from calosim.files import atomic_write, read_npz, write_json, write_npz
 from calosim.models.provenance import split_unlike
-from calosim.runs import FORMAT, Run, git_hash
+from calosim.runs import FORMAT, Run, git_hash, identity
 from calosim.showers.datamodule import describe
 from calosim.slurm import own_job
+
+#: What is told of a resumed session, beside its first step and its changes.
+SESSION = ("started", "command", "git", "calosim", "torch", "processes", "job", "nodes")
 
 __all__ = ["PredictionFile", "RunCheckpoint", "RunRecord", "WholeCheckpoints"]
 
@@ -59,7 +62,8 @@ class RunCheckpoint(ModelCheckpoint):
 class RunRecord(SaveConfigCallback):
     """Makes the run folder, and a log without a terminal, explain itself.
 
-    Before training: the resolved ``config.yaml`` and ``run.json``. After it has come to its end: ``training.json`` with the
+    Before training: the resolved ``config.yaml`` and ``run.json``; a resumed one makes ``config.yaml`` true of what it does, and
+    tells in ``run.json`` what it has changed. After it has come to its end: ``training.json`` with the
     time (of all sessions, if it was resumed) and the samples it took. Where no progress bar can be shown: a line an epoch.
     """
 
@@ -83,15 +87,25 @@ class RunRecord(SaveConfigCallback):
         self._done |= state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Starts the clock; writes down with which batches and rates it trains, and that the run is not finished."""
+        """Starts the clock; writes down with what it trains, what a resumption changed, and that the run is not finished."""
         self._begin = time.perf_counter()
         run, data = Run(trainer.default_root_dir), trainer.datamodule  # type: ignore[attr-defined]
         if not trainer.is_global_zero:
             return
         (run / Run.TRAINING).unlink(missing_ok=True)
-        if self.config.data.batch_size != data.batch_size:
-            self.config.data.batch_size = data.batch_size
-            atomic_write(run / self._written[0], self._settings())
+        found = self.config.data.batch_size != data.batch_size
+        self.config.data.batch_size = data.batch_size
+        settings, record = self._settings(), self._record
+        if self._resumed:
+            # Only now: a checkpoint that cannot be gone on with has been refused.
+            before, now = identity(run.config), identity(yaml.safe_load(settings))
+            changed = {
+                key: [before.get(key), now.get(key)] for key in {**before, **now} if before.get(key) != now.get(key)
+            }
+            session = {key: record[key] for key in SESSION} | {"step": trainer.global_step, "changed": changed}
+            record = run.record | {"sessions": [*run.record.get("sessions", []), session]}
+        if self._resumed or found:
+            atomic_write(run / Run.CONFIG, settings)
         total = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         rates = sorted({group.get("initial_lr", group["lr"]) for group in groups})
@@ -99,7 +113,7 @@ class RunRecord(SaveConfigCallback):
             "batch_size": {"process": data.batch_size, "total": total},
             "learning_rate": rates[0] if len(rates) == 1 else rates,
         }
-        write_json(run / self._written[1], read_json(run / self._written[1]) | more)
+        write_json(run / Run.RECORD, record | more)
 
     def _settings(self) -> str:
         """All settings as YAML; numbers of batches stay whole, which the parser writes as fractions."""
@@ -141,17 +155,11 @@ class RunRecord(SaveConfigCallback):
         run.keep_hpc(None)
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Writes both files, on one process."""
+        """Writes both files of a new run, on one process."""
         if stage != "fit":
             return
         run = Run(trainer.default_root_dir)
-        # What the run was started with stays; how it was resumed stands beside it.
-        resumed = len(list(run.folder.glob("config*.yaml")))
-        config, record = Run.CONFIG, Run.RECORD
-        if resumed:
-            config, record = f"config.resumed-{resumed}.yaml", f"run.resumed-{resumed}.json"
-        self._written = config, record
-        atomic_write(run / config, self._settings())
+        self._resumed = (run / Run.CONFIG).exists()
         for logger in trainer.loggers:
             logger.log_hyperparams({**pl_module.hparams, "config": yaml.safe_load(self._settings())})
         if unlike := split_unlike(pl_module.lineage):
@@ -159,25 +167,26 @@ class RunRecord(SaveConfigCallback):
                 f"calosim: {unlike}; `calosim evaluate` will refuse to judge it on rows that it has seen",
                 file=sys.stderr,
             )
-        write_json(
-            run / record,
-            {
-                "format": FORMAT,
-                "calosim": __version__,
-                "torch": torch.__version__,
-                "git": git_hash(),
-                "command": sys.argv[1:],
-                "seed": self.config.get("seed_everything"),
-                "model": type(pl_module).__name__,
-                "parameters": sum(p.numel() for p in pl_module.parameters()),
-                "processes": trainer.world_size,
-                "job": own_job(),
-                "nodes": trainer.num_nodes,
-                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                "data": describe(trainer.datamodule),  # type: ignore[attr-defined]
-                "ancestors": pl_module.ancestors,
-            },
-        )
+        self._record = {
+            "format": FORMAT,
+            "calosim": __version__,
+            "torch": torch.__version__,
+            "git": git_hash(),
+            "command": sys.argv[1:],
+            "seed": self.config.get("seed_everything"),
+            "model": type(pl_module).__name__,
+            "coordinates": pl_module.init.get("coordinates", {}).get("kind"),
+            "parameters": sum(p.numel() for p in pl_module.parameters()),
+            "processes": trainer.world_size,
+            "job": own_job(),
+            "nodes": trainer.num_nodes,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "data": describe(trainer.datamodule),  # type: ignore[attr-defined]
+            "ancestors": pl_module.ancestors,
+        }
+        if not self._resumed:
+            atomic_write(run / Run.CONFIG, self._settings())
+            write_json(run / Run.RECORD, self._record)
 
 
 class PredictionFile(Callback):

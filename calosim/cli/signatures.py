@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Option", "constant", "described", "method_options", "options"]
+__all__ = ["Option", "constant", "descriptions", "method_options", "options", "summary"]
 
 #: Types that have no settings of their own.
 _PLAIN = frozenset(
@@ -44,12 +45,14 @@ class Option:
         kind: Its annotation, if it has one.
         required: Whether it has no default.
         module: Where the names in the annotation are known.
+        default: What it is otherwise, if it has a default.
     """
 
     name: str
     kind: ast.expr | None
     required: bool
     module: str
+    default: ast.expr | None = None
 
     @property
     def alternatives(self) -> list[tuple[str, ast.expr]]:
@@ -60,6 +63,19 @@ class Option:
     def names(self) -> list[str]:
         """The alternatives by name: ``["list", "None"]`` of ``list[str] | None``."""
         return [_name(kind) for _, kind in self.alternatives]
+
+    @property
+    def said(self) -> str:
+        """Type and default in words: ``int, 5 by default``."""
+        kind = "" if self.kind is None else re.sub(r"\bNone\b", "null", ast.unparse(self.kind).strip("'"))
+        kind = re.sub(r"Literal\[(.*?)\]", lambda m: m[1].replace("'", "").replace(", ", "|"), kind)
+        if self.required:
+            return f"{kind}, required"
+        try:
+            value = self.default and ast.literal_eval(self.default)
+        except ValueError:  # a name
+            value = constant(self.module, self.default.id) if isinstance(self.default, ast.Name) else "its own"
+        return f"{kind}, {_yaml(value)} by default"
 
     @property
     def is_list(self) -> bool:
@@ -117,12 +133,31 @@ def options(module: str, name: str) -> dict[str, Option] | None:
     return next((found for found in bases if found), {})
 
 
-def described(module: str, name: str, option: str) -> str:
-    """What a docstring says of an argument, its first sentence; empty if it says nothing."""
+def summary(module: str, name: str) -> str:
+    """The first paragraph of a function's or a class' docstring."""
     _, node = _find(module, name)
-    text = (ast.get_docstring(node) if isinstance(node, ast.FunctionDef | ast.ClassDef) else None) or ""
-    found = re.search(rf"^ +{option}: (.+?)(?:\.\s|\.?$(?=\n\n| +\w+: |\n +\w+: |\Z))", text, re.MULTILINE | re.DOTALL)
-    return " ".join(found[1].split()) if found else ""
+    return " ".join(_docstring(node).split("\n\n")[0].split())
+
+
+def descriptions(module: str, name: str) -> dict[str, str]:
+    """What a docstring says of each argument of a function, or of what makes an object of a class."""
+    _, node = _find(module, name)
+    made = [item for item in getattr(node, "body", ()) if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
+    found: dict[str, list[str]] = {}
+    for text in map(_docstring, (node, *made)):
+        inside, last = False, ""
+        for line in text.splitlines():
+            if line.strip() and not line.startswith(" "):
+                inside = line in ("Args:", "Attributes:")
+            elif begin := re.match(r" {4}(\w+): (.*)", line) if inside else None:
+                last = begin[1]
+                found[last] = [begin[2]]
+            elif inside and last:
+                found[last].append(line)
+    plain = {
+        key: re.sub(r"``|:\w+:(?=`)", lambda m: "`" * (m[0] == "``"), " ".join(lines)) for key, lines in found.items()
+    }
+    return {key: " ".join(text.split()) for key, text in plain.items()}
 
 
 def method_options(module: str, name: str, method: str) -> dict[str, Option] | None:
@@ -139,6 +174,10 @@ def constant(module: str, name: str) -> Any:
     _, node = _find(module, name)
     assert isinstance(node, ast.expr)
     return ast.literal_eval(node)
+
+
+def _docstring(node: ast.AST | None) -> str:
+    return (ast.get_docstring(node) if isinstance(node, ast.FunctionDef | ast.ClassDef) else None) or ""
 
 
 def _path(module: str) -> tuple[Path | None, bool]:
@@ -197,7 +236,7 @@ def _arguments(module: str, node: ast.FunctionDef) -> dict[str, Option] | None:
     defaults = [None] * (len(listed) - len(node.args.defaults)) + list(node.args.defaults)
     pairs = [*zip(listed, defaults, strict=True), *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)]
     named = [(a, default) for a, default in pairs if a.arg not in ("self", "cls")]
-    return {a.arg: Option(a.arg, a.annotation, default is None, module) for a, default in named}
+    return {a.arg: Option(a.arg, a.annotation, default is None, module, default) for a, default in named}
 
 
 def _is_dataclass(node: ast.ClassDef) -> bool:
@@ -211,7 +250,7 @@ def _is_settings(module: str, name: str) -> bool:
 
 def _fields(module: str, node: ast.ClassDef) -> dict[str, Option]:
     return {
-        item.target.id: Option(item.target.id, item.annotation, item.value is None, module)
+        item.target.id: Option(item.target.id, item.annotation, item.value is None, module, item.value)
         for item in node.body
         if isinstance(item, ast.AnnAssign)
         and isinstance(item.target, ast.Name)
@@ -282,6 +321,12 @@ def _refusal(kind: ast.expr, value: Any) -> str:
                 else " or ".join([", ".join(known[:-1]), known[-1]])
             )
     return ""
+
+
+def _yaml(value: Any) -> str:
+    """A default as it would be written on the command line."""
+    text = json.dumps(value)
+    return f"`{value}`" if isinstance(value, str) else text
 
 
 def _is_number(text: str) -> bool:

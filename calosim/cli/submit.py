@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from jsonargparse import ArgumentParser
 
@@ -15,10 +16,14 @@ __all__ = ["run"]
 def run(argv: list[str]) -> None:
     """Submits the verb that follows, with its options, as a batch job; or shows the script.
 
-    A training runs as one process for each of the job's tasks, and goes on by itself when its job starts again.
+    A training runs as one process for each of the job's tasks, and goes on by itself when its job starts again; what is no
+    training is one process.
 
     Args:
         argv: ``submit``, the verb and its options, and ``--slurm.*`` and ``--dry-run`` anywhere among them.
+
+    Raises:
+        ValueError: If what is no training is to run several times at once.
     """
     words, command = submit_words(argv[1:])
     parser = ArgumentParser(
@@ -33,6 +38,12 @@ def run(argv: list[str]) -> None:
     verb, *rest = command
     if verb in TRAINING:
         command = [verb, "-c", "conf/cluster/slurm.yaml", *rest, *_processes(rest, settings)]
+    elif max(settings.nodes, settings.tasks or 1) > 1:
+        raise ValueError(
+            f"{verb} is one process: expected 1 as --slurm.nodes and --slurm.tasks; --slurm.array makes several jobs"
+        )
+    else:
+        settings = replace(settings, tasks=1)
     if options.dry_run:
         print(settings.script(command, requeue=verb == "fit"), end="")
         return

@@ -30,7 +30,7 @@ def run(argv: list[str]) -> None:
     groups: dict[str, Any] = {n: kind for n, kind in get_type_hints(function).items() if is_dataclass(kind)}
     parser.add_function_arguments(function, as_group=False, skip=set(groups))
     for kind in groups.values():
-        parser.add_class_arguments(kind, as_group=False)
+        parser.add_class_arguments(kind, as_group=False, sub_configs=True)
     parser.add_argument("--trust", type=list[str] | str, default=[], help="Modules whose models may be loaded: mine.")
     for action in parser._actions:
         if action.default in (True, False) and isinstance(action.default, bool) and action.option_strings:

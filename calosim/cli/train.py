@@ -42,6 +42,7 @@ from calosim.models.checkpoints import read_checkpoint
 from calosim.models.schedules import WarmupCosine  # noqa: F401
 from calosim.runs import Run
 from calosim.showers.datamodule import RootDataModule
+from calosim.slurm import forget
 
 __all__ = ["CalosimCLI", "resolved", "train"]
 
@@ -189,21 +190,21 @@ def train(argv: list[str]) -> None:
     # Processes that Lightning launches repeat sys.argv, and the run's record quotes it.
     sys.argv[1:] = shipped_words(said_words(argv))
     try:
-        with Requeue() as requeue:
-            CalosimCLI(
-                model_class=CalosimModule,
-                datamodule_class=RootDataModule,
-                subclass_mode_model=True,
-                auto_configure_optimizers=False,
-                save_config_callback=RunRecord,
-                trainer_defaults={"callbacks": [PredictionFile(), requeue]},
-                parser_kwargs={
-                    **REFUSING,
-                    "prog": "calosim",
-                    **{verb: {**REFUSING, **_defaults()} for verb in ("fit", "validate", "test", "predict")},
-                },
-            )
+        CalosimCLI(
+            model_class=CalosimModule,
+            datamodule_class=RootDataModule,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            save_config_callback=RunRecord,
+            trainer_defaults={"callbacks": [PredictionFile(), Requeue()]},
+            parser_kwargs={
+                **REFUSING,
+                "prog": "calosim",
+                **{verb: {**REFUSING, **_defaults()} for verb in ("fit", "validate", "test", "predict")},
+            },
+        )
     finally:
+        forget()
         while HELD:
             run, handle = HELD.pop()
             run.release(handle)
@@ -256,9 +257,9 @@ def resolved(words: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: If the command would refuse them.
     """
-    command = _fit_parser()
+    parser = _fit_parser()._parser("fit")
     try:
-        config = command.parser.parse_args(shipped_words(["fit", *said_words(words)]))
+        config = parser.parse_args(shipped_words(said_words(words)))
     except ArgumentError as error:
         raise ValueError(one_line(str(error))) from None
-    return yaml.safe_load(command._parser("fit").dump(config["fit"], skip_none=False))
+    return yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True))  # it has been validated

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from calosim.cli.signatures import Option, constant, described, method_options, options
+from calosim.cli.signatures import Option, constant, descriptions, method_options, options
 from calosim.files import find_config, read_yaml
 
 __all__ = ["MODELS", "TOOLS", "TRAINING", "Known", "checked", "submit_words", "tool_options", "training_options"]
@@ -313,7 +313,7 @@ def _check_needs(verb: str, reading: _Reading) -> None:
     module, _, function = TOOLS.get(verb, f"calosim.models:{reading.model}").partition(":")
     for name, option in group.items():
         if isinstance(option, Option) and option.required and f"{outer}{name}" not in reading.given:
-            what = described(module, function, name)
+            what = descriptions(module, function).get(name, "").partition(". ")[0].rstrip(".")
             raise ValueError(f"{reading.model or verb} needs --{outer}{name}{what and f' ({what})'}")
 
 

@@ -16,7 +16,7 @@ from calosim.metrics.probability import brier_score, calibration_error, reliabil
 from calosim.metrics.wasserstein import wasserstein
 from calosim.models.acceptance import Acceptance
 from calosim.models.photons import PhotonSum
-from calosim.particles import groups, particle_code, particle_symbol
+from calosim.particles import groups, particle_heading
 from calosim.runs import Run
 
 __all__ = ["acceptance_report", "acceptance_table", "draw_acceptance", "judge_acceptance"]
@@ -114,16 +114,17 @@ def acceptance_report(
 def acceptance_table(report: dict[str, dict[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
     """The header and the rows of a table of :func:`judge_acceptance`'s report, the study's particles first."""
     header = ["response at all", "answered by", "attempts", "with a response", "predicted", "calibration error"]
-    titles = {"model": "acceptance model", "floor": "other attempts of the Monte Carlo"}
+    titles = {"model": "acceptance model", "floor": "floor (other attempts of the Monte Carlo)"}
     rows = []
     for name in shown_particles(report["model"]):
         for who, title in titles.items():
             if (v := report[who].get(name)) is None:
                 continue
-            symbol = name if name == "all" else f"{particle_symbol(particle_code(name))} {name}"
             shares = [f"{100 * v[key]:.2f} %" for key in ("share", "predicted", "ece")]
             sums = f"{v['w1']:.1f}" if "w1" in v else "–"
-            rows.append([symbol, title, str(v["rows"]), *shares, f"{v['brier']:.4f}", f"{v['auc']:.4f}", sums])
+            rows.append(
+                [particle_heading(name), title, str(v["rows"]), *shares, f"{v['brier']:.4f}", f"{v['auc']:.4f}", sums]
+            )
     return [*header, "Brier score", "AUC", "W1 of all sums"], rows
 
 
@@ -136,5 +137,5 @@ def draw_acceptance(report: dict[str, dict[str, Any]], path: Path) -> None:
     """
     from calosim.pictures import reliability_diagram
 
-    titles = {"model": "acceptance model", "floor": "other attempts"}
+    titles = {"model": "acceptance model", "floor": "floor (other attempts of the Monte Carlo)"}
     reliability_diagram({title: report[who]["all"]["reliability"] for who, title in titles.items()}, path)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from calosim.files import markdown_table
 
-__all__ = ["DEFINITIONS", "HEADER", "Definition", "definition_table"]
+__all__ = ["DEFINITIONS", "HEADER", "Definition", "definition_table", "in_units"]
 
 
 class Definition(NamedTuple):
@@ -25,37 +25,63 @@ HEADER = ("metric", "formula", "unit", "best", "what it tells")
 DEFINITIONS: tuple[Definition, ...] = (
     Definition(
         "WS",
-        "⅕ Σᵢ ∫ |Fᵢ(w) − F̂ᵢ(w)| dw over the five channels i, F and F̂ the distribution functions of their photon sums w in "
-        "the Monte Carlo and generated",
+        "⅕ Σᵢ ∫ |Fᵢ(w) − F̂ᵢ(w)| dw over the five channels i (four towers and the common one), F and F̂ the distribution functions "
+        "of their photon sums w in the Monte Carlo and generated",
         "photons",
-        "the floor's",
+        "as low as the floor's",
         "whether channels have the right distribution over all primaries together",
     ),
     Definition(
         "MAE_cond",
         "Σₖ pₖ ⅕ Σᵢ |mean wᵢₖ − mean ŵᵢₖ| / Σₖ pₖ over the primaries k, with pₖ = log(1 + nₖ) for nₖ responses",
         "photons",
-        "the floor's",
+        "as low as the floor's",
         "whether the mean response to each primary is right",
     ),
     Definition(
-        "MAE_w", "the same with pₖ = nₖ", "photons", "the floor's", "the same, frequent primaries counting more"
+        "MAE_w",
+        "the same with pₖ = nₖ",
+        "photons",
+        "as low as the floor's",
+        "the same, frequent primaries counting more",
     ),
     Definition(
         "δ",
         "mean over channels and primaries (weights pₖ) of |m̂ − m| / (m̂ + m), m the median absolute deviation of a channel over "
         "the responses to a primary, drawn towards that of its particle type where responses are few",
         "0 to 1",
-        "the floor's",
+        "as low as the floor's",
         "whether the responses to one primary scatter as much as they should",
     ),
     Definition(
         "JaccErr",
-        "mean over neighboring channels and primaries (weights pₖ) of |Ĵ − J|, J the number of responses with light in both "
-        "channels over that with light in either",
+        "mean over neighboring channels (towers that share an edge, and the common one with each) and primaries (weights pₖ) of "
+        "|Ĵ − J|, J the number of responses with light in both channels over that with light in either",
         "0 to 1",
-        "the floor's",
+        "as low as the floor's",
         "whether neighboring channels light up together as they should",
+    ),
+    Definition(
+        "photon sum: MAE, RMSE, median error",
+        "mean of |n̂ − n|, n̂ the median of a row's predictive distribution; root of the mean of (n̄ − n)², n̄ its mean; median of "
+        "|n̂ − n| / n",
+        "photons; the last %",
+        "as low as the floor's",
+        "how far a row's sum is from what is predicted for its primary, whose responses differ themselves",
+    ),
+    Definition(
+        "photon sum: W1",
+        "∫ |F(n) − F̂(n)| dn, F and F̂ the distribution functions of all sums in the Monte Carlo and drawn",
+        "photons",
+        "as low as the floor's",
+        "whether sums have the right distribution over all primaries together",
+    ),
+    Definition(
+        "photon sum: inside p %",
+        "share of rows whose sum lies in the central interval of p % of its predictive distribution",
+        "%",
+        "p %",
+        "whether the predictive distributions are as wide as they should be",
     ),
     Definition(
         "AUC",
@@ -82,6 +108,16 @@ DEFINITIONS: tuple[Definition, ...] = (
         "whether showers lie where they should",
     ),
 )
+
+
+def in_units(metric: str) -> str:
+    """A metric's name with its unit, for the heading of a table or a picture; of a share it is the name alone.
+
+    >>> in_units("WS"), in_units("δ")
+    ('WS, photons', 'δ')
+    """
+    units = {known.metric: known.unit for known in DEFINITIONS}
+    return f"{metric}, photons" if units.get(metric) == "photons" else metric
 
 
 def definition_table() -> str:

@@ -14,7 +14,7 @@ from calosim.evaluation.intervals import LEAST_PRIMARIES
 from calosim.metrics.bootstrap import interval, resample, resampled_wasserstein
 from calosim.metrics.wasserstein import wasserstein
 from calosim.models.photons import PhotonSum
-from calosim.particles import STUDY_PARTICLES, groups, particle_code, particle_name, particle_symbol
+from calosim.particles import STUDY_PARTICLES, groups, particle_heading, particle_name
 from calosim.showers.datamodule import RootDataModule
 
 __all__ = [
@@ -112,9 +112,8 @@ def quantile_table(sums: dict[str, Any], names: Sequence[str]) -> tuple[list[str
         reports = [("Monte Carlo", next(iter(sums.values())), "true_"), *((who, r, "") for who, r in sums.items())]
         for who, report, prefix in reports:
             found = [report[name][f"{prefix}{key}"] for key in (*(f"quantile_{p}" for p in TABULATED), "largest")]
-            symbol = name if name == "all" else f"{particle_symbol(particle_code(name))} {name}"
-            rows.append([symbol, who, *(f"{value:.0f}" for value in found)])
-    return ["quantiles of the photon sum", "", *(f"{p} %" for p in TABULATED), "largest"], rows
+            rows.append([particle_heading(name), who, *(f"{value:.0f}" for value in found)])
+    return ["quantiles of the photon sum, in photons", "", *(f"{p} %" for p in TABULATED), "largest"], rows
 
 
 def interval_contents(samples: np.ndarray, photon_sum: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -207,7 +206,7 @@ def draw_uncertainty(report: dict[str, Any], by_row: dict[str, np.ndarray], path
     shown = np.unique(np.linspace(0, len(by_row["rows"]) - 1, 120).astype(np.int64))
     curves, parts = {}, {}
     for name in shown_particles(report):
-        symbol, u = name if name == "all" else particle_symbol(particle_code(name)), report[name]
+        symbol, u = particle_heading(name), report[name]
         curves[symbol] = [(float(p), share) for p, share in u["coverage"].items()]
         parts[symbol] = u["aleatoric"], u["epistemic"]
     intervals = {key: by_row[key][shown] for key in QUANTILES}

@@ -8,12 +8,13 @@ import numpy as np
 
 from calosim.evaluation.acceptance import acceptance_table
 from calosim.evaluation.classifier import classifier_rows, classifier_tables
+from calosim.evaluation.definitions import in_units
 from calosim.evaluation.intervals import LEAST_PRIMARIES
 from calosim.evaluation.likelihood import likelihood_rows, likelihood_tables
 from calosim.evaluation.photons import INTERVALS, quantile_table, shown_particles
 from calosim.evaluation.variants import variant_rows, variant_tables
 from calosim.files import csv_text, markdown_table
-from calosim.particles import particle_code, particle_symbol
+from calosim.particles import particle_heading
 
 __all__ = ["METRICS", "as_csv", "as_markdown"]
 
@@ -49,6 +50,8 @@ def as_markdown(results: dict[str, Any]) -> str:
     )
     intervals = any(result.get("low") for result in images.values())
     head += f" [95 % interval by bootstrap over primaries, from {LEAST_PRIMARIES} on]." if intervals else "."
+    if images:
+        head += " Lower is better, down to the floor: what the Monte Carlo itself reaches."
     if lacking:
         head += f" The floor's sample lacks the primaries of {lacking} rows; others of their type answer there."
     if same := results.get("shape_floor"):
@@ -79,27 +82,22 @@ def _metric_table(images: dict[str, Any], names: list[str], key: str, heading: s
         return "–" if np.isnan(mean) else f"{mean:{form}} ± {std:{form}}{interval}"
 
     rows = [[candidate, *(cell(result, name) for name in names)] for candidate, result in images.items()]
-    return markdown_table([heading, *map(_title, names)], rows)
+    return markdown_table([in_units(heading), *map(particle_heading, names)], rows)
 
 
 def _photon_table(sums: dict[str, Any], names: list[str]) -> str:
     """What :func:`calosim.evaluation.photons.photon_report` says, by particle type and model."""
-    header = ["photon sum", "model", "rows", "MAE", "RMSE", "median error", "W1"]
+    header = ["photon sum, in photons", "model", "rows", "MAE", "RMSE", "median error", "W1"]
     rows = []
     for name in names:
         for model, report in sums.items():
             v = report[name]
             errors = [f"{v['rows']:.0f}", f"{v['mae']:.1f}", f"{v['rmse']:.1f}", f"{100 * v['median_error']:.1f} %"]
-            shares = [f"{100 * v[f'coverage_{100 * p:.0f}']:.1f}" for p in INTERVALS]
+            shares = [f"{100 * v[f'coverage_{100 * p:.0f}']:.1f} %" for p in INTERVALS]
             ends = f" [{v['w1_low']:.1f}, {v['w1_high']:.1f}]" if "w1_low" in v else ""
-            rows.append([_title(name), model, *errors, f"{v['w1']:.1f}{ends}", *shares])
+            rows.append([particle_heading(name), model, *errors, f"{v['w1']:.1f}{ends}", *shares])
     inside = [f"{100 * p:.0f} %" for p in INTERVALS]
     return markdown_table([*header, f"inside {inside[0]}", *inside[1:]], rows)
-
-
-def _title(name: str) -> str:
-    """A particle type as the tables name it, with its symbol."""
-    return name if name == "all" else f"{particle_symbol(particle_code(name))} {name}"
 
 
 def as_csv(results: dict[str, Any]) -> str:

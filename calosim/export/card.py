@@ -19,13 +19,25 @@ METRICS = {"ws": "WS", "mae_cond": "MAE_cond"}
 
 _FEATURES = "energy GeV; vx, vy, vz cm; px, py, pz GeV/c, pz with any sign; mass MeV"
 
+#: What is particular about the output of files for any program.
+_FORMS = {
+    "onnx": "float32.",
+    "torchscript": """int32.
+In C++, `torch::jit::load("simulator.pt").forward({noise, features}).toTensor()`; in Python, `torch.jit.load`.""",
+}
+
+#: Limits of ONNX files, and of TorchScript's.
+_ONNX_LIMITS = """
+* Sums of float32 in another order than Python's may move a photon to the other half of a cell; the check counts that.
+* ONNX Runtime 1.14 or newer is needed (operator set 18). It was not run inside of O2 itself."""
+_SCRIPT_LIMITS = """
+* PyTorch calls TorchScript deprecated: take libtorch of the version that it was made with, {torch}, or near."""
+
 _UNCHECKED = "Not checked yet: `calosim export --check FOLDER --primaries primaries.csv`."
 
 _LIMITS = """\
 * It is as good as the data that it was trained on: the toy Monte Carlo of calosim is none of ALICE's. Train on your own.
 * Primaries of types or energies that were not in training are answered all the same; `calosim generate` counts them.
-* Sums of float32 in another order than Python's may move a photon to the other half of a cell; the check counts that.
-* ONNX Runtime 1.14 or newer is needed (operator set 18). It was not run inside of O2 itself.
 * The same ten normals have the same response; responses to different ones are independent."""
 
 
@@ -48,7 +60,7 @@ def card(record: dict[str, Any], check: dict[str, Any] | None = None) -> str:
         _quality(record),
         *(("## Check", check_tables(check) if check else _UNCHECKED) if record["to"] == "o2" else ()),
         "## Limits",
-        _LIMITS,
+        _LIMITS + (_ONNX_LIMITS if "torch" not in record else _SCRIPT_LIMITS.format(**record)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -57,13 +69,13 @@ def _contents(record: dict[str, Any]) -> str:
     nx, ny = record["pixels"]
     rows = [[n, f"{f['bytes'] / 1e6:.2f}", f["sha256"]] for n, f in record["files"].items()]
     table = markdown_table(["file", "MB", "SHA-256"], rows)
-    if record["to"] == "onnx":
+    if record["to"] in SIMULATOR:
         return f"""{table}
 
-`{SIMULATOR}`: inputs `noise` (N, 10), standard normal, and `features` (N, 9):
+`{SIMULATOR[record["to"]]}`: inputs `noise` (N, 10), standard normal, and `features` (N, 9), both float32:
 {_FEATURES}; charge in e.
-Output `images` (N, {nx}, {ny}): photons of pixel (x, y), whole numbers. All float32. The graph draws the photon sum and all
-splits itself."""
+Output `images` (N, {nx}, {ny}): photons of pixel (x, y), whole numbers as {_FORMS[record["to"]]}
+The graph draws the photon sum and all splits itself."""
     return f"""{table}
 
 `{GENERATOR}`: inputs `noise` (1, 10), standard normal, and `features` (1, 9):

@@ -32,14 +32,16 @@ __all__ = [
 ]
 
 #: Files of an exported folder.
-GENERATOR, CLASSIFIER, SIMULATOR, RECORD, CHECK, CARD = (
+GENERATOR, CLASSIFIER, RECORD, CHECK, CARD = (
     "generator.onnx",
     "classifier.onnx",
-    "simulator.onnx",
     "export.json",
     "check.json",
     "MODEL_CARD.md",
 )
+
+#: The file for any program, by its form.
+SIMULATOR = {"onnx": "simulator.onnx", "torchscript": "simulator.pt"}
 
 
 def scales_name(model: str) -> str:

@@ -5,6 +5,8 @@ Equal to :class:`~calosim.simulation.simulator.FastSimulator` up to rounding, se
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -25,7 +27,7 @@ from calosim.shapes import SplitCoordinates
 from calosim.showers.record import FEATURES
 from calosim.simulation.simulator import FastSimulator
 
-__all__ = ["LEAST", "classifier", "generator", "simulator"]
+__all__ = ["LEAST", "check_chain", "classifier", "generator", "simulator"]
 
 #: Primaries that are less likely to leave a response are not simulated at all.
 LEAST = 0.005
@@ -36,6 +38,17 @@ _MARGIN, _SHARE = 0.01, 4e-6
 _INPUTS = {"noise": NORMALS, "features": len(FEATURES)}
 
 _FLOAT = 1
+
+
+def check_chain(shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | None) -> None:
+    """Checks that models can be exported together.
+
+    Raises:
+        ValueError: If the models are of different detectors, or of a kind that cannot be exported.
+    """
+    if not isinstance(shape.coordinates, SplitCoordinates):
+        raise ValueError("expected a shape model of split coordinates to export, got another kind")
+    FastSimulator(shape, photons, acceptance=acceptance)  # refuses what does not fit together
 
 
 def generator(shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | None = None) -> bytes:
@@ -86,10 +99,9 @@ def _response(
     g: Builder, shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | None, charge_unit: float
 ) -> str:
     """Photons of all pixels, (ny, nx) float32."""
-    FastSimulator(shape, photons, acceptance=acceptance)  # refuses what does not fit together
-    coordinates, flow = shape.coordinates, shape.flow
-    if not isinstance(coordinates, SplitCoordinates) or not isinstance(flow, MaskedSplits | InverseSplits):
-        raise ValueError("expected a shape model of split coordinates to export, got another kind")
+    check_chain(shape, photons, acceptance)
+    coordinates: Any = shape.coordinates
+    flow: Any = shape.flow
     primary = Primary(g, "features", photons.features, charge_unit)
     numbers = Numbers(g, "noise")
 

@@ -17,10 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from calosim import draws
 from calosim.export.builder import Builder
 
-__all__ = ["NORMALS", "SEED", "Numbers", "Wanted", "rows_of"]
+__all__ = ["NORMALS", "SEED", "Numbers", "Wanted", "row_numbers", "rows_of"]
 
 #: How many normals a response is given, and the seed of what they are expanded to.
 NORMALS, SEED = 10, 0
@@ -31,13 +34,7 @@ _GOLDEN, _MIX_1, _MIX_2 = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D
 _STEPS, _FAR = 2.0**40, 2.0**20
 
 
-def _mix(z: np.ndarray) -> np.ndarray:
-    z = (z ^ (z >> np.uint64(30))) * _MIX_1
-    z = (z ^ (z >> np.uint64(27))) * _MIX_2
-    return z ^ (z >> np.uint64(31))
-
-
-def rows_of(noise: np.ndarray) -> np.ndarray:
+def row_numbers(noise: Tensor) -> Tensor:
     """The row numbers that the noise stands for.
 
     Args:
@@ -46,8 +43,13 @@ def rows_of(noise: np.ndarray) -> np.ndarray:
     Returns:
         Rows with shape (N,), int64.
     """
-    words = np.floor(np.clip(noise.astype(np.float64), -_FAR, _FAR) * _STEPS).astype(np.int64).view(np.uint64)
-    return _mix(words + _counted(np.arange(noise.shape[1])).view(np.uint64)).sum(1, dtype=np.uint64).view(np.int64)
+    words = (noise.double().clamp(-_FAR, _FAR) * _STEPS).floor().long()
+    return draws.mix(words + torch.from_numpy(_counted(np.arange(NORMALS)))).sum(1)
+
+
+def rows_of(noise: np.ndarray) -> np.ndarray:
+    """:func:`row_numbers` of arrays."""
+    return row_numbers(torch.from_numpy(np.ascontiguousarray(noise))).numpy()
 
 
 def _counted(counters: np.ndarray) -> np.ndarray:

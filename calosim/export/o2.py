@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from calosim import __version__
 from calosim.export.builder import OPSET, require
@@ -15,6 +16,7 @@ from calosim.export.card import card
 from calosim.export.check import CheckSettings, check_folder
 from calosim.export.client import CARD, CLASSIFIER, GENERATOR, RECORD, SIMULATOR, scales_name, scales_text
 from calosim.export.graph import classifier, generator, simulator
+from calosim.export.script import script
 from calosim.files import atomic_write, temporary_folder, write_json
 from calosim.models.acceptance import Acceptance
 from calosim.models.photons import PhotonSum
@@ -29,7 +31,7 @@ def export(
     shape: str | None = None,
     photons: str | None = None,
     acceptance: str | None = None,
-    to: Literal["o2", "onnx"] = "o2",
+    to: Literal["o2", "onnx", "torchscript"] = "o2",
     out: str = "runs/export",
     check: str | None = None,
     settings: CheckSettings = CheckSettings(),
@@ -40,7 +42,8 @@ def export(
         shape: Run folder or checkpoint of the shape model, of split coordinates.
         photons: Run folder or checkpoint of the photon-sum model.
         acceptance: Run folder or checkpoint of the acceptance model; without it there is no classifier, which O2 wants.
-        to: o2, for the fast simulation of ALICE O2 (Detectors/ZDC/fastsimulation), or onnx, one file for any program.
+        to: o2, for the fast simulation of ALICE O2 (Detectors/ZDC/fastsimulation); or one file for any program with ONNX
+            Runtime (onnx) or libtorch (torchscript).
         out: The folder to make.
         check: A folder made before, to run as O2 does and compare with Python, instead of making one.
         settings: What the check does.
@@ -58,7 +61,8 @@ def export(
     target = Path(out)
     if target.exists():
         raise ValueError(f"{out}: exists already; expected a new folder for the export")
-    require("onnx")
+    if to != "torchscript":
+        require("onnx")
     models = {"shape": shape, "photons": photons} | ({"acceptance": acceptance} if acceptance else {})
     files = _files(models, to)
     with temporary_folder(target.parent, out) as temporary:
@@ -82,8 +86,8 @@ def _files(models: dict[str, str], to: str) -> dict[str, bytes]:
     """The graphs by file name."""
     shape, photons = ShapeModule.load(models["shape"]), PhotonSum.load(models["photons"])
     acceptance = Acceptance.load(models["acceptance"]) if "acceptance" in models else None
-    if to == "onnx":
-        return {SIMULATOR: simulator(shape, photons, acceptance)}
+    if to != "o2":
+        return {SIMULATOR[to]: (simulator if to == "onnx" else script)(shape, photons, acceptance)}
     files = {GENERATOR: generator(shape, photons, acceptance)}
     if acceptance is not None:
         files[CLASSIFIER] = classifier(acceptance)
@@ -107,7 +111,7 @@ def _record(models: dict[str, str], files: dict[str, bytes], to: str) -> dict[st
         "git": git_hash(),
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "to": to,
-        "opset": OPSET,
+        **({"torch": torch.__version__} if to == "torchscript" else {"opset": OPSET}),
         "detector": module.detector.name,
         "title": module.detector.title,
         "pixels": list(module.detector.shape),

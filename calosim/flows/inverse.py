@@ -132,7 +132,7 @@ class InverseSplits(nn.Module):
         Returns:
             Photons of the first children and of the nodes, each (B, M), int64.
         """
-        counts = total.new_empty(len(total), 1 + 2 * self.nodes)
+        counts = total.new_empty(total.shape[0], 1 + 2 * self.nodes)
         counts[:, 0] = total
         for nodes in (getattr(self, f"_generation{d}") for d in range(self.generations)):
             n = counts.index_select(1, self._source[nodes])

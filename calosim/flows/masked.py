@@ -182,7 +182,7 @@ class MaskedSplits(nn.Module):
         """
         first, second, output = self.parts(context)
         u, y = uniforms[:, 0], torch.logit(uniforms[:, 1])
-        rows = len(total)
+        rows = total.shape[0]
         x, a, b = context.new_zeros(rows, 2 * self.nodes), torch.empty_like(first), torch.empty_like(second)
         # Both children of every node, after the whole: a node finds its photons at 1 + 2 source + child.
         counts = total.new_empty(rows, 1 + 2 * self.nodes)

@@ -174,7 +174,7 @@ def inverse(u: Tensor, parameters: Tensor) -> Tensor:
         done = (step.abs() <= _CLOSE * (1 + y.abs())) | (off.abs() <= _ROUNDING)
         new = torch.where(good, new, (low + high) / 2)
         y, step = torch.where(done, y, new), torch.where(done, 0.0, new - y)
-        if bool(done.all()):
+        if not torch.jit.is_tracing() and bool(done.all()):
             break
     return y
 

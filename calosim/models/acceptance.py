@@ -124,8 +124,8 @@ class Acceptance(CalosimModule):
         """
         with evaluating(self):
             columns = self.encoding(self.features(particles)).double()
-            members = [network.double() for network in self.networks.draw(self.networks.members)]
-            return torch.stack([network(columns)[:, 0].sigmoid() for network in members]).mean(0)
+            members = [self.networks.member(k, columns) for k in range(self.networks.members)]
+            return torch.stack([logits[:, 0].sigmoid() for logits in members]).mean(0)
 
     def sample(self, particles: Tensor, seed: int, rows: Tensor) -> Tensor:
         """Decides for each row whether there is a response.

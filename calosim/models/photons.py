@@ -187,11 +187,10 @@ class PhotonSum(CalosimModule):
             features, energy = self.features(particles).double(), particles[:, 0].float()
             networks = self.networks(seed)
             chosen = (numbers[:, -1] * len(networks)).long()
-            total = torch.empty(len(rows), dtype=torch.int64, device=particles.device)
+            total = torch.empty_like(rows)
             for k, network in enumerate(networks):
                 mine = chosen == k
-                if mine.any():
-                    total[mine] = self.head.draw(network(features[mine]), energy[mine], numbers[mine, :-1])
+                total[mine] = self.head.draw(network(features[mine]), energy[mine], numbers[mine, :-1])
             return total
 
     def predictive(self, particles: Tensor, seed: int, rows: Tensor, each: int = 32) -> tuple[Tensor, Tensor, Tensor]:

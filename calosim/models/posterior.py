@@ -98,6 +98,13 @@ class Ensemble(nn.Module):
             h = torch.baddbmm(bias, F.silu(h) if layer else h, weight)
         return h
 
+    def member(self, k: int, x: Tensor) -> Tensor:
+        """One member alone, in the type of the inputs: (B, n) to (B, outputs)."""
+        h = x
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            h = torch.addmm(bias[k].to(x), F.silu(h) if layer else h, weight[k].to(x))
+        return h
+
     def penalty(self) -> Tensor:
         """Nothing."""
         return self.biases[-1].new_zeros(())

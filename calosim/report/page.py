@@ -14,6 +14,8 @@ from jinja2 import Environment, StrictUndefined
 from markdown import markdown
 from markupsafe import Markup
 
+from calosim.pictures.style import DPI
+
 __all__ = ["Picture", "Section", "name_apart", "render"]
 
 #: What is wider than the window scrolls, by keyboard too.
@@ -31,6 +33,11 @@ class Picture:
     png: bytes
     alt: str
     caption: str
+
+    @property
+    def width(self) -> int:
+        """How wide it is shown where there is room, in CSS pixels: letters have one size in all pictures."""
+        return round(int.from_bytes(self.png[16:20]) * 96 / DPI)
 
     @property
     def base64(self) -> Markup:

@@ -15,8 +15,9 @@ from calosim import __version__
 from calosim.evaluation.stored import Evaluation
 from calosim.files import atomic_write
 from calosim.report.answer import answer
+from calosim.report.curves import curves
 from calosim.report.page import Section, name_apart, render
-from calosim.report.sections import curves, evaluation, explanation, study, trainings
+from calosim.report.sections import evaluation, explanation, study, trainings
 from calosim.report.wandb import log_report
 from calosim.runs import Run, git_hash
 

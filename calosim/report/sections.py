@@ -1,10 +1,9 @@
-"""What the report says of a folder: trainings and their curves, evaluations, studies, explanations."""
+"""What the report says of a folder: trainings, evaluations, studies, explanations."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,12 @@ from calosim.detectors import Detector, get_detector
 from calosim.evaluation.answers import RADII, TITLES
 from calosim.evaluation.definitions import DEFINITIONS, HEADER
 from calosim.evaluation.stored import Evaluation
-from calosim.files import read_csv, read_json, read_npz
+from calosim.files import read_json, read_npz
+from calosim.particles import particle_symbol
 from calosim.report.page import Picture, Section
 from calosim.runs import Run
 
-__all__ = ["curves", "evaluation", "explanation", "folder_name", "response_picture", "study", "trainings"]
-
-#: What is drawn over training steps.
-LOGGED = ("train/loss", "val/loss", "val/ws")
+__all__ = ["evaluation", "explanation", "folder_name", "picture_of", "response_picture", "study", "trainings"]
 
 
 def folder_name(folder: Path) -> str:
@@ -37,13 +34,13 @@ def trainings(folders: Sequence[Path]) -> Section:
         record, done = run.record, run.training
         facts = {
             "run": folder_name(run.folder),
-            "model": _model(run),
+            "model": record["model"],
             "parameters": f"{record['parameters']:,}",
             "epochs": done["epochs"] if done else "",
             "samples": f"{done['samples']:,}" if done else "",
             "minutes": f"{done['seconds'] / 60:.1f}" if done else "not finished",
             "seed": record["seed"],
-            "particle": record["data"]["particle"] or "all",
+            "particle": "all" if run.particle is None else particle_symbol(run.particle),
             "data hash": record["data"]["data_hash"][:12],
             "git": (record["git"] or "")[:12],
         }
@@ -52,33 +49,13 @@ def trainings(folders: Sequence[Path]) -> Section:
         section.table(list(rows[0]), [list(facts.values()) for facts in rows])
     for run in runs:
         config = run / Run.CONFIG
-        command = " ".join(map(str, run.record["command"]))
+        commands = [f"calosim {' '.join(map(str, run.record['command']))}"]
+        for session in run.record.get("sessions", []):
+            commands.append(f"after step {session['step']}: calosim {' '.join(map(str, session['command']))}")
         section.details(
             f"{folder_name(run.folder)}: command and configuration",
-            f"calosim {command}",
+            "\n".join(commands),
             config.read_text(encoding="utf-8") if config.exists() else "",
-        )
-    return section
-
-
-def curves(folders: Sequence[Path]) -> Section:
-    """What was logged while training, a picture for each kind of model."""
-    from calosim.pictures import training_curves
-
-    section = Section("curves", "Training curves")
-    points: dict[str, dict[str, dict[str, list[tuple[float, float]]]]] = {}
-    short = [folder_name(folder) for folder in folders]
-    for run, name in zip(map(Run, folders), short, strict=True):
-        called = str(run.folder) if short.count(name) > 1 else name
-        for line in (line for path in run.metrics for line in read_csv(path)):
-            for key in (key for key in LOGGED if line.get(key)):
-                series = points.setdefault(_model(run), {}).setdefault(key, {}).setdefault(called, [])
-                series.append((float(line["step"]), float(line[key])))
-    for model, panels in points.items():
-        names = ", ".join(panels)
-        png = _png(partial(training_curves, panels))
-        section.figures(
-            Picture(png, f"Curves of {names} over training steps for {model}", f"{model}: {names} over training steps.")
         )
     return section
 
@@ -114,7 +91,7 @@ def response_picture(found: Evaluation, primaries: int | None = None, responses:
         return None
     labels = found["examples_labels"].tolist()[:primaries]
     sides = [found[f"examples_{side}"][:primaries, :responses] for side in ("reference", "generated")]
-    png = _png(lambda path: draws(sides[0], sides[1], labels, path))
+    png = picture_of(lambda path: draws(sides[0], sides[1], labels, path))
     return Picture(
         png,
         f"Photon images of {', '.join(labels)}: Monte Carlo left, generated right",
@@ -130,7 +107,7 @@ def _distributions(section: Section, arrays: Mapping[str, np.ndarray], detector:
     channels = {n: arrays[f"{n}_channels"][0].reshape(-1, 5) for n in TITLES if f"{n}_channels" in arrays}
     full = "chain" if "chain" in channels else "shape"
     names = detector.channel_names()
-    png = _png(lambda path: channel_histograms(arrays["reference"], channels[full], names, path))
+    png = picture_of(lambda path: channel_histograms(arrays["reference"], channels[full], names, path))
     section.figures(
         Picture(
             png,
@@ -142,7 +119,7 @@ def _distributions(section: Section, arrays: Mapping[str, np.ndarray], detector:
     sums = {"Monte Carlo": arrays["reference"].sum(1)} | {TITLES[n]: c.sum(1) for n, c in channels.items()}
     profiles = {"Monte Carlo": arrays["reference_profile"]} if "reference_profile" in arrays else {}
     profiles |= {TITLES[n]: arrays[f"{n}_profile"] for n in TITLES if f"{n}_profile" in arrays}
-    png = _png(lambda path: spectra(sums, profiles, RADII * detector.pitch, path))
+    png = picture_of(lambda path: spectra(sums, profiles, RADII * detector.pitch, path))
     section.figures(
         Picture(
             png,
@@ -192,12 +169,7 @@ def explanation(folder: Path) -> Section:
     return section
 
 
-def _model(run: Run) -> str:
-    """The class of a run's model."""
-    return run.record["model"].rpartition(".")[2]
-
-
-def _png(draw: Callable[[Path], Any]) -> bytes:
+def picture_of(draw: Callable[[Path], Any]) -> bytes:
     """The bytes of a picture that a function draws into a file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "picture.png"

@@ -134,7 +134,7 @@ class LevelSplits(nn.Module):
         """
         chosen = self.chosen[-1 if phase is None else phase]
         place = ((grid.flatten(1) > 0) & chosen).flatten().nonzero()[:, 0]
-        if 0 < len(place) < at_least:
+        if 0 < len(place) < at_least and not torch.jit.is_tracing():
             place = place.repeat(at_least)[:at_least].sort().values
         row = torch.div(place, self.level.cells, rounding_mode="floor")
         return Nodes(place, row, place - row * self.level.cells, grid.take(place))
@@ -202,7 +202,7 @@ class LevelSplits(nn.Module):
 
 def _around(grid: Tensor, corner: Tensor, offsets: Tensor) -> Tensor:
     """What is around corners (P, 1) in a flat grid, (P, offsets)."""
-    return grid.index_select(0, (corner + offsets).flatten()).view(len(corner), len(offsets))
+    return grid.index_select(0, (corner + offsets).flatten()).view(corner.shape[0], len(offsets))
 
 
 def _asinh(x: Tensor) -> Tensor:

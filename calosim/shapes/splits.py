@@ -242,7 +242,7 @@ class SplitCoordinates(Coordinates):
 
         Every split of every row has random numbers of its own, so that a row's image does not depend on its batch.
         """
-        rows = len(photon_sum)
+        rows = photon_sum.shape[0]
         photon_sum, context, particles, keys = _enough(photon_sum, context, particles, keys)
         # Faster than without gradients only; the clone is a tensor like any other.
         with torch.inference_mode():

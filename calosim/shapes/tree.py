@@ -117,7 +117,7 @@ class Level(nn.Module):
         axis = self.axis + 1
         if not self.whole:
             return torch.stack((first, counts - first), dim=axis + 1).flatten(axis, axis + 1)
-        shape = (len(counts), *(len(e) - 1 for e in self.halves))
+        shape = (counts.shape[0], *(len(e) - 1 for e in self.halves))
         second = (counts - first).index_select(axis, self.long)
         children = counts.new_empty(shape).index_copy_(axis, self.first, first)
         return children.index_copy_(axis, self.last.index_select(0, self.long), second)

@@ -13,8 +13,9 @@ from calosim.files import check_not_read
 from calosim.showers.checks import agreed_detector, check_showers, existing_file
 from calosim.showers.extract import is_table, pair_texts, text_source
 from calosim.showers.npz import npz_header, npz_source
+from calosim.showers.o2sim import O2SIM, o2sim_source
 from calosim.showers.record import FEATURES, Showers, Source
-from calosim.showers.root import BASKET, Writer, root_source
+from calosim.showers.root import BASKET, Writer, open_tree, root_source
 
 __all__ = ["Files", "checked_pieces", "convert", "files_read", "read", "sources"]
 
@@ -122,7 +123,9 @@ def sources(
 
     def source(first: Path, partner: Path | None = None) -> Source:
         if partner is None:
-            return root_source(first, wanted)
+            with open_tree(first, "showers", O2SIM) as (_, tree):
+                kind = o2sim_source if tree.name == O2SIM else root_source
+            return kind(first, wanted)
         if first.suffix.lower() == ".npz":
             return npz_source(first, partner, wanted, prefer)
         return text_source(first, partner, assume_beam_direction)

@@ -37,8 +37,8 @@ BASKET = 4000
 
 
 @contextmanager
-def open_tree(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Opens a ROOT file and its tree ``showers``.
+def open_tree(path: Path, *names: str) -> Iterator[tuple[Any, Any]]:
+    """Opens a ROOT file and its tree ``showers``, or the first that it has of some.
 
     Raises:
         ValueError: If it is no ROOT file, damaged, or has no such tree.
@@ -59,20 +59,16 @@ def open_tree(path: Path) -> Iterator[tuple[Any, Any]]:
         file = uproot.open({str(path): None})
     with file:
         with reading_file(path):
-            names = {key.partition(";")[0] for key in file.keys(recursive=False)}
-        if _TREE not in names:
-            if "o2sim" in names:
-                raise ValueError(
-                    f"{path}: holds O2's tree 'o2sim', whose C++ classes only O2 can read; "
-                    "run O2's macro Extract.C on it and convert the text that it prints"
-                )
-            found = ", ".join(sorted(names)) or "nothing"
-            raise ValueError(f"{path}: has no tree {_TREE!r}; found {found}")
+            keys = {key.partition(";")[0] for key in file.keys(recursive=False)}
+        name = next((n for n in names if n in keys), names[0] if names else _TREE)
+        if name not in keys:
+            found = ", ".join(sorted(keys)) or "nothing"
+            raise ValueError(f"{path}: has no tree {name!r}; found {found}")
         with reading_file(path):
-            tree = file[_TREE]
+            tree = file[name]
         if not isinstance(tree, uproot.TTree):
             kind = getattr(tree, "classname", type(tree).__name__)
-            raise ValueError(f"{path}: {_TREE!r} is a {kind}; expected a TTree (uproot writes one with mktree)")
+            raise ValueError(f"{path}: {name!r} is a {kind}; expected a TTree (uproot writes one with mktree)")
         yield file, tree
 
 

@@ -240,7 +240,7 @@ class FastSimulator:
         def simulate(model: ShapeModule, batch: np.ndarray) -> None:
             features = torch.from_numpy(particles[batch]).to(self.device, torch.float32)
             keys = torch.from_numpy(rows[batch]).to(self.device)
-            total = self._sums(features, seed, keys) if photon_sum is None else photon_sum[batch]
+            total = self.sums(features, seed, keys) if photon_sum is None else photon_sum[batch]
             removal = torch.from_numpy(method[batch]).to(self.device) if self.noise_removal else None
             total = torch.as_tensor(total, device=self.device)
             images[batch] = model.generate(features, total, seed, keys, removal).cpu().numpy()
@@ -258,11 +258,11 @@ class FastSimulator:
             run_side_by_side(jobs, self.device)
         return images
 
-    def _sums(self, features: Tensor, seed: int, keys: Tensor) -> Tensor:
+    def sums(self, features: Tensor, seed: int, rows: Tensor) -> Tensor:
         """Photon sums (B,) of both models before the shape, 0 where the acceptance model draws no response."""
         assert self.photons is not None
-        total = self.photons.sample(features, seed, keys)
-        return total if self.acceptance is None else torch.where(self.acceptance.sample(features, seed, keys), total, 0)
+        total = self.photons.sample(features, seed, rows)
+        return total if self.acceptance is None else torch.where(self.acceptance.sample(features, seed, rows), total, 0)
 
     def fingerprint(self) -> str:
         """A hash of all that makes a response: weights and settings of the models, and the noise removal."""

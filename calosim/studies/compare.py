@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from calosim.files import atomic_write, write_json
-from calosim.studies.plan import load_plan
+from calosim.studies.plan import Plan, load_plan
+from calosim.studies.runner import Execution, run_steps
 
 __all__ = ["compare"]
+
+WAITING = "The same command shows how they stand, and makes the tables when they are over."
 
 
 def compare(
     plan: str,
     out: str | None = None,
-    jobs: int = 1,
+    execution: Execution = Execution(),
     dry_run: bool = False,
     options: dict[str, Any] | None = None,
     resamples: int = 10_000,
@@ -28,7 +32,7 @@ def compare(
         plan: The plan, a YAML file. conf/study has examples; their entries are explained at the top of
             calosim/studies/plan.py (python -m pydoc calosim.studies.plan).
         out: Another folder than the plan's.
-        jobs: Runs at once.
+        execution: Where and how it runs.
         dry_run: Only print the plan with estimated times.
         options: Further options of every training, for instance '{"trainer.max_epochs": 1}'.
         resamples: Bootstrap resamples of unique inputs.
@@ -41,21 +45,25 @@ def compare(
     from calosim.studies.ensemble import make_ensemble
     from calosim.studies.judges import judge_cells
     from calosim.studies.layout import ENSEMBLE, Row, Table, judged_rows, reference_rows
-    from calosim.studies.runner import run_steps
     from calosim.studies.speed import measure_speeds, speed_table
     from calosim.studies.tables import Comparison
 
     table = Table.of(study)
     if dry_run:
-        print_plan(study, jobs)
+        print_plan(study, execution.jobs)
         return
-    failed = run_steps(study, jobs, quiet)
+    failed = run_steps(study, execution, quiet)
+    if failed is None:
+        return print(WAITING)
     rows = judged_rows(study)
     if not rows:
         raise ValueError(f"{plan}: nothing to compare; " + "; ".join(f"{k}: {v}" for k, v in failed.items()))
     chosen: dict[str, str] = {}
     if table.ensemble:
-        made = make_ensemble(study, table, jobs, quiet)
+        made = make_ensemble(study, table, execution, quiet)
+        if made is None:
+            print(WAITING)
+            return _check(study, failed)
         if isinstance(made, str):
             failed[ENSEMBLE] = made
         else:
@@ -75,5 +83,9 @@ def compare(
         comparison.draw(study.out / f"comparison-{mode}.png", mode)
     print(text)
     print(f"Tables: {study.out}/comparison.md, .csv; pictures: {study.out}/comparison-*.png")
+    _check(study, failed)
+
+
+def _check(study: Plan, failed: Mapping[str, str]) -> None:
     if failed:
         raise ValueError(f"{len(failed)} of {len(study.steps)} steps failed: {', '.join(failed)}; see above")

@@ -15,7 +15,7 @@ from calosim.simulation.ensemble import save_ensemble
 from calosim.simulation.simulator import NoiseRemoval
 from calosim.studies.layout import ENSEMBLE, Table
 from calosim.studies.plan import Plan, Step, command_words
-from calosim.studies.runner import run_steps
+from calosim.studies.runner import Execution, run_steps
 from calosim.studies.winners import mean_ranks
 
 __all__ = ["make_ensemble"]
@@ -29,17 +29,19 @@ class _Choice(NamedTuple):
     noise_removal: int | None
 
 
-def make_ensemble(plan: Plan, table: Table, jobs: int, quiet: bool) -> tuple[Evaluation, dict[str, str]] | str:
+def make_ensemble(
+    plan: Plan, table: Table, execution: Execution, quiet: bool
+) -> tuple[Evaluation, dict[str, str]] | str | None:
     """Joins the best model of each particle by mean rank on validation rows, and judges it; or why not.
 
     Args:
         plan: The plan, whose trainings and validations have run.
         table: Particles, metrics, and the labels to choose from.
-        jobs: Runs at once.
+        execution: Where and how it is judged.
         quiet: Show no progress.
 
     Returns:
-        The ensemble's evaluation and the chosen labels by particle, or why there is none.
+        The ensemble's evaluation and the chosen labels by particle, or why there is none; None while it is in Slurm's queue.
     """
     assert table.ensemble is not None
     base = plan.runs(table.ensemble["default"])[0]
@@ -67,9 +69,10 @@ def make_ensemble(plan: Plan, table: Table, jobs: int, quiet: bool) -> tuple[Eva
         )
         write_json(record, choice)
     step = _judging(plan, base)
-    if failed := run_steps(Plan(plan.path, plan.out, {ENSEMBLE: step}, {}, {}), jobs, quiet):
-        return failed[ENSEMBLE]
-    return Evaluation(step.folder), chosen
+    failed = run_steps(Plan(plan.path, plan.out, {ENSEMBLE: step}, {}, {}), execution, quiet)
+    if failed is None:
+        return None
+    return failed[ENSEMBLE] if failed else (Evaluation(step.folder), chosen)
 
 
 def _best(plan: Plan, table: Table, particle: str) -> _Choice | None:

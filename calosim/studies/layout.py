@@ -9,7 +9,7 @@ from typing import Any
 from calosim.evaluation.answers import TITLES
 from calosim.evaluation.stored import Evaluation
 from calosim.evaluation.tables import METRICS
-from calosim.particles import STUDY_PARTICLES, particle_code, particle_name, particle_symbol
+from calosim.particles import STUDY_PARTICLES, particle_code, particle_heading, particle_name
 from calosim.studies.plan import Plan
 
 __all__ = ["ENSEMBLE", "FORMATS", "HEADINGS", "REFERENCES", "Row", "Table", "judged_rows", "reference_rows"]
@@ -84,8 +84,7 @@ class Table:
     @property
     def columns(self) -> dict[str, str]:
         """Headings of the columns by particle."""
-        symbols = {p: "" if p == "all" else f"{particle_symbol(particle_code(p))} " for p in self.particles}
-        return {p: f"{symbol}{p}" for p, symbol in symbols.items()}
+        return {p: particle_heading(p) for p in self.particles}
 
 
 @dataclass

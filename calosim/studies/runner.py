@@ -2,239 +2,216 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
+import shlex
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal
 
 from tqdm import tqdm
 
-from calosim.runs import Run
-from calosim.studies.finished import check_training, is_finished, unknown_origin
+from calosim.slurm import Slurm
+from calosim.studies.finished import is_finished, unknown_origin
 from calosim.studies.plan import Plan, Step
+from calosim.studies.queue import queued, submit_steps
+from calosim.studies.steps import beside, command, hold, last_line, sign
 
-__all__ = ["run_steps"]
+__all__ = ["Execution", "run_steps"]
+
+#: How often it is seen whether a step has ended, in seconds.
+_PAUSE = 0.1
 
 
-def run_steps(
-    plan: Plan, jobs: int = 1, quiet: bool = False, only: Callable[[Step], bool] = lambda step: True
-) -> dict[str, str]:
+@dataclass(frozen=True)
+class Execution:
+    """Where and how the steps of a plan run.
+
+    Attributes:
+        executor: local, or slurm: all steps are submitted at once, each after those it needs. The same command again shows how
+            they stand, and collects when they are over.
+        jobs: Runs at once, locally; they share the processor cores, and take turns at the CUDA devices.
+        slurm: What each job asks Slurm for: --slurm.partition, --slurm.gpus, --slurm.time and so on, as of `calosim submit`.
+        retry: Submit the steps that failed in Slurm again. Locally they always are.
+    """
+
+    executor: Literal["local", "slurm"] = "local"
+    jobs: int = 1
+    slurm: Slurm | None = None
+    retry: bool = False
+
+    def __post_init__(self) -> None:
+        if self.executor == "local" and (self.slurm or self.retry):
+            raise ValueError("slurm and retry are of `--executor slurm`; expected it beside them")
+        if self.jobs < 1:
+            raise ValueError(f"expected at least one job, got {self.jobs}")
+
+
+def run_steps(plan: Plan, execution: Execution = Execution(), quiet: bool = False) -> dict[str, str] | None:
     """Runs what is not finished.
 
     Args:
         plan: The plan.
-        jobs: How many commands run at once; they share the processor cores, and take turns at the CUDA devices.
+        execution: Where and how.
         quiet: Print nothing and show no progress.
-        only: Which steps are wanted.
 
     Returns:
-        Why steps failed, by name; a step whose need failed is among them.
+        Why steps failed, by name; a step whose need failed is among them. None while steps are in Slurm's queue.
 
     Raises:
         ValueError: If a finished step was made with other settings than the plan's, or from other data.
     """
-    if jobs < 1:
-        raise ValueError(f"expected at least one job, got {jobs}")
-    wanted = {name: step for name, step in plan.steps.items() if only(step)}
-    done = {name for name, step in wanted.items() if is_finished(step)} | (set(plan.steps) - set(wanted))
-    failed: dict[str, str] = {}
-    running: dict[Future[str], str] = {}
-    workers = _Workers(plan.out, jobs, quiet)
-    progress = tqdm(total=len(wanted), initial=len(done & set(wanted)), unit="step", disable=True if quiet else None)
-    with _terminable(), progress, ThreadPoolExecutor(jobs) as pool:
-        for line in filter(None, map(unknown_origin, wanted.values())):
-            workers.say(line)
-        try:
-            while True:
-                for name, step in wanted.items():
-                    if name in done or name in failed or name in running.values():
-                        continue
-                    if blocked := [need for need in step.after if need in failed]:
-                        failed[name] = f"needs {blocked[0]}, which failed"
-                        progress.update()
-                    elif workers.slots and done.issuperset(step.after):
-                        running[pool.submit(workers.run, step, workers.slots.pop(0))] = name
-                progress.set_postfix_str(", ".join(running.values()))
-                if not running:
-                    return failed
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    name = running.pop(future)
-                    if reason := future.result():
-                        failed[name] = reason
-                        progress.write(f"{name}: failed: {reason}")
-                    else:
-                        done.add(name)
-                        workers.say(f"{name}: done")
-                    progress.update()
-        finally:
-            workers.end()  # an interrupted study leaves nothing running; it resumes later
+    if execution.executor == "slurm":
+        return submit_steps(plan, execution.slurm or Slurm(), execution.retry, quiet)
+    done = {name for name, step in plan.steps.items() if is_finished(step)}
+    with tqdm(total=len(plan.steps), initial=len(done), unit="step", disable=True if quiet else None) as progress:
+        study = _Study(plan, list(range(execution.jobs)), progress, quiet, done)
+        for line in filter(None, map(unknown_origin, plan.steps.values())):
+            study.say(line)
+        with _interruptions() as seen:
+            try:
+                while study.advance():
+                    if seen:
+                        raise KeyboardInterrupt
+                    time.sleep(_PAUSE)
+            finally:
+                study.end()  # an interrupted study leaves nothing running; it resumes later
+    return study.failed
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Lets a termination request, such as that of a batch system, end the study in an orderly way."""
-
-    def terminate(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, terminate)
+def _interruptions() -> Iterator[list[int]]:
+    """Ctrl-C and requests to end, such as a batch system's, as they come: none falls between a command's start and its note."""
+    seen: list[int] = []
+    before = {kind: signal.signal(kind, lambda k, _: seen.append(k)) for kind in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield seen
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
 
 
 @dataclass
-class _Workers:
-    """What the threads that run steps share.
+class _Study:
+    """A plan while it runs.
 
     Attributes:
-        out: The study's folder, for logs.
-        jobs: How many there are.
-        quiet: Whether they print nothing.
-        slots: Numbers of the free ones.
-        children: The commands that run.
-        stop: Set when the study ends.
+        plan: The plan.
+        slots: Numbers of the commands that may still be started.
+        progress: Shows how many steps are over.
+        quiet: Whether nothing but failures is said.
+        done: Steps that are finished.
+        failed: Why steps failed.
+        running: Commands with their slots, by step.
+        told: Who is waited for, by step.
     """
 
-    out: Path
-    jobs: int
+    plan: Plan
+    slots: list[int]
+    progress: tqdm[Any]
     quiet: bool
-    slots: list[int] = field(init=False)
-    children: set[subprocess.Popen[bytes]] = field(default_factory=set)
-    stop: threading.Event = field(default_factory=threading.Event)
-    _guard: threading.Lock = field(default_factory=threading.Lock)
+    done: set[str]
+    failed: dict[str, str] = field(default_factory=dict)
+    running: dict[str, tuple[subprocess.Popen[bytes], int]] = field(default_factory=dict)
+    told: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.slots = list(range(self.jobs))
+        self.jobs = len(self.slots)
 
     def say(self, line: str) -> None:
         if not self.quiet:
             tqdm.write(line)
 
-    def end(self) -> None:
-        self.stop.set()
-        with self._guard:
-            for child in self.children:
-                child.kill()
-
-    def run(self, step: Step, slot: int) -> str:
-        """Runs one step to its end; an empty text, or why it failed."""
-        try:
-            with self._alone(step) as lock:
-                # Another study may have made it while this one waited for the lock.
-                return "" if step.shared and is_finished(step) else self._execute(step, slot, lock)
-        except ValueError as error:
-            return str(error)
-        finally:
-            with self._guard:
+    def advance(self) -> bool:
+        """Takes note of what has ended and starts what can be; False if nothing is left."""
+        for name, (child, slot) in list(self.running.items()):
+            if child.poll() is not None:
+                del self.running[name]
                 self.slots.append(slot)
+                self.note(name, self.reason(self.plan.steps[name], child.returncode))
+        for name, step in self.plan.steps.items():
+            if name in self.done or name in self.failed or name in self.running:
+                continue
+            if blocked := [need for need in step.after if need in self.failed]:
+                self.failed[name] = f"needs {blocked[0]}, which failed"
+                self.progress.update()
+            elif self.slots and self.done.issuperset(step.after):
+                try:
+                    self.start(step)
+                except ValueError as error:
+                    self.note(name, str(error))
+        self.progress.set_postfix_str(", ".join(self.running))
+        return len(self.done) + len(self.failed) < len(self.plan.steps)
 
-    def _execute(self, step: Step, slot: int, lock: TextIO) -> str:
-        words = [*step.words, *_resumption(step)]
-        environment = os.environ | {"TQDM_DISABLE": "1"}
-        if self.jobs > 1:
-            environment |= _share(self.jobs, slot)
-        log = self._log(step, "log")
-        with log.open("ab") as stream:
-            command = [sys.executable, "-m", "calosim", step.verb, *words]
-            stream.write(f"\n$ calosim {' '.join([step.verb, *words])}\n".encode())
-            stream.flush()
-            with self._started(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, lock=lock) as child:
-                code = child.wait()
-                with self._guard:
-                    self.children.discard(child)
-        if code == 0 and step.result.exists():
-            return ""
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        reason = f"exit {code}" if code else f"no {step.result} was made"
-        return f"{reason}: {lines[-1][:300]} (see {log})"
+    def note(self, name: str, reason: str) -> None:
+        """Takes note of a step that is over."""
+        if reason:
+            self.failed[name] = reason
+            tqdm.write(f"{name}: failed: {reason}")
+        else:
+            self.done.add(name)
+            self.say(f"{name}: done")
+        self.progress.update()
 
-    def _started(self, command: Sequence[str], lock: TextIO, **how: Any) -> subprocess.Popen[bytes]:
-        """Starts a command that holds the lock too: whatever becomes of the study, a step that runs is not begun again."""
-        with self._guard:
-            if self.stop.is_set():
-                raise ValueError("interrupted")
-            child = subprocess.Popen(command, pass_fds=(lock.fileno(),), **how)
-            self.children.add(child)
-        _sign(lock, child.pid)
-        return child
-
-    def _log(self, step: Step, suffix: str) -> Path:
-        path = self.out / "logs" / f"{step.name.replace('/', '_')}.{suffix}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-
-    @contextmanager
-    def _alone(self, step: Step) -> Iterator[TextIO]:
-        """Holds the step's lock, which names the process that does; a shared training is waited for.
+    def start(self, step: Step) -> None:
+        """Starts a step; a shared training that another study makes is waited for.
 
         Raises:
-            ValueError: If another study runs the step.
+            ValueError: If another study runs the step, or another training was begun in its place.
         """
-        path = step.folder.with_name(f".{step.folder.name}.lock") if step.shared else self._log(step, "lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+") as stream:
-            told = False
-            while not _lock(stream):
-                stream.seek(0)
-                holder = stream.read().strip()
-                if not step.shared:
-                    raise ValueError(f"is still running as process {holder}; wait for it or end it")
-                if not told:
-                    self.say(f"{step.name}: waits for process {holder}, which makes {step.folder}")
-                    told = True
-                if self.stop.wait(1):
-                    raise ValueError("interrupted")
-            _sign(stream, os.getpid())
-            yield stream
+        lock = hold(beside(step, self.plan.out, "lock"))
+        if isinstance(lock, str):
+            if not step.shared:
+                raise ValueError(f"is still run by {lock}; wait for it or end it")
+            if self.told.get(step.name) != lock:
+                self.told[step.name] = lock
+                self.say(f"{step.name}: waits for {lock}, which makes {step.folder}")
+            return
+        with lock:
+            if job := queued(step, self.plan.out):
+                raise ValueError(f"is {job}; wait for it or cancel it")
+            # Another study may have made it while this one waited for the lock.
+            if step.shared and is_finished(step):
+                self.note(step.name, "")
+                return
+            words = command(step)
+            slot = self.slots.pop(0)
+            with beside(step, self.plan.out, "log").open("ab") as log:
+                log.write(f"\n$ calosim {shlex.join(words)}\n".encode())
+                log.flush()
+                # It holds the lock too: whatever becomes of the study, a step that runs is not begun again.
+                child = subprocess.Popen(
+                    [sys.executable, "-m", "calosim", *words],
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=os.environ | {"TQDM_DISABLE": "1"} | _share(self.jobs, slot),
+                    pass_fds=(lock.fileno(),),
+                )
+            self.running[step.name] = child, slot
+            sign(lock, child.pid)
 
+    def reason(self, step: Step, code: int) -> str:
+        """Why a step that ended failed; empty if it did not."""
+        if code == 0 and step.result.exists():
+            return ""
+        log = beside(step, self.plan.out, "log")
+        return f"{f'exit {code}' if code else f'no {step.result} was made'}: {last_line(log)} (see {log})"
 
-def _lock(stream: TextIO) -> bool:
-    """Takes a lock that the system releases when the last process that has the file open ends; False if it is taken."""
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _sign(lock: TextIO, pid: int) -> None:
-    lock.truncate(0)
-    lock.write(str(pid))
-    lock.flush()
-
-
-def _resumption(step: Step) -> list[str]:
-    """Further words that resume a begun training; a folder with nothing to resume is removed.
-
-    Raises:
-        ValueError: If another training than the step's was begun there.
-    """
-    if step.verb != "fit" or not step.folder.exists() or not any(step.folder.iterdir()):
-        return []
-    check_training(step, "begun")
-    if Run(step.folder).last.exists():
-        return ["--ckpt_path", "last"]
-    shutil.rmtree(step.folder)  # killed before its first checkpoint
-    return []
+    def end(self) -> None:
+        """Ends what still runs."""
+        for child, _ in self.running.values():
+            child.kill()
+            child.wait()
 
 
 def _share(jobs: int, slot: int) -> dict[str, str]:
     """The environment of one of several commands that run at once."""
+    if jobs == 1:
+        return {}
     import torch
 
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}

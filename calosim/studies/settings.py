@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
+from calosim.files import find_config
 from calosim.runs import identity
 from calosim.showers.recipe import current_hash, primaries_hash
 
 __all__ = ["files_of", "fingerprint", "resolved", "simulated"]
 
+#: Options that stand in the settings as they are given, and where, and change nothing else.
+_VERBATIM: dict[str, tuple[str, ...]] = {
+    "--seed_everything": ("seed_everything",),
+    "--data.particle": ("data", "particle"),
+    "--model.init_from": ("model", "init_args", "init_from"),
+    "--run": ("run",),
+}
+#: Settings by configuration files and words, without the values of those options.
+_READ: dict[tuple[Any, ...], dict[str, Any]] = {}
+
 
 def resolved(words: Sequence[str]) -> dict[str, Any]:
-    """All settings of ``calosim fit WORDS``.
+    """All settings of ``calosim fit WORDS``; trainings that differ in seed, particle or origin alone are read once.
 
     Raises:
         ValueError: If the command would refuse them.
     """
-    from calosim.cli.train import resolved as ask  # with torch and lightning, which a plan's reading can do without
+    pairs = list(itertools.pairwise(words))
+    files = tuple(find_config(word).read_bytes() for flag, word in pairs if flag in ("-c", "--config"))
+    given = {_VERBATIM[flag]: int(word) if word.isdecimal() else word for flag, word in pairs if flag in _VERBATIM}
+    rest = tuple(word for flag, word in itertools.pairwise(["", *words]) if flag not in _VERBATIM)
+    key = (files, rest, *map(type, given.values()))
+    if key not in _READ:
+        from calosim.cli.train import resolved as ask  # with torch and lightning, which a plan's reading can do without
 
-    return ask(list(words))
+        settings = ask(list(words))
+        if any(reduce(getitem, place, settings) != value for place, value in given.items()):
+            return settings  # understood otherwise than it was written
+        _READ[key] = settings
+    settings = copy.deepcopy(_READ[key])
+    for (*outer, last), value in given.items():
+        reduce(getitem, outer, settings)[last] = value
+    return settings
 
 
 def files_of(settings: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from calosim import __version__
 from calosim.evaluation.answers import TITLES
+from calosim.evaluation.definitions import in_units
 from calosim.evaluation.intervals import LEAST_PRIMARIES
 from calosim.files import csv_text, markdown_table
 from calosim.metrics.bootstrap import Bootstrap
@@ -60,7 +61,7 @@ class Comparison:
         for mode in self.modes:
             sections.append(f"## {TITLES[mode][0].upper()}{TITLES[mode][1:]}")
             for metric in self.table.metrics:
-                sections.append(f"### {HEADINGS[metric]}\n\n{self._metric(mode, metric)}")
+                sections.append(f"### {in_units(HEADINGS[metric])}\n\n{self._metric(mode, metric)}")
                 sections.append(self._contrasts(mode, metric))
             sections.append(judge_table(self.rows, self.cells, mode))
             sections.append(
@@ -71,6 +72,8 @@ class Comparison:
             sections.append(f"## The ensemble\n\nChosen by mean rank on validation rows: {members}.")
         sections.append("## Cost\n\nTime on the machine as it was: other jobs beside a training make it longer.")
         sections.append(cost_table(self.plan))
+        data = self.rows[0].evaluations[0][0].record["data"]["data_hash"]
+        sections.append(f"Made with calosim {__version__}, git {git_hash()}, from data {data}.")
         return "\n\n".join(filter(None, sections)) + "\n"
 
     def csv(self) -> str:
@@ -93,7 +96,7 @@ class Comparison:
             return (cell.mean, *(cell.interval or (cell.mean - cell.std, cell.mean + cell.std)))
 
         panels = {
-            HEADINGS[metric]: {
+            in_units(HEADINGS[metric]): {
                 row.called(mode): [point(c) for c in self._line(mode, metric, row.label)] for row in self.rows
             }
             for metric in self.table.metrics
@@ -110,7 +113,7 @@ class Comparison:
         primaries = {p: max((c.primaries for k, c in cells.items() if k[2] == p), default=0) for p in columns}
         text = (
             f"# Comparison: {self.plan.out.name}\n\n"
-            f"calosim {__version__}, git {git_hash()}, data {first['data']['data_hash']}, {first['rows']} test rows of "
+            f"{first['rows']} test rows of "
             f"{first['inputs']} primaries, {first['responses']} responses per row, {first['runs']} runs. Cells: mean ± "
             "standard deviation over runs, or over training seeds where a line says how many; the best model of a column "
             "in bold.\n\n"

@@ -62,20 +62,28 @@ def test_both_checkpoints_are_options(photons, again, command, tmp_path):
     assert not (tmp_path / "none" / Run.CHECKPOINTS).exists()
 
 
-def test_a_resumed_run_keeps_what_was_there(photons, again, command, error_of):
-    before = [(photons / name).read_text() for name in (Run.CONFIG, Run.RECORD, Run.METRICS)]
+def test_a_resumed_run_is_told_as_a_whole(photons, again, command, error_of):
+    before, begun = (photons / Run.METRICS).read_text(), photons.record
+    steps = torch.load(photons.last, weights_only=True)["global_step"]
     assert "holds a run already" in error_of("fit", *again, "--trainer.max_epochs", 2)
     seconds = photons.training["seconds"]
     assert command("fit", *again, "--trainer.max_epochs", 2, "--ckpt_path", "last") == 0
-    assert [(photons / name).read_text() for name in (Run.CONFIG, Run.RECORD)] == before[:2]
+    # The settings are those that the weights were trained with in the end; the record tells what was changed, and when.
+    now = Run(photons.folder)
+    assert now.config["trainer"]["max_epochs"] == 2
+    (session,) = now.record.pop("sessions")
+    assert now.record == begun
+    assert session["step"] == steps
+    assert session["changed"]["trainer.max_epochs"] == [1, 2]
+    assert not [key for key in session["changed"] if key.startswith(("model", "data"))]
+    assert sorted(path.name for path in photons.folder.glob("*.yaml")) == [Run.CONFIG, "hparams.yaml"]
     # One file of both sessions: of one epoch before, of two now.
-    header, *lines = before[2].splitlines()
+    header, *lines = before.splitlines()
     now = (photons / Run.METRICS).read_text().splitlines()
     assert now[0] == header
     assert now[1 : len(lines) + 1] == lines
     assert len(now) == 1 + 2 * len(lines)
     assert not list(photons.folder.glob("fit-*"))
-    assert (photons / "config.resumed-1.yaml").exists()
     assert torch.load(photons.last, weights_only=True)["epoch"] == 1
     assert photons.training["epochs"] == 2
     assert photons.training["seconds"] > seconds

@@ -130,6 +130,6 @@ def test_a_signal_that_does_not_requeue_leaves_a_checkpoint(words, job, told_at,
         command(*words, "--run", tmp_path / "run")
     assert job == []
     assert (
-        "written after 3 steps; job 77 not requeued (it was told to end); go on with --ckpt_path hpc"
+        "written after 3 steps; job 77 not requeued (it was not asked to be); go on with --ckpt_path hpc"
         in capfd.readouterr().out
     )

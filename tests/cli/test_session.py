@@ -109,7 +109,7 @@ def test_a_training_that_died_before_its_first_checkpoint_starts_anew(train, cap
     assert run.begun_only
     assert train("r").training["epochs"] == 2
     assert "starts anew" in capfd.readouterr().err
-    assert not list(run.folder.glob("*resumed*"))
+    assert "sessions" not in Run(run.folder).record
 
 
 def test_a_checkpoint_outside_of_a_run_has_its_results_beside_it(photons, again, command, error_of, tmp_path):
@@ -149,7 +149,10 @@ def test_other_files_are_refused_by_their_content(photons, again, error_of, make
 
     write(tmp_path / "other.root", make_showers(seed=5))
     words = [*again, "--data.files", tmp_path / "other.root", "--trainer.max_epochs", 2, "--ckpt_path", "last"]
+    before = (photons / Run.CONFIG).read_text()
     assert "trained on other rows: it has data_hash" in error_of("fit", *words)
+    assert (photons / Run.CONFIG).read_text() == before
+    assert "sessions" not in photons.record
 
 
 def test_optimizers_have_one_place(train):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from calosim.files import write_json
+from calosim.files import read_json, write_json
 from calosim.runs import Run
 
 #: A few batches of everything (the command reads 1 as all of them), quietly.
@@ -174,7 +174,7 @@ def test_two_processes_train_as_one(sizes, root_file, tmp_path):
         rows = list(csv.DictReader((tmp_path / str(processes) / Run.METRICS).read_text().splitlines()))
         losses.append([float(next(r[key] for r in rows if r.get(key))) for key in ("val/loss", "val/ws")])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-    assert not list(tmp_path.glob("2/config.resumed*"))
+    assert "sessions" not in Run(tmp_path / "2").record
 
 
 @pytest.mark.parametrize(
@@ -229,5 +229,5 @@ def test_a_job_that_starts_again_finds_its_runs(monkeypatch, tmp_path, run_folde
     assert folder_of("fit", config, None) == str(run.folder)
     assert newest(run) == str(run.last)
     # What it was gone on with last counts.
-    write_json(run / "run.resumed-2.json", {"job": {"cluster": "", "job": "8"}})
+    write_json(run / Run.RECORD, read_json(run / Run.RECORD) | {"sessions": [{"job": {"cluster": "", "job": "8"}}]})
     assert newest(run) is None

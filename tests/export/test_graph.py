@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from calosim.export.client import Client
 from calosim.export.graph import LEAST, classifier, generator, simulator
 from calosim.export.numbers import NORMALS, rows_of
+from calosim.export.script import script
 from calosim.models.acceptance import Acceptance
 from calosim.models.photons import PhotonSum
 from calosim.models.student import Student
@@ -106,6 +109,20 @@ def test_a_file_for_any_program_takes_many_rows_in_our_units(models, showers):
     expected = FastSimulator(*models).sample(particles, showers.pdg[:40], 0, rows_of(z))
     assert images.shape == expected.shape
     assert (images != expected).any((1, 2)).mean() <= MOST_DIFFERENT
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("accepted", [False, True])
+def test_torchscript_is_python_to_the_photon_whatever_the_number_of_rows(accepted, models, run_folders, showers):
+    shape, photons = models if accepted else (Teacher.load(run_folders["splits"]), models[1])
+    acceptance = Acceptance.load(run_folders["acceptance"]) if accepted else None
+    one = torch.jit.load(io.BytesIO(script(shape, photons, acceptance)))
+    simulator, particles, pdg = FastSimulator(shape, photons, acceptance=acceptance), showers.particles, showers.pdg
+    for rows in (0, 1, 3, 150):
+        z = noise(rows, rows)
+        images = one(torch.from_numpy(z), torch.from_numpy(particles[:rows].astype(np.float32)))
+        assert np.array_equal(images.numpy(), simulator.sample(particles[:rows], pdg[:rows], 0, rows_of(z)))
+    assert all(p.requires_grad for p in shape.flow.parameters())  # as before
 
 
 def test_the_classifier_spares_what_hardly_ever_responds(run_folders, showers):

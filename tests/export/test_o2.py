@@ -73,14 +73,17 @@ def test_refusals(words, said, error_of, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_for_any_program(run_folders, tmp_path, command, error_of):
-    words = ["--shape", run_folders["splits"], "--photons", run_folders["photons"], "--to", "onnx"]
-    assert command("export", *words, "--out", tmp_path / "onnx") == 0
-    assert {path.name for path in (tmp_path / "onnx").iterdir()} == {"simulator.onnx", "export.json", CARD}
-    card = (tmp_path / "onnx" / CARD).read_text()
+@pytest.mark.parametrize(("to", "name"), [("onnx", "simulator.onnx"), ("torchscript", "simulator.pt")])
+def test_a_folder_for_any_program(to, name, run_folders, tmp_path, command, error_of, monkeypatch):
+    if to == "torchscript":
+        monkeypatch.setitem(sys.modules, "onnx", None)
+    words = ["--shape", run_folders["splits"], "--photons", run_folders["photons"], "--to", to]
+    assert command("export", *words, "--out", tmp_path / "any") == 0
+    assert {path.name for path in (tmp_path / "any").iterdir()} == {name, "export.json", CARD}
+    card = (tmp_path / "any" / CARD).read_text()
     assert "`images` (N, 44, 44)" in card
     assert "ZDCSimParam" not in card
-    line = error_of("export", "--check", tmp_path / "onnx", "--primaries", "conf/demo/primaries.csv")
+    line = error_of("export", "--check", tmp_path / "any", "--primaries", "conf/demo/primaries.csv")
     assert "expected generator.onnx, as an export to O2 has it" in line
 
 

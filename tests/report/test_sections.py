@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from calosim.evaluation.stored import Evaluation
-from calosim.report.sections import curves, evaluation, explanation, study, trainings
+from calosim.report.sections import evaluation, explanation, study, trainings
 from calosim.runs import Run
 
 
@@ -27,15 +27,10 @@ def test_trainings_are_lines_of_facts(folders, tmp_path):
     assert finished["model"] == killed["model"] == "Teacher"
     assert finished["epochs"] == 1
     assert float(finished["minutes"]) >= 0
+    assert finished["particle"] == "all"
     assert (killed["epochs"], killed["minutes"]) == ("", "not finished")
     # The command and the settings that were resolved from it.
     assert all("calosim fit" in texts[0] and "seed_everything" in texts[1] for _, (_, texts) in details)
-
-
-def test_curves_are_drawn_for_each_kind_of_model(folders):
-    section = curves([folders / "teacher", folders / "<photons> & co"])
-    assert [picture.caption.partition(":")[0] for picture in section.pictures] == ["Teacher", "PhotonSum"]
-    assert not curves([folders / "judged"][:0]).pieces
 
 
 def test_an_evaluation_shows_answers_where_they_were_kept(page, parsed, folders, tmp_path):

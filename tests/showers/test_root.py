@@ -187,7 +187,11 @@ BAD: dict[str, tuple[Callable[[Any], list[str]], list[str], dict[str, Any]]] = {
     "ROOT file cut short": (lambda f: f.cut(f.root()[0], 5000), ["bad.root", "truncated", "bytes"], {}),
     "ROOT file of a header's first bytes": (lambda f: f.cut(f.root()[0], 30), ["bad.root", "truncated"], {}),
     "no tree": (lambda f: f.root(tree="other"), ["bad.root", "no tree 'showers'", "found detector, other"], {}),
-    "O2 simulation file": (lambda f: f.root(tree="o2sim", detector=None), ["bad.root", "o2sim", "Extract.C"], {}),
+    "O2 simulation file": (
+        lambda f: f.root(tree="o2sim", detector=None),
+        ["bad.root", "no branch ZDCResponseImage", "Extract.C"],
+        {"detector": "zn"},
+    ),
     "missing branch": (lambda f: f.root(vz=None), ["bad.root", "no branch 'vz'", "expected energy"], {}),
     "missing response": (lambda f: f.root(response=None), ["no branch 'response'"], {}),
     "wrong image shape": (

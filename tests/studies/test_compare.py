@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import pytest
@@ -9,6 +10,21 @@ import pytest
 from calosim.__main__ import main
 from calosim.showers.root import write
 from calosim.simulation.simulator import FastSimulator
+from calosim.slurm import Slurm
+from calosim.studies import compare
+from calosim.studies.runner import Execution
+
+
+def test_where_it_runs_is_read_from_options_and_files(tmp_path, monkeypatch):
+    (tmp_path / "cluster.yaml").write_text('{account: plg, time: "4:00:00", more: [qos=long]}')
+    seen = {}
+    monkeypatch.setattr(compare, "compare", functools.wraps(compare.compare)(lambda **given: seen.update(given)))
+    assert main(["compare", "--plan", "x.yaml", "--jobs", "2"]) == 0
+    assert seen["execution"] == Execution(jobs=2)
+    words = ["--executor", "slurm", "--slurm", str(tmp_path / "cluster.yaml"), "--slurm.gpus", "2", "--retry"]
+    assert main(["compare", "--plan", "x.yaml", *words]) == 0
+    asked = Slurm(account="plg", time="4:00:00", more=["qos=long"], gpus=2)
+    assert seen["execution"] == Execution("slurm", slurm=asked, retry=True)
 
 
 @pytest.mark.slow
@@ -16,7 +32,7 @@ def test_a_whole_study_with_its_ensemble(tmp_path, make_showers, make_plan, caps
     write(tmp_path / "zn.root", make_showers(responses=20))
     teacher = {f"model.flow.{key}": value for key, value in {"hidden": [8, 8], "transforms": 2, "bins": 4}.items()}
     teacher["data.batch_size"] = 64
-    config = ["conf/teacher.yaml", "conf/study/plain.yaml"]
+    config = ["conf/teacher.yaml", "conf/coordinates/pixels.yaml", "conf/study/plain.yaml"]
     tune = {"model.init_from": "{base}", "data.particle": "{particle}", "trainer.max_epochs": 2}
     each = {"particle": ["gamma"]}
     trainings = {

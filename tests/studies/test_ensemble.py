@@ -10,6 +10,7 @@ import yaml
 from calosim.studies.ensemble import _best, make_ensemble
 from calosim.studies.layout import Table
 from calosim.studies.plan import load_plan
+from calosim.studies.runner import Execution
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def joined(judged):
 
 
 def test_without_validation_there_is_none(joined):
-    assert "the plan needs `validate`" in make_ensemble(*joined, jobs=1, quiet=True)
+    assert "the plan needs `validate`" in make_ensemble(*joined, execution=Execution(), quiet=True)
 
 
 def test_the_best_on_validation_rows_is_chosen(joined):

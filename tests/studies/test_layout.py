@@ -26,7 +26,7 @@ def test_a_bad_table_is_refused(make_plan, table, message):
 
 def test_columns_have_one_name_each(make_plan):
     table = Table.of(load_plan(make_plan(table={"particles": ["all", "sigma_plus", 3122]})))
-    assert table.columns == {"all": "all", "sigma+": "Σ⁺ sigma+", "lambda": "Λ lambda"}
+    assert table.columns == {"all": "all", "sigma+": "Σ⁺", "lambda": "Λ"}
 
 
 def test_only_seeds_and_particles_are_pooled(make_plan):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,8 +17,18 @@ import pytest
 from calosim.runs import Run
 from calosim.showers.reading import read
 from calosim.showers.root import write
+from calosim.slurm import Slurm
 from calosim.studies.plan import load_plan
-from calosim.studies.runner import _Workers, run_steps
+from calosim.studies.runner import Execution, run_steps
+from calosim.studies.steps import beside, hold
+
+#: A study in a process of its own.
+STUDY = """
+import sys
+from calosim.studies.plan import load_plan
+from calosim.studies.runner import run_steps
+run_steps(load_plan(sys.argv[1]), quiet=True)
+"""
 
 
 def test_failures_are_shown_and_the_rest_goes_on(tmp_path, make_plan):
@@ -49,30 +61,46 @@ def test_a_folder_that_is_not_the_plans_is_left_alone(made, make_plan, pretend):
     assert (step.folder / "20260101-run").exists()
 
 
-def test_two_studies_do_not_make_the_same_at_once(tmp_path, make_plan, pretend):
-    """A step that another study runs is refused; a shared training is waited for, and then there."""
+def test_two_studies_do_not_make_the_same_at_once(make_plan, pretend):
+    """A step that another study runs is refused, on whichever host; a shared training is waited for, and then there."""
     base = {"config": ["conf/photons.yaml"]}
     plan = load_plan(make_plan(trainings={"own": base, "common": {**base, "shared": True}}))
-    one, other = _Workers(plan.out, 1, True), _Workers(plan.out, 1, True)
-    with one._alone(plan.steps["own"]):
-        assert f"is still running as process {os.getpid()}" in other.run(plan.steps["own"], 0)
-    step, answers = plan.steps["common"], []
-    with one._alone(step):
-        waiting = threading.Thread(target=lambda: answers.append(other.run(step, 0)))
-        waiting.start()
-        time.sleep(0.2)
-        assert not answers
-        pretend(step)
-    waiting.join(30)
-    assert answers == [""]
+    own, common = plan.steps["own"], plan.steps["common"]
+    with hold(beside(own, plan.out, "lock")), hold(beside(common, plan.out, "lock")) as lock:
+        made = threading.Timer(0.3, lambda: (pretend(common), lock.close()))
+        made.start()
+        failed = run_steps(plan, quiet=True)
+    assert set(failed) == {"own"}
+    assert re.search(rf"is still run by process {os.getpid()} of {socket.gethostname()} since \d{{4}}-", failed["own"])
 
 
-def test_an_interrupted_study_waits_no_longer(make_plan):
-    plan = load_plan(make_plan(trainings={"x": {"config": ["conf/photons.yaml"], "shared": True}}))
-    one, other = _Workers(plan.out, 1, True), _Workers(plan.out, 1, True)
-    with one._alone(plan.steps["x"]):
-        other.end()
-        assert other.run(plan.steps["x"], 0) == "interrupted"
+def test_an_interrupted_study_ends_what_it_runs(tmp_path, make_plan):
+    """A request to end, such as a batch system's, reaches the commands; they leave no lock behind."""
+    path = make_plan(simulate={str(tmp_path / "zn.root"): {"primaries": 100_000}})
+    (step,) = load_plan(path).steps.values()
+    log, lock = (beside(step, tmp_path / "out", suffix) for suffix in ("log", "lock"))
+    study = subprocess.Popen([sys.executable, "-c", STUDY, path])
+    wait_for(log.exists)
+    assert isinstance(hold(lock), str)
+    study.send_signal(signal.SIGTERM)
+    assert study.wait(30)
+    with hold(lock) as stream:
+        assert not isinstance(stream, str)
+    assert not step.result.exists()
+
+
+def test_jobs_and_what_is_of_slurm():
+    with pytest.raises(ValueError, match="at least one job, got 0"):
+        Execution(jobs=0)
+    with pytest.raises(ValueError, match="expected it beside them"):
+        Execution(slurm=Slurm(partition="gpu"))
+
+
+def wait_for(there, seconds=60):
+    """Waits until something is there."""
+    deadline = time.monotonic() + seconds
+    while not there() and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 @pytest.mark.slow
@@ -92,19 +120,13 @@ def test_a_killed_study_resumes_to_the_same_weights(tmp_path, make_showers, make
         path = make_plan(name, trainings={"photons": {"config": ["conf/photons.yaml"]}}, common=options, out=str(out))
         run = Run(out / "photons")
         if name == "killed":
-            code = (
-                "from calosim.studies.plan import load_plan; from calosim.studies.runner import run_steps; "
-                f"run_steps(load_plan({str(path)!r}), quiet=True)"
-            )
-            study = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"})
-            deadline = time.monotonic() + 200
-            while not run.last.exists() and time.monotonic() < deadline:
-                time.sleep(0.02)
+            study = subprocess.Popen([sys.executable, "-c", STUDY, path], env=os.environ | {"OMP_NUM_THREADS": "1"})
+            wait_for(run.last.exists, 200)
             study.send_signal(signal.SIGTERM)
             study.wait(60)
             assert run.training is None, "it was over before it could be killed"
         assert run_steps(load_plan(path), quiet=True) == {}
         assert run.training["epochs"] == 6
         weights.append(torch.load(run.last, weights_only=True)["state_dict"])
-    assert (run / "config.resumed-1.yaml").exists()
+    assert [session["changed"] for session in run.record["sessions"]] == [{}]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
