@@ -20,7 +20,7 @@ from calosim.export.client import Client
 from calosim.export.numbers import NORMALS
 from calosim.files import markdown_table, read_json
 from calosim.runs import Run
-from calosim.showers.reading import read_primaries
+from calosim.showers.primaries import read_primaries
 
 #: Hidden units of the coarse part's layers, and of local networks.
 SIZES = ((64, 32), (128, 64), (256, 96), (384, 128))

@@ -16,6 +16,7 @@ _KEYS = {"zn": "Neutron", "zp": "Proton"}
 
 #: Rows of the quality table, and their titles.
 METRICS = {"ws": "WS", "mae_cond": "MAE_cond"}
+JUDGES = ("images", "features")
 
 _FEATURES = "energy GeV; vx, vy, vz cm; px, py, pz GeV/c, pz with any sign; mass MeV"
 
@@ -125,9 +126,14 @@ def _quality(record: dict[str, Any]) -> str:
     path = run / Run.EVALUATION / "evaluation.json"
     if not path.is_file():
         return f"Not evaluated. What `calosim evaluate` writes to {run.folder.name}/{Run.EVALUATION} before an export comes here."
-    images = read_json(path).get("images", {})
-    rows = [[title, *(f"{found['mean'][f'{m}_all']:.2f}" for m in METRICS)] for title, found in images.items()]
-    return markdown_table(["all particles", *METRICS.values()], rows)
+    judged = read_json(path)
+    tested = judged.get("classifier", {}).get("candidates", {})
+    rows = []
+    for title, found in judged.get("images", {}).items():
+        verdicts = tested[title]["verdicts"] if title in tested else {}
+        areas = [f"{verdicts[judge]['auc']:.3f}" if judge in verdicts else "" for judge in JUDGES]
+        rows.append([title, *(f"{found['mean'][f'{m}_all']:.2f}" for m in METRICS), *areas])
+    return markdown_table(["all particles", *METRICS.values(), *(f"AUC of {judge}" for judge in JUDGES)], rows)
 
 
 def check_tables(found: dict[str, Any]) -> str:

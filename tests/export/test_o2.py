@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from calosim.export.card import card
 from calosim.export.client import CARD, CHECK, Client, read_scales, scales_text
 
 
@@ -85,6 +86,17 @@ def test_a_folder_for_any_program(to, name, run_folders, tmp_path, command, erro
     assert "ZDCSimParam" not in card
     line = error_of("export", "--check", tmp_path / "any", "--primaries", "conf/demo/primaries.csv")
     assert "expected generator.onnx, as an export to O2 has it" in line
+
+
+def test_a_card_shows_the_evaluation_of_the_shape_model(exported, tmp_path):
+    record = json.loads((exported / "export.json").read_text())
+    record["models"]["shape"]["run"] = str(tmp_path)
+    (tmp_path / "evaluation").mkdir()
+    means = {title: {"mean": {"ws_all": 1, "mae_cond_all": 2}} for title in ("chain", "floor")}
+    areas = {"chain": {"verdicts": {"images": {"auc": 0.5}, "features": {"auc": 0.6}}}}
+    found = {"images": means, "classifier": {"candidates": areas}}
+    (tmp_path / "evaluation" / "evaluation.json").write_text(json.dumps(found))
+    assert "| chain | 1.00 | 2.00 | 0.500 | 0.600 |\n| floor | 1.00 | 2.00 |  |  |" in card(record)
 
 
 def test_nothing_is_written_over(exported, run_folders, error_of):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from calosim.export.client import Client
-from calosim.showers.reading import read_primaries
+from calosim.showers.primaries import read_primaries
 
 HEADERS = Path(os.environ.get("ONNXRUNTIME_INCLUDE", "/usr/include/onnxruntime"))
 PRIMARIES = "conf/demo/primaries.csv"
