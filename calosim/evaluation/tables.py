@@ -53,7 +53,7 @@ def as_markdown(results: dict[str, Any]) -> str:
     if images:
         head += " Lower is better, down to the floor: what the Monte Carlo itself reaches."
     if lacking:
-        head += f" The floor's sample lacks the primaries of {lacking} rows; others of their type answer there."
+        head += f" The floor's sample lacks the primaries of {_rows(lacking)}; others of their type answer there."
     if same := results.get("shape_floor"):
         median, most = (100 * same["differences"][key] for key in ("median", "most"))
         head += (
@@ -61,7 +61,7 @@ def as_markdown(results: dict[str, Any]) -> str:
             f"less than {most:.2g} %"
         )
         without = same["rows_without_their_input"]
-        head += f"; it lacks the primaries of {without} rows." if without else "."
+        head += f"; it lacks the primaries of {_rows(without)}." if without else "."
     tables = [_metric_table(images, names, *metric) for metric in METRICS[:PRINTED]] if images else []
     tables += variant_tables(results.get("variants", {}))
     tables += [_photon_table(sums, names), markdown_table(*quantile_table(sums, names))] if sums else []
@@ -69,6 +69,10 @@ def as_markdown(results: dict[str, Any]) -> str:
         tables.append(markdown_table(*acceptance_table(results["acceptance"])))
     tables += classifier_tables(results.get("classifier", {})) + likelihood_tables(results.get("likelihood", {}))
     return "\n\n".join([head, *tables]) + "\n"
+
+
+def _rows(number: int) -> str:
+    return "1 row" if number == 1 else f"{number} rows"
 
 
 def _metric_table(images: dict[str, Any], names: list[str], key: str, heading: str, form: str) -> str:

@@ -51,4 +51,5 @@ def test_markdown_shows_the_studys_particles(results):
     # One neutron has no dispersion.
     assert next(line for line in lines[lines.index("| δ | all | γ | n |") :] if "twice" in line).endswith("| – |")
     assert sum("mixture (a\\|b)" in line for line in lines) == 6  # errors, and quantiles
+    assert "lacks the primaries of 1 row;" in as_markdown({**results, "floor_rows_without_their_input": 1})
     assert "lacks the primaries of 7 rows" in as_markdown({**results, "floor_rows_without_their_input": 7})
