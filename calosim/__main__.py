@@ -49,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 on success, 2 after one line on standard error about what was wrong, 1 after one about a
-        training whose numbers were no longer finite, 130 when interrupted; a training that makes room ends with 75.
+        training whose numbers were no longer finite, 130 and 143 after one that Ctrl-C or SIGTERM has ended it; a training that
+        makes room ends with 75.
     """
     if argv is None:
         _take_any_character()
@@ -72,6 +73,16 @@ def main(argv: list[str] | None = None) -> int:
 
         print(help_text(argv[0], VERBS[argv[0]]))
         return 0
+    from calosim.cli.signals import ended_in_order
+
+    code = 0
+    with ended_in_order() as status:
+        code = _run(argv)
+    return status(code)
+
+
+def _run(argv: list[str]) -> int:
+    """Runs a verb; its exit status, after one line about what was wrong."""
     try:
         # Imported only when there is work for them: torch and lightning take seconds.
         from calosim.cli.words import checked
@@ -93,11 +104,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         from calosim.cli.errors import one_line
 
-        print(f"calosim: error: {one_line(str(error))}", file=sys.stderr)
+        print(f"calosim: error: {one_line(_words(error))}", file=sys.stderr)
         return 1 if isinstance(error, FloatingPointError) else 2
-    except KeyboardInterrupt:
-        print("calosim: interrupted", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -110,6 +118,13 @@ def _take_any_character() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a table is worth more than its ± sign
+
+
+def _words(error: Exception) -> str:
+    """What an error says, the system's behind the file that it speaks of."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def _is_said(error: Exception) -> bool:

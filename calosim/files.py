@@ -26,12 +26,14 @@ __all__ = [
     "expanded",
     "find_config",
     "markdown_table",
+    "open_npz",
     "read_csv",
     "read_json",
     "read_npz",
     "read_yaml",
     "shipped_config",
     "shipped_words",
+    "take_place",
     "temporary_folder",
     "to_json",
     "write_json",
@@ -158,6 +160,18 @@ def check_not_read(out: str | Path, inputs: Iterable[str | Path]) -> None:
             raise ValueError(f"{out}: is also a source{also}; expected another file to write")
 
 
+def take_place(made: Path, folder: Path) -> None:
+    """Gives a finished folder its name.
+
+    Raises:
+        ValueError: If another command has made one of that name meanwhile.
+    """
+    try:
+        made.rename(folder)
+    except OSError as error:
+        raise ValueError(f"{folder}: another command has made it meanwhile ({error.strerror or error})") from None
+
+
 @contextmanager
 def _naming(path: str | Path, what: str) -> Iterator[None]:
     """Turns what the system says into one line that names the file."""
@@ -239,7 +253,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON ({error})") from None
 
 
@@ -250,19 +264,26 @@ def write_npz(path: str | Path, **arrays: np.ndarray) -> None:
     atomic_write(path, stream.getvalue())
 
 
-def read_npz(path: str | Path) -> dict[str, np.ndarray]:
-    """All arrays of an npz file by name; nothing pickled is read.
+@contextmanager
+def open_npz(path: str | Path) -> Iterator[Any]:
+    """An npz file, whose arrays are read when they are asked for; nothing pickled is.
 
     Raises:
-        ValueError: If the file is missing or damaged.
+        ValueError: If the file is missing or damaged, or has no such array.
     """
     try:
         with Path(path).open("rb") as stream, np.load(stream) as stored:
-            return {name: stored[name] for name in stored.files}
+            yield stored
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # numpy, zipfile and zlib raise half a dozen types for damaged files
         raise ValueError(f"{path}: expected an npz file of numbers ({type(error).__name__}: {error})") from None
+
+
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """All arrays of an npz file by name, see :func:`open_npz`."""
+    with open_npz(path) as stored:
+        return {name: stored[name] for name in stored.files}
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -277,8 +298,12 @@ def read_yaml(path: str | Path) -> Any:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected YAML ({' '.join(str(error).split())})") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # numbers and dates that are none, lists without an end
+        raise ValueError(f"{path}: expected YAML ({' '.join(str(error).split()):.300})") from None
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

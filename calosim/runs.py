@@ -182,10 +182,9 @@ class Run:
             ValueError: If it says nothing, or was written by another version of calosim.
         """
         record = read_json(self._there(self.RECORD))
-        if record.get("format") != FORMAT:
-            raise ValueError(
-                f"{self / self.RECORD}: expected a run of format {FORMAT}, got {record.get('format', 1)}; train it anew"
-            )
+        found = record.get("format", 1) if isinstance(record, dict) else type(record).__name__
+        if found != FORMAT:
+            raise ValueError(f"{self / self.RECORD}: expected a run of format {FORMAT}, got {found}; train it anew")
         return record
 
     @property
@@ -216,7 +215,7 @@ class Run:
         """Makes one file of what all sessions logged in training; steps that a resumed one repeated stand once."""
         first, *later = self.metrics or [self / self.METRICS]
         if not later:
-            return
+            return self._forget_sessions()  # of which the last had nothing to log
         rows: list[dict[str, str]] = []
         for path in (first, *later):
             session = read_csv(path)
@@ -224,8 +223,12 @@ class Run:
             rows = [row for row in rows if int(row["step"]) < begin] + session
         names = sorted({name for row in rows for name in row})
         atomic_write(first, csv_text(names, [[row.get(name, "") for name in names] for row in rows]))
-        for path in later:
-            shutil.rmtree(path.parent)
+        self._forget_sessions()
+
+    def _forget_sessions(self) -> None:
+        """Removes the folders of resumed sessions, whose settings stand in files of their own."""
+        for folder in self.folder.glob("fit-*"):
+            shutil.rmtree(folder)
 
     @property
     def particle(self) -> int | None:

@@ -128,14 +128,19 @@ def newest(run: Run) -> str | None:
 def checkpoint_to_use(run: Run, name: str) -> str:
     """The path of a run's ``best``, ``last`` or ``hpc`` checkpoint; another one, with a line, where it is damaged.
 
+    A training that was killed after the first ``best`` was written, and before ``last``, goes on from that one.
+
     Raises:
         ValueError: If there is none, or none that can be read.
     """
     wanted = {"best": run.best, "last": run.last, "hpc": run.hpc or run / "hpc_ckpt_1.ckpt"}[name]
     other = run.best if name == "last" else run.last
-    if not wanted.exists():
-        raise ValueError(f"{wanted}: no such checkpoint; without one, `fit` starts anew in that folder")
+    missing = f"{wanted}: no such checkpoint"
+    if not wanted.exists() and not (name == "last" and other.exists()):
+        raise ValueError(f"{missing}; without one, `fit` starts anew in that folder")
     try:
+        if not wanted.exists():
+            raise ValueError(missing)
         read_checkpoint(wanted)
     except ValueError as error:
         if not other.exists():

@@ -185,7 +185,8 @@ def train(argv: list[str]) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # A folder of its own is chosen below where one holds metrics already.
     warnings.filterwarnings("ignore", message="Experiment logs directory")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_worth_a_line)
+    logging.getLogger("lightning.pytorch.trainer.connectors.signal_connector").addFilter(_is_worth_a_line)
     os.environ.pop("CALOSIM_RUN", None) if "LOCAL_RANK" not in os.environ else None
     # Processes that Lightning launches repeat sys.argv, and the run's record quotes it.
     sys.argv[1:] = shipped_words(said_words(argv))
@@ -203,11 +204,32 @@ def train(argv: list[str]) -> None:
                 **{verb: {**REFUSING, **_defaults()} for verb in ("fit", "validate", "test", "predict")},
             },
         )
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning ends an interrupted process by itself.
+        if HELD and KeyboardInterrupt in (type(error), type(error.__context__)):
+            raise KeyboardInterrupt(_way_on(HELD[0][0])) from None
+        raise
+    except OSError as error:
+        if HELD and error.filename is None:  # such as a full disk, in what Lightning logs
+            raise ValueError(f"{HELD[0][0].folder}: cannot be written ({error.strerror or error})") from error
+        raise
     finally:
         forget()
         while HELD:
             run, handle = HELD.pop()
             run.release(handle)
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Whether what Lightning logs is news: not its advertisement, nor a signal of which we speak ourselves."""
+    return not any(words in str(record.msg) for words in ("litlogger", "KeyboardInterrupt", "Received SIGTERM"))
+
+
+def _way_on(run: Run) -> str:
+    """How a training that was ended goes on, in words."""
+    if (run / Run.TRAINING).exists():
+        return f"{run.folder} is finished"
+    return f"{run.folder} goes on with --ckpt_path last" if run.last.exists() else "no epoch was finished"
 
 
 def _defaults() -> dict[str, Any]:

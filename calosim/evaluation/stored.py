@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from calosim.files import read_json
+from calosim.files import open_npz, read_json
 from calosim.particles import particle_code
 
 __all__ = ["Evaluation"]
@@ -70,13 +70,13 @@ class Evaluation:
     @cached_property
     def names(self) -> frozenset[str]:
         """Names of the arrays in ``answers.npz``."""
-        with np.load(self.folder / self.ANSWERS) as stored:
+        with open_npz(self.folder / self.ANSWERS) as stored:
             return frozenset(stored.files)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """One array of ``answers.npz``; only those that are asked for are unpacked."""
         if name not in self._arrays:
-            with np.load(self.folder / self.ANSWERS) as stored:
+            with open_npz(self.folder / self.ANSWERS) as stored:
                 self._arrays[name] = stored[name]
         return self._arrays[name]
 

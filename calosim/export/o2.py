@@ -17,7 +17,7 @@ from calosim.export.check import CheckSettings, check_folder
 from calosim.export.client import CARD, CLASSIFIER, GENERATOR, RECORD, SIMULATOR, scales_name, scales_text
 from calosim.export.graph import classifier, generator, simulator
 from calosim.export.script import script
-from calosim.files import atomic_write, temporary_folder, write_json
+from calosim.files import atomic_write, take_place, temporary_folder, write_json
 from calosim.models.acceptance import Acceptance
 from calosim.models.photons import PhotonSum
 from calosim.models.shape import ShapeModule
@@ -75,7 +75,7 @@ def export(
         record = _record(models, files, to)
         write_json(made / RECORD, record)
         atomic_write(made / CARD, card(record))
-        made.rename(target)
+        take_place(made, target)
     size = sum(map(len, files.values())) / 1e6
     print(f"{out}: {', '.join(files)} for {record['title']} ({size:.1f} MB), {CARD}")
     if to == "o2" and acceptance is None:

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from calosim.detectors import Detector
 from calosim.metrics.features import GROUPS
@@ -266,7 +267,18 @@ def progress(trainings: int, quiet: bool) -> Any:
 def judged(
     stacks: tuple[Stack, Stack], inputs: NDArray[np.integer], settings: ClassifierSettings, bar: Any
 ) -> ClassifierResult:
-    """All judges on one pair of stacks."""
+    """All judges on one pair of stacks.
+
+    Each takes one thread: its products are small, threads that share them wait for each other, and beside a busy neighbor
+    they wait long. With one thread the numbers are the same on any machine, too.
+    """
+    with threadpool_limits(1):
+        return _judged(stacks, inputs, settings, bar)
+
+
+def _judged(
+    stacks: tuple[Stack, Stack], inputs: NDArray[np.integer], settings: ClassifierSettings, bar: Any
+) -> ClassifierResult:
     parts = [divide(inputs, settings.seed, k) for k in range(settings.seeds)]
     unique, number = np.unique(inputs, return_inverse=True)
     rng = np.random.default_rng((settings.seed, len(unique)))

@@ -6,14 +6,17 @@ What is reported follows from what a folder holds: a training (a run's record), 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from calosim import __version__
 from calosim.evaluation.stored import Evaluation
-from calosim.files import atomic_write
+from calosim.files import atomic_write, read_json
 from calosim.report.answer import answer
 from calosim.report.curves import curves
 from calosim.report.page import Section, name_apart, render
@@ -30,6 +33,13 @@ MARKERS = {
     "study": "comparison.md",
     "explanation": "explain.json",
 }
+#: What a folder must be able to tell to be reported.
+TOLD: dict[str, Callable[[Path], Any]] = {
+    "training": lambda folder: trainings([folder]),
+    "evaluation": lambda folder: Evaluation(folder).metrics,
+    "study": study,
+    "explanation": lambda folder: read_json(folder / MARKERS["explanation"])["targets"],
+}
 PLURALS = {"study": "studies"}
 #: How deep below the given folders they are looked for.
 DEPTH = 3
@@ -43,6 +53,8 @@ def report(
     quiet: bool = False,
 ) -> None:
     """Writes one self-contained HTML page about runs, evaluations, studies and explanations.
+
+    A damaged one is named in a line, and left out.
 
     Args:
         runs: Folders; everything of calosim in them is reported, to three levels below.
@@ -84,7 +96,10 @@ def _sections(found: dict[str, list[Path]], quiet: bool) -> list[Section]:
         lambda: trainings(found["training"]),
         lambda: curves(found["training"]),
     )
-    made = [make() for make in tqdm(makers, desc="report", unit="section", disable=True if quiet else None)]
+    made: list[Section] = []
+    for make in tqdm(makers, desc="report", unit="section", disable=True if quiet else None):
+        with _left_out_if_damaged():
+            made.append(make())
     sections = [section for section in made if section.pieces]
     name_apart(sections)
     return sections
@@ -103,4 +118,27 @@ def _found(roots: Sequence[Path]) -> dict[str, list[Path]]:
     found = {what: [f for f in folders if (f / marker).is_file()] for what, marker in MARKERS.items()}
     # The copies in an ensemble are no training of their own.
     found["training"] = [folder for folder in found["training"] if not Run(folder).is_ensemble]
-    return found
+    return {what: [folder for folder in folders if _tells(what, folder)] for what, folders in found.items()}
+
+
+def _tells(what: str, folder: Path) -> bool:
+    """Whether a folder can be reported; otherwise after a line about it."""
+    with _left_out_if_damaged(folder):
+        TOLD[what](folder)
+        return True
+    return False
+
+
+@contextmanager
+def _left_out_if_damaged(folder: Path | None = None) -> Iterator[None]:
+    """Says in a line what cannot be read, and goes on without it."""
+    try:
+        yield
+    except ValueError as error:
+        print(f"calosim: {error}; left out", file=sys.stderr)
+    except (AttributeError, KeyError, TypeError) as error:  # records that lack something
+        if folder is None:
+            raise
+        print(
+            f"calosim: {folder}: expected a whole record ({type(error).__name__}: {error}); left out", file=sys.stderr
+        )

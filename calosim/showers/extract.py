@@ -155,7 +155,7 @@ def _field(path: Path, number: int, name: str, text: str, kind: str) -> Any:
     try:
         return convert(text)
     except (KeyError, ValueError, OverflowError):
-        raise ValueError(f"{path}: line {number}: {name} is {text!r}; expected {expected}") from None
+        raise ValueError(f"{path}: line {number}: {name} is {text!r:.100}; expected {expected}") from None
 
 
 #: What a field of a type must be, and how it is read.
@@ -193,7 +193,7 @@ def pair_texts(tables: list[Path], images: list[Path], detector: str | None) -> 
     if len(found) != len(tables):
         name = _TEXT_DETECTORS[detector][1] if detector in _TEXT_DETECTORS else "an image text"
         raise ValueError(
-            f"{tables[0]}: {len(tables)} CSV with {len(found)} {DETECTORS[detector].title} image texts; "
+            f"{', '.join(map(str, tables))}: {len(tables)} CSV with {len(found)} {DETECTORS[detector].title} image texts; "
             f"expected one for each, such as {name} beside it"
         )
     return list(zip(tables, found, strict=True))
@@ -294,8 +294,8 @@ def _numbers(path: Path, lines: list[str], first: int, ny: int) -> np.ndarray:
             raise ValueError(f"{path}: line {number}: expected {ny} numbers, got {n}")
     try:
         return np.loadtxt(lines, dtype=np.int64, comments=None, ndmin=2)
-    except ValueError:
+    except ValueError as error:
         for number, line in enumerate(lines, start=first + 1):
             for word in line.split():
                 _field(path, number, "a pixel", word, "i8")
-        raise
+        raise ValueError(f"{path}: from line {first + 1} on: expected whole numbers ({error})") from None

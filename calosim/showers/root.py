@@ -6,10 +6,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from uuid import NAMESPACE_DNS, uuid5
 
 import numpy as np
 
@@ -30,6 +32,8 @@ __all__ = ["BASKET", "Writer", "check_branches", "open_tree", "read_branches", "
 
 _TREE = "showers"
 _FORMAT = "calosim 1"
+#: What ROOT files say of when and where they were made. Ours say what is in them.
+_WRITTEN, _UUID = datetime(2000, 1, 1), uuid5(NAMESPACE_DNS, "calosim")
 
 #: Rows in one basket of our files, and in one step of the readers: 15 MB of ZN images. Smaller ones cost more in
 #: uproot's bookkeeping of baskets, which grows with their number squared.
@@ -62,7 +66,7 @@ def open_tree(path: Path, *names: str) -> Iterator[tuple[Any, Any]]:
             keys = {key.partition(";")[0] for key in file.keys(recursive=False)}
         name = next((n for n in names if n in keys), names[0] if names else _TREE)
         if name not in keys:
-            found = ", ".join(sorted(keys)) or "nothing"
+            found = ", ".join(map(repr, sorted(keys))) or "nothing"
             raise ValueError(f"{path}: has no tree {name!r}; found {found}")
         with reading_file(path):
             tree = file[name]
@@ -189,6 +193,19 @@ def read_branches(path: Path, tree: Any, names: Sequence[str], start: int, stop:
     return arrays
 
 
+@contextmanager
+def _no_time() -> Iterator[None]:
+    """Keeps the time of day out of what uproot writes: the same rows are the same bytes, by whose hash runs know their data."""
+    import uproot
+
+    code = uproot._util.datetime_to_code
+    uproot._util.datetime_to_code = lambda _: code(_WRITTEN)
+    try:
+        yield
+    finally:
+        uproot._util.datetime_to_code = code
+
+
 class Writer:
     """Writes showers to a ROOT file piece by piece, in constant memory; all of them or none.
 
@@ -281,7 +298,7 @@ class Writer:
             # On ZN images with 96 % zeros zstd 1 reads as fast as no compression, at 1/27 of the size; zlib 1 is 1.3
             # times as large and slower both ways, lz4 reads 20 % faster at 1.7 times the size, and zstd 9 saves 12 %
             # for four times the writing time.
-            self._file = uproot.recreate(self._temporary, compression=uproot.ZSTD(1))
+            self._file = uproot.recreate(self._temporary, compression=uproot.ZSTD(1), uuid_function=lambda: _UUID)
             self._file["detector"] = self.geometry.name
             self._file["format"] = _FORMAT
             if self._made is not None:
@@ -328,7 +345,8 @@ class Writer:
     @contextmanager
     def _write_errors(self) -> Iterator[None]:
         try:
-            yield
+            with _no_time():
+                yield
         except OSError as error:
             raise ValueError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 

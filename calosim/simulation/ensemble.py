@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from calosim import __version__
-from calosim.files import atomic_write, temporary_folder, write_json
+from calosim.files import atomic_write, take_place, temporary_folder, write_json
 from calosim.models.checkpoints import lineages, read_checkpoint
 from calosim.models.photons import PhotonSum
 from calosim.models.provenance import joined
@@ -87,7 +87,7 @@ def save_ensemble(
         if None not in (splits := [run.split for run in runs]) and all(s == splits[0] for s in splits):
             shutil.copyfile(runs[0] / Run.CONFIG, made / Run.CONFIG)
             write_json(made / Run.RECORD, {**runs[0].record, **_making(sources)})
-        made.rename(target)
+        take_place(made, target)
 
 
 def _making(sources: dict[str, Run]) -> dict[str, Any]:

@@ -46,8 +46,18 @@ from calosim.studies.settings import fingerprint, resolved
 
 __all__ = ["Plan", "Step", "command_words", "load_plan"]
 
-ENTRIES = ("out", "shared", "simulate", "common", "trainings", "evaluate", "validate", "table")
-TRAINING_ENTRIES = ("each", "config", "options", "evaluate", "title", "shared")
+#: Entries of a plan and of its trainings, and what they may be.
+ENTRIES: dict[str, Any] = {"out": str, "shared": str, "trainings": dict}
+ENTRIES |= dict.fromkeys(("simulate", "common", "evaluate", "validate", "table"), dict)
+TRAINING_ENTRIES = {
+    "each": dict,
+    "config": list,
+    "options": dict,
+    "evaluate": dict | bool,
+    "title": str,
+    "shared": bool,
+}
+KINDS = {str: "text", dict: "a mapping", list: "a list", bool: "true or false", dict | bool: "a mapping or false"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,10 @@ class Step:
         Raises:
             ValueError: If it does not.
         """
-        return resolved(self.words)
+        try:
+            return resolved(self.words)
+        except ValueError as error:
+            raise ValueError(f"training {self.name}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -144,9 +157,13 @@ def load_plan(path: str | Path, out: str | None = None, options: Mapping[str, An
     entries = read_entries(path)
     if not isinstance(entries.get("trainings"), dict):
         raise ValueError(f"{path}: expected a plan with `trainings`")
-    _check_entries(f"{path}:", entries, ENTRIES)
+    _check_entries(f"{path}", entries, ENTRIES)
+    for file, given in (entries.get("simulate") or {}).items():
+        _check_kind(f"{path}: simulate: {file}", given, dict)
     for label, entry in entries["trainings"].items():
-        _check_entries(f"{path}: training {label} has", entry or {}, TRAINING_ENTRIES)
+        _check_entries(f"{path}: training {label}", {} if entry is None else entry, TRAINING_ENTRIES)
+        for name, values in ((entry or {}).get("each") or {}).items():
+            _check_kind(f"{path}: training {label}: each: {name}", values, list)
     reading = _Reading(path, Path(out or entries.get("out") or f"runs/{path.stem}"), entries, options or {})
     reading.add_data()
     reading.add_trainings()
@@ -165,9 +182,25 @@ def command_words(options: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _check_entries(where: str, entries: Mapping[str, Any], known: Iterable[str]) -> None:
+def _check_entries(where: str, entries: Any, known: Mapping[str, Any]) -> None:
+    """Refuses entries that are unknown or of another kind."""
+    _check_kind(where, entries, dict)
     if unknown := set(entries) - set(known):
-        raise ValueError(f"{where} unknown entries {', '.join(sorted(unknown))}; expected {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{where} has unknown entries {', '.join(sorted(unknown))}; expected {', '.join(sorted(known))}"
+        )
+    for name, value in entries.items():
+        if value is not None:
+            _check_kind(f"{where}: {name}", value, known[name])
+
+
+def _check_kind(where: str, value: Any, kind: Any) -> None:
+    """Refuses a value of another kind; what a list holds, and the keys of a mapping, are text but in ``each``."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{where}: expected {KINDS[kind]}, got {value!r:.100}")
+    inside = value if isinstance(value, dict) or where.endswith(": config") else ()
+    if other := [item for item in inside if not isinstance(item, str)]:
+        raise ValueError(f"{where}: expected text, got {other[0]!r:.100}")
 
 
 @dataclass
@@ -229,7 +262,10 @@ class _Reading:
         """The folder of a shared training, named by what it is: its settings and how its data are made."""
         if own := [need for need in needs if not self.steps[need].shared]:
             raise ValueError(f"{self.path}: training {label} is shared, but needs {own[0]}, which is not")
-        settings = resolved(words)
+        try:
+            settings = resolved(words)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: training {label}: {error}") from None
         model = settings["model"]["class_path"].rpartition(".")[2].lower()
         name = f"{model}-{fingerprint(settings, self.entries.get('simulate') or {})}"
         return Path(self.entries.get("shared") or self.out.parent / "shared") / name

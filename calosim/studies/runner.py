@@ -25,6 +25,8 @@ __all__ = ["Execution", "run_steps"]
 
 #: How often it is seen whether a step has ended, in seconds.
 _PAUSE = 0.1
+#: Seconds that commands have to end when they are asked to.
+PATIENCE = 20
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,10 @@ def run_steps(plan: Plan, execution: Execution = Execution(), quiet: bool = Fals
 
 @contextmanager
 def _interruptions() -> Iterator[list[int]]:
-    """Ctrl-C and requests to end, such as a batch system's, as they come: none falls between a command's start and its note."""
+    """Ctrl-C and requests to end, such as a batch system's, as they come: none falls between a command's start and its note.
+
+    They are passed on at the end, to what ends the whole command.
+    """
     seen: list[int] = []
     before = {kind: signal.signal(kind, lambda k, _: seen.append(k)) for kind in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -93,6 +98,8 @@ def _interruptions() -> Iterator[list[int]]:
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
+        if seen:
+            signal.raise_signal(seen[0])
 
 
 @dataclass
@@ -144,6 +151,8 @@ class _Study:
                     self.start(step)
                 except ValueError as error:
                     self.note(name, str(error))
+                except OSError as error:  # such as a full disk, in its log
+                    self.note(name, f"{error.filename or self.plan.out}: {error.strerror or error}")
         self.progress.set_postfix_str(", ".join(self.running))
         return len(self.done) + len(self.failed) < len(self.plan.steps)
 
@@ -202,10 +211,15 @@ class _Study:
         return f"{f'exit {code}' if code else f'no {step.result} was made'}: {last_line(log)} (see {log})"
 
     def end(self) -> None:
-        """Ends what still runs."""
+        """Ends what still runs: in order, and by force what does not."""
         for child, _ in self.running.values():
-            child.kill()
-            child.wait()
+            child.terminate()
+        for child, _ in self.running.values():
+            try:
+                child.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
 
 
 def _share(jobs: int, slot: int) -> dict[str, str]:

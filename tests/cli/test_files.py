@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+#: A tiny photon-sum model, and one epoch of it.
+PHOTONS = ["--model.hidden", "[8]", "--model.components", "2", "--model.members", "3", "--data.batch_size", 64]
+QUICK = [
+    "--trainer.max_epochs",
+    "1",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--trainer.enable_model_summary",
+    "false",
+]
 
 
 @pytest.mark.parametrize("verb", ["simulate", "convert", "generate"])
@@ -78,3 +91,71 @@ def test_a_damaged_checkpoint_is_named_before_it_is_loaded(content, run_folders,
     path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
     line = error_of("test", "-c", run_folders["photons"] / "config.yaml", "--ckpt_path", path)
     assert "damaged.ckpt: expected a checkpoint, but the file is " in line
+
+
+# -- full disks and folders that are not writable ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Makes a small disk of its own: full but for 4 kB, or not writable."""
+    made = []
+
+    def make(kind: str):
+        place = tmp_path / kind
+        place.mkdir()
+        options = "size=2m" if kind == "full" else "size=1m,ro"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip("mounting takes more rights")
+        made.append(place)
+        if kind == "full":
+            free = os.statvfs(place)
+            (place / "old").write_bytes(bytes(free.f_bavail * free.f_frsize - 4096))
+        return place
+
+    yield make
+    for place in made:
+        subprocess.run(["umount", place], check=True)
+
+
+def writing_words(root_file, run_folders, place):
+    """The words that write with each verb, into a folder."""
+    models = ["--shape", run_folders["splits"], "--photons", run_folders["photons"]]
+    return {
+        "simulate": ["--primaries", 60, "--responses_per_primary", 2, "--out", place / "a.root"],
+        "convert": ["--source", root_file, "--out", place / "a.root"],
+        "fit": ["-c", "conf/photons.yaml", "--data.files", root_file, *PHOTONS, *QUICK, "--run", place / "run"],
+        "generate": [*models, "--primaries", root_file, "--out", place / "a.root"],
+        "evaluate": [*models, "--rows", 20, "--runs", 1, "--responses", 2, "--out", place / "judged"],
+        "export": [*models, "--out", place / "exported"],
+        "report": ["--runs", run_folders["photons"], "--out", place / "a.html"],
+    }
+
+
+@pytest.mark.parametrize("kind", ["full", "readonly"])
+@pytest.mark.parametrize("verb", ["simulate", "convert", "fit", "generate", "evaluate", "export", "report"])
+def test_a_disk_that_takes_nothing_is_named_and_keeps_what_it_has(verb, kind, disk, root_file, run_folders, error_of):
+    place = disk(kind)
+    free = os.statvfs(place).f_bavail
+    line = error_of(verb, *writing_words(root_file, run_folders, place)[verb])
+    assert str(place) in line
+    assert re.search("No space left on device" if kind == "full" else "Read-only|cannot write there", line)
+    if (verb, kind) != ("fit", "full"):  # which begins with some lines about itself
+        assert os.statvfs(place).f_bavail == free
+        assert [path.name for path in place.rglob("*") if path.is_file()] == ["old"][: kind == "full"]
+
+
+def test_a_device_that_takes_nothing_is_named(run_folders, error_of):
+    line = error_of("report", "--runs", run_folders["photons"], "--out", "/dev/full")
+    assert line == "calosim: error: /dev/full: cannot be written (No space left on device)"
+    assert Path("/dev/full").is_char_device()
+
+
+def test_a_training_begins_anew_where_the_disk_was_full(disk, root_file, run_folders, error_of, command):
+    place = disk("full")
+    words = ["fit", *writing_words(root_file, run_folders, place)["fit"]]
+    error_of(*words)
+    (place / "old").unlink()
+    assert command(*words) == 0
+    assert not list(place.rglob("*.calosim-part"))

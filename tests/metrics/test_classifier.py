@@ -262,3 +262,18 @@ def test_area_is_the_share_of_pairs():
         w = row[generated][:, None] * row[~generated]
         assert value == pytest.approx((w * won).sum() / w.sum())
     assert np.isnan(auc(score, generated, weights)[3])
+
+
+def test_judges_take_one_thread_and_give_back_what_there_was(monkeypatch):
+    import torch
+
+    from calosim.metrics import classifier
+
+    monkeypatch.setattr(classifier, "_judged", lambda *_: torch.get_num_threads())
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert classifier.judged(None, None, None, None) == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

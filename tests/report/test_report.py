@@ -28,3 +28,21 @@ def test_nothing_to_report_is_one_line(command, tmp_path, capfd):
     assert command("report", "--runs", f"[{tmp_path}/no]", "--out", tmp_path / "r.html") == 2
     assert "no such folder" in capfd.readouterr().err
     assert not (tmp_path / "r.html").exists()
+
+
+def test_what_is_damaged_is_named_and_left_out(folders, command, parsed, tmp_path, capfd):
+    for name in ("teacher", "<photons> & co", "judged", "explained"):
+        shutil.copytree(folders / name, tmp_path / name)
+    (tmp_path / "teacher" / Run.RECORD).write_text('{"format": 2, "mod')
+    (tmp_path / "explained" / "explain.json").write_text("[]")
+    answers = tmp_path / "judged" / "answers.npz"
+    answers.write_bytes(answers.read_bytes()[:2000])
+    capfd.readouterr()
+    assert command("report", "--runs", tmp_path, "--out", tmp_path / "r.html", "--quiet", "true") == 0
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("calosim: ")]
+    assert all(line.endswith("; left out") for line in said)
+    assert {name for name in ("run.json", "answers.npz", "explained") if any(name in line for line in said)} == {
+        *("run.json", "answers.npz", "explained")
+    }
+    assert parsed((tmp_path / "r.html").read_text()).headings == ["What was trained", "Training curves"]
+    assert "&lt;photons&gt;" in (tmp_path / "r.html").read_text()

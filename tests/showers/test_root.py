@@ -186,7 +186,7 @@ BAD: dict[str, tuple[Callable[[Any], list[str]], list[str], dict[str, Any]]] = {
     "not a ROOT file": (lambda f: f.named("bad.root", b"<html>" * 9), ["bad.root", "not a ROOT file"], {}),
     "ROOT file cut short": (lambda f: f.cut(f.root()[0], 5000), ["bad.root", "truncated", "bytes"], {}),
     "ROOT file of a header's first bytes": (lambda f: f.cut(f.root()[0], 30), ["bad.root", "truncated"], {}),
-    "no tree": (lambda f: f.root(tree="other"), ["bad.root", "no tree 'showers'", "found detector, other"], {}),
+    "no tree": (lambda f: f.root(tree="other"), ["bad.root", "no tree 'showers'", "found 'detector', 'other'"], {}),
     "O2 simulation file": (
         lambda f: f.root(tree="o2sim", detector=None),
         ["bad.root", "no branch ZDCResponseImage", "Extract.C"],
