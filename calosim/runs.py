@@ -222,7 +222,8 @@ class Run:
             begin = min((int(row["step"]) for row in session), default=math.inf)
             rows = [row for row in rows if int(row["step"]) < begin] + session
         names = sorted({name for row in rows for name in row})
-        atomic_write(first, csv_text(names, [[row.get(name, "") for name in names] for row in rows]))
+        text = csv_text(names, [[row.get(name, "") for name in names] for row in rows])
+        atomic_write(first, text.replace("\n", "\r\n"))  # as Lightning ends lines
         self._forget_sessions()
 
     def _forget_sessions(self) -> None:

@@ -17,11 +17,18 @@ __all__ = ["ended_in_order"]
 #: What is said of a command that was asked to end.
 SAID = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
+#: Seconds after which a request that was lost is made again.
+_MOMENT = 0.05
+
 
 class _Request:
     """A request to end: the signal, once there is one, and what takes it."""
 
     signum: int | None = None
+    _timer: threading.Timer | None = None
+
+    def __init__(self) -> None:
+        self.hook = sys.unraisablehook
 
     def __call__(self, signum: int, _: Any) -> None:
         """Ends what is being done; a second request ends the process at once."""
@@ -31,6 +38,22 @@ class _Request:
         for known in SAID:
             signal.signal(known, signal.SIG_DFL)
         raise KeyboardInterrupt
+
+    def again(self, lost: Any) -> None:
+        """Comes once more, a moment later, where the interrupt fell into a callback of C, which cannot be ended."""
+        if self.signum is None or not isinstance(lost.exc_value, KeyboardInterrupt):
+            self.hook(lost)
+            return
+        signal.signal(self.signum, self)
+        self._timer = threading.Timer(_MOMENT, os.kill, (os.getpid(), self.signum))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def over(self) -> None:
+        """Comes no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
 
 
 @contextmanager
@@ -49,6 +72,7 @@ def ended_in_order() -> Iterator[Callable[[int], int]]:
     for known, handler in before.items():
         if handler != signal.SIG_IGN:  # as a shell does for Ctrl-C and what runs in the background
             signal.signal(known, request)
+    sys.unraisablehook = request.again
     said: list[str] = []
 
     def status(code: int) -> int:
@@ -68,5 +92,7 @@ def ended_in_order() -> Iterator[Callable[[int], int]]:
             raise
         said += [f"; {word}" for word in error.args if isinstance(error, KeyboardInterrupt)]
     finally:
+        request.over()
+        sys.unraisablehook = request.hook
         for known, handler in before.items():
             signal.signal(known, handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
@@ -320,3 +321,16 @@ def test_what_was_asked_to_end_never_succeeds(capfd):
     with ended_in_order() as status:
         pass
     assert status(2) == 2
+
+
+def test_an_interrupt_that_was_lost_comes_again(capfd):
+    """Python ignores what is raised in a callback of C, such as numba's compiler makes."""
+    from calosim.cli.signals import ended_in_order
+
+    callback = ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGTERM))
+    with ended_in_order() as status:
+        callback()
+        time.sleep(20)
+        pytest.fail("the interrupt was lost")
+    assert status(0) == 143
+    assert capfd.readouterr().err == "calosim: terminated\n"
