@@ -12,6 +12,7 @@ from calosim.cli.words import MODELS, TOOLS, TRAINER
 __all__ = ["help_text"]
 
 DATA = ("calosim.showers.datamodule", "RootDataModule")
+JOB = ("calosim.slurm", "Slurm")
 CONFIG = "FILE: read options from a YAML file; later ones win, and options on the command line."
 TRUST = "Modules whose models may be loaded: mine. (list[str] | str, [] by default)"
 #: Options of trainings that are no one's arguments.
@@ -43,6 +44,12 @@ def help_text(verb: str, what: str) -> str:
         module, _, name = TOOLS[verb].partition(":")
         lines = [f"usage: calosim {verb} [-c FILE] [options]", "", summary(module, name), ""]
         lines += _options({"-c": CONFIG, **_tool(module, name), "--trust": TRUST})
+        return "\n".join(lines)
+    if verb == "submit":
+        lines = ["usage: calosim submit VERB [options of VERB] [--slurm.OPTION ...] [--dry-run]", ""]
+        lines += [what[0].upper() + what[1:] + ".", ""]
+        lines += _options(_said(options(*JOB) or {}, descriptions(*JOB), "--slurm."))
+        lines += _options({"--slurm": "FILE: read these from a YAML file.", "--dry-run": "Print the script only."})
         return "\n".join(lines)
     lines = [f"usage: calosim {verb} -c FILE [options]", "", what[0].upper() + what[1:] + ".", ""]
     own = method_options(*TRAINER, verb) or {}

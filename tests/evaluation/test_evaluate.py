@@ -37,6 +37,7 @@ def test_an_evaluation_says_how_it_was_made(judged, run_folders):
             "classifier_calochallenge": False,
             "shape_floor": None,
             "device": "auto",
+            "devices": 1,
             "classifier": True,
             "classifier_rows": 9000,
             "classifier_seeds": 5,
