@@ -73,8 +73,11 @@ class Option:
             return f"{kind}, required"
         try:
             value = self.default and ast.literal_eval(self.default)
-        except ValueError:  # a name
-            value = constant(self.module, self.default.id) if isinstance(self.default, ast.Name) else "its own"
+        except ValueError:  # a name, or a field's factory
+            if not isinstance(self.default, ast.Name):
+                made = self.default is not None and "factory" in ast.unparse(self.default)
+                return f"{kind}, empty by default" if made else kind
+            value = constant(self.module, self.default.id)
         return f"{kind}, {_yaml(value)} by default"
 
     @property

@@ -88,3 +88,4 @@ def test_help_explains_what_may_be_asked_for(command, capsys):
     command("submit", "--help")
     text = capsys.readouterr().out
     assert all(f"--slurm.{name} " in text for name in Slurm.__dataclass_fields__)
+    assert "empty by default" in text
