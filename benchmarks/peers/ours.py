@@ -13,7 +13,7 @@ import torch
 import yaml
 from lightning import seed_everything
 
-from calosim import draws, shapes
+from calosim import draws, models, shapes
 from calosim.detectors import Detector
 from calosim.files import find_config
 from calosim.models.checkpoints import load_module
@@ -60,7 +60,11 @@ class ShapePeer(Peer):
 
     def optimizer(self) -> torch.optim.Optimizer:
         """As in the configuration, with this peer's learning rate."""
-        return torch.optim.Adam([p for p in self.module.parameters() if p.requires_grad], lr=self.lr, fused=True)
+        settings = self.init["optimizer"]
+        name = settings["class_path"].rpartition(".")[2]
+        kind = getattr(models, name, None) or getattr(torch.optim, name)
+        trained = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+        return kind(trained, **{**settings["init_args"], "lr": self.lr})
 
     def generate(self, particles: np.ndarray, pdg: np.ndarray, photon_sum: np.ndarray, seed: int) -> np.ndarray:
         parts = []

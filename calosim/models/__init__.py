@@ -4,9 +4,20 @@ from calosim.models.acceptance import Acceptance
 from calosim.models.base import CalosimModule
 from calosim.models.checkpoints import load_module
 from calosim.models.finetune import FineTune
+from calosim.models.muon import Muon
 from calosim.models.photons import PhotonSum
 from calosim.models.shape import ShapeModule
 from calosim.models.student import Student
 from calosim.models.teacher import Teacher
 
-__all__ = ["Acceptance", "CalosimModule", "FineTune", "PhotonSum", "ShapeModule", "Student", "Teacher", "load_module"]
+__all__ = [
+    "Acceptance",
+    "CalosimModule",
+    "FineTune",
+    "Muon",
+    "PhotonSum",
+    "ShapeModule",
+    "Student",
+    "Teacher",
+    "load_module",
+]

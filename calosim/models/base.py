@@ -85,7 +85,7 @@ class CalosimModule(LightningModule):
 
     Args:
         detector: The detector's name.
-        optimizer: From parameters to an optimizer.
+        optimizer: From parameters with their names to an optimizer.
         scheduler: From an optimizer to a learning-rate scheduler, stepped once an epoch; a
             :class:`~calosim.models.schedules.WarmupCosine` as it says itself.
         init: The other constructor arguments as plain values; with them and ``detector`` the module can be rebuilt.
@@ -138,7 +138,7 @@ class CalosimModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer and, if given, its scheduler."""
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = self.optimizer([(name, p) for name, p in self.named_parameters() if p.requires_grad])
         if self.scheduler is None:
             return optimizer
         scheduler, settings = self.scheduler(optimizer), {"interval": "epoch"}

@@ -1,0 +1,169 @@
+"""Orthogonal steps for hidden layers, Adam's for the rest."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from calosim.models import Muon
+from calosim.models.muon import orthogonal
+
+
+class Net(nn.Module):
+    """Hidden layers that lie and stand, and what is not one: narrow, named, with one or three axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.narrow = nn.Linear(3, 32)
+        self.wide = nn.Linear(32, 64)
+        self.back = nn.Linear(64, 32)
+        self.output = nn.Linear(32, 20)
+        self.cube = nn.Parameter(torch.randn(16, 16, 16))
+
+    def forward(self, x):
+        h = self.back(self.wide(self.narrow(x).tanh()).tanh()).tanh()
+        return self.output(h).sum() + (self.cube**2).sum()
+
+
+HIDDEN = {"wide.weight", "back.weight"}
+
+
+def stepped(make, steps=1, named=True, net=None):
+    torch.manual_seed(3)
+    net = net or Net()
+    optimizer = make(net.named_parameters() if named else net.parameters())
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    for seed in range(steps):
+        optimizer.zero_grad()
+        net(torch.randn(8, 3, generator=torch.Generator().manual_seed(seed))).backward()
+        optimizer.step()
+    return net, optimizer, {name: p.detach() - before[name] for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (20, 64), (96, 128)])
+def test_singular_vectors_stay_and_singular_values_become_about_one(shape):
+    torch.manual_seed(1)
+    u, s, vh = torch.linalg.svd(torch.randn(3, *shape, dtype=torch.float64), full_matrices=False)
+    turned = u.mT @ orthogonal(u * s.unsqueeze(1) @ vh) @ vh.mT
+    values = turned.diagonal(dim1=1, dim2=2)
+    assert torch.allclose(turned, torch.diag_embed(values), atol=1e-9)
+    weak = s / s.norm(dim=1, keepdim=True) < 2e-3
+    assert values[~weak].min() > 0.6
+    assert values.max() < 1.3
+    assert (values > 0).all()
+
+
+def test_zeros_have_no_direction():
+    assert torch.equal(orthogonal(torch.zeros(2, 14, 20)), torch.zeros(2, 14, 20))
+
+
+def test_a_first_step_of_a_hidden_layer_goes_along_the_orthogonal_factor_of_its_gradient():
+    net, _optimizer, moved = stepped(functools.partial(Muon, lr=0.01, matrix_factor=2.0, momentum=0.9))
+    for name in HIDDEN:
+        layer = dict(net.named_parameters())[name]
+        u, s, vh = torch.linalg.svd(layer.grad, full_matrices=False)
+        assert ((u @ vh) * moved[name]).sum() < 0  # downhill
+        values = torch.linalg.svdvals(moved[name]) / 0.02 / max(1, layer.shape[0] / layer.shape[1]) ** 0.5
+        strong = s / s.norm() > 2e-3
+        assert values[: strong.sum()].min() > 0.6
+        assert values.max() < 1.3
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_all_else_moves_as_by_adam(fused):
+    others = functools.partial(Muon, lr=0.01, others=("output", "wide", "back"), fused=fused)
+    _, _, found = stepped(others, steps=4)
+    _, _, expected = stepped(functools.partial(torch.optim.Adam, lr=0.01, fused=fused), steps=4)
+    for name, moved in expected.items():
+        assert torch.equal(found[name], moved), name
+    _, _, mixed = stepped(functools.partial(Muon, lr=0.01, fused=fused))
+    _, _, first = stepped(functools.partial(torch.optim.Adam, lr=0.01, fused=fused))
+    assert {name for name in mixed if not torch.equal(mixed[name], first[name])} == HIDDEN
+
+
+def test_names_decide_and_without_them_shapes_alone():
+    for named, more in ((True, set()), (False, {"output.weight"})):
+        net, optimizer, _ = stepped(Muon, named=named)
+        names = {id(p): name for name, p in net.named_parameters()}
+        (_, hidden) = optimizer.param_groups
+        assert {names[id(p)] for p in hidden["params"]} == HIDDEN | more
+        assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+        assert hidden["lr"] == pytest.approx(6e-3 * 3.3)
+
+
+def test_one_without_a_gradient_stays():
+    net = Net()
+
+    def make(parameters):
+        optimizer = Muon(parameters)
+        net.wide.weight.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+        return optimizer
+
+    _, optimizer, moved = stepped(make, net=net)
+    assert not moved["wide.weight"].any()
+    assert moved["back.weight"].any()
+    assert net.wide.weight not in optimizer.state
+
+
+def test_a_state_that_is_loaded_goes_on():
+    net, optimizer, _ = stepped(Muon, steps=3)
+    twin = Net()
+    twin.load_state_dict(net.state_dict())
+    other = Muon(twin.named_parameters())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for _ in range(2):
+        for one, steps in ((net, optimizer), (twin, other)):
+            steps.zero_grad()
+            one(torch.ones(4, 3)).backward()
+            steps.step()
+    for a, b in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_steps_have_their_hooks_once():
+    """A callback that scales rates around a step would scale them twice if one optimizer's step called another's."""
+    torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])  # patches the class's step, as torch does
+    called = []
+
+    def make(parameters):
+        optimizer = Muon(parameters)
+        optimizer.register_step_pre_hook(lambda *_: called.append("before"))
+        optimizer.register_step_post_hook(lambda *_: called.append("after"))
+        return optimizer
+
+    stepped(make, steps=2)
+    assert called == ["before", "after"] * 2
+
+
+def test_it_minimizes():
+    """Of a badly scaled quadratic, where gradients are mostly of one direction."""
+    torch.manual_seed(0)
+    scale, goal = torch.logspace(-1, 0, 16), torch.randn(16, 16)
+    weight = torch.nn.Parameter(torch.zeros(16, 16))
+    optimizer = Muon([("hidden.weight", weight)], lr=0.1)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=150)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (((weight - goal) * scale) ** 2).sum().backward()
+        optimizer.step()
+        schedule.step()
+    assert (weight - goal).abs().max() < 0.2
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lr": -1.0}, {"matrix_factor": -1.0}, {"momentum": 1.0}, {"betas": (0.9, 1.0)}, {"eps": -1e-8}]
+)
+def test_numbers_out_of_range_are_refused(settings):
+    with pytest.raises(
+        ValueError, match=r"expected lr, matrix_factor and eps of at least 0, momentum and betas in \[0, 1\)"
+    ):
+        Muon([nn.Parameter(torch.zeros(2))], **settings)
+
+
+def test_no_parameters_are_refused():
+    with pytest.raises(ValueError, match="expected parameters"):
+        Muon([])
