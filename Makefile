@@ -51,7 +51,7 @@ calibrate: | $(STAMP)  ## table of the toy Monte Carlo against every published c
 train-teacher: $(DATA)  ## train the shape model; ARGS="--trainer.max_epochs 5"
 	$(CALOSIM) fit -c conf/teacher.yaml $(ARGS)
 
-train-student: $(DATA)  ## distill a student from TEACHER=runs/teacher/...; ARGS="--model.channel_weight 0.005"
+train-student: $(DATA)  ## distill a student from TEACHER=runs/teacher/...; ARGS="--model.losses.channel.weight 0.005"
 	$(CALOSIM) fit -c conf/student.yaml --model.init_from $(call need,TEACHER) $(ARGS)
 
 train-focal: | $(STAMP)  ## FoCal-H teacher and students with and without the shower-center loss, compared

@@ -202,3 +202,17 @@ def run_folders(root_file: Path, dark_file: Path, once, command) -> dict[str, Pa
             "acceptance", ["acceptance"], ["--model.hidden", "[8]", "--data.batch_size", "64"], dark_file
         ),
     }
+
+
+@pytest.fixture
+def error_of(command, capfd) -> Callable[..., str]:
+    """The one line that a failing command prints."""
+
+    def run(*words: object) -> str:
+        capfd.readouterr()
+        assert command(*words) == 2
+        lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("calosim: error:")]
+        assert len(lines) == 1
+        return lines[0]
+
+    return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import sys
 import time
@@ -70,6 +71,7 @@ class RunRecord(SaveConfigCallback):
     def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any):
         super().__init__(parser, config, **{**kwargs, "save_to_log_dir": False})
         self._lines = not config.get("quiet")
+        self._ws = math.nan
         self._done = {"seconds": 0.0, "epochs": 0.0, "samples": 0.0}
         self._begin = time.perf_counter()
 
@@ -134,8 +136,13 @@ class RunRecord(SaveConfigCallback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Prints the epoch's metrics where no progress bar does."""
         if trainer.progress_bar_callback is None and trainer.is_global_zero and self._lines:
-            names = [key for key in trainer.callback_metrics if key in ("train/loss", "val/loss", "val/ws")]
-            words = [f"{key} {float(trainer.callback_metrics[key]):.4g}" for key in sorted(names)]
+            found = {
+                key: float(trainer.callback_metrics.get(key, math.nan)) for key in ("train/loss", "val/loss", "val/ws")
+            }
+            old, self._ws = self._ws, found["val/ws"]
+            if self._ws == old:
+                del found["val/ws"]  # generation has its own interval, and what it found last stays
+            words = [f"{key} {value:.4g}" for key, value in found.items() if not math.isnan(value)]
             epoch, last = trainer.current_epoch + 1, trainer.max_epochs
             print(f"epoch {epoch} of {last}: {', '.join([*words, f'{self.seconds:.0f} s'])}", flush=True)
 

@@ -196,11 +196,22 @@ def check_resumed(run: Run, settings: Mapping[str, Any]) -> None:
     """
     begun, asked = identity(run.config), identity(settings)
     both = [key for key in begun if key in asked and key.startswith(FIXED) and not key.startswith(FREE)]
-    if differs := difference({k: begun[k] for k in both}, {k: asked[k] for k in both}):
+    # What is null on one side is a class with settings on the other.
+    absent = [
+        key for key in {**begun, **asked} if key.startswith("model.") and _absent(key, begun) != _absent(key, asked)
+    ]
+    keys = [*both, *absent]
+    if differs := difference({k: begun.get(k) for k in keys}, {k: asked.get(k) for k in keys}):
         raise ValueError(
             f"{run.folder}: begun with other settings, which a resumed training keeps (it has {differs}); "
             "leave them as they were, or start a new run"
         )
+
+
+def _absent(key: str, settings: Mapping[str, Any]) -> bool:
+    """Whether flat settings have null where others have a class with this setting."""
+    above = [key[:end] for end, letter in enumerate(key) if letter == "."]
+    return any(settings.get(name, 0) is None for name in above)
 
 
 def single_batches(config: Any, words: Sequence[str]) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
@@ -40,9 +41,16 @@ def run(argv: list[str]) -> None:
     if options.get("quiet"):
         os.environ["TQDM_DISABLE"] = "1"  # for what shows progress without being told by an argument
     options.pop("config", None)
+    if not 0 <= options.get("seed", 0) < 2**63:
+        raise ValueError(f"--seed: expected a whole number from 0 to 2^63 - 1, got {options.seed}")
     if trust := options.pop("trust"):
+        names = trust.split(",") if isinstance(trust, str) else trust
+        if missing := [name for name in names if importlib.util.find_spec(name.strip()) is None]:
+            raise ValueError(
+                f"--trust: no module {missing[0]!r}; expected modules of the working folder or installed ones"
+            )
         # In the environment, so that commands which a command starts have it too.
-        os.environ["CALOSIM_TRUST"] = trust if isinstance(trust, str) else ",".join(trust)
+        os.environ["CALOSIM_TRUST"] = ",".join(names)
     options = expanded(options)
     values = dict(parser.instantiate(options))
     for n, kind in groups.items():

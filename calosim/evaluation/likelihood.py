@@ -121,8 +121,9 @@ def likelihood_tables(results: Mapping[str, Any]) -> list[str]:
     head = (
         "Likelihood test on the same rows: the model's mean negative log-likelihood of the Monte Carlo's responses "
         f"({results['monte_carlo']:.4g} nats per {results['per']}) minus that of others to the same primaries with the same "
-        "photon sums, ± its standard error by bootstrap over primaries. It is 0 for a model that is the Monte Carlo, and above "
-        "where the Monte Carlo surprises the model more than its own responses do."
+        "photon sums, ± its standard error by bootstrap over primaries. The closer to 0 the better: it is 0 for a model that is "
+        "the Monte Carlo, above where the Monte Carlo surprises the model more than its own responses do, below where they "
+        "surprise it more, as damaged responses do."
     )
     digits = 3 if results["per"] == "image" else 5
     rows = [

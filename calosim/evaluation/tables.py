@@ -13,7 +13,7 @@ from calosim.evaluation.intervals import LEAST_PRIMARIES
 from calosim.evaluation.likelihood import likelihood_rows, likelihood_tables
 from calosim.evaluation.photons import INTERVALS, quantile_table, shown_particles
 from calosim.evaluation.variants import variant_rows, variant_tables
-from calosim.files import csv_text, markdown_table
+from calosim.files import csv_text, markdown_table, with_spread
 from calosim.particles import particle_heading
 
 __all__ = ["METRICS", "as_csv", "as_markdown"]
@@ -46,7 +46,7 @@ def as_markdown(results: dict[str, Any]) -> str:
     lacking = results.get("floor_rows_without_their_input")
     head = (
         f"{results['rows']} {results['split']} rows of {results['inputs']} primaries; {results['responses']} responses per "
-        f"row, {results['runs']} runs; mean ± standard deviation over runs"
+        f"row, {results['runs']} runs; mean ± standard deviation over runs, where there are several"
     )
     intervals = any(result.get("low") for result in images.values())
     head += f" [95 % interval by bootstrap over primaries, from {LEAST_PRIMARIES} on]." if intervals else "."
@@ -83,7 +83,7 @@ def _metric_table(images: dict[str, Any], names: list[str], key: str, heading: s
         low, high = (result.get(what, {}).get(f"{key}_{name}") for what in ("low", "high"))
         interval = "" if low is None else f" [{low:{form}}, {high:{form}}]"
         # A dash where there was nothing to compare.
-        return "–" if np.isnan(mean) else f"{mean:{form}} ± {std:{form}}{interval}"
+        return "–" if np.isnan(mean) else with_spread(mean, std, form) + interval
 
     rows = [[candidate, *(cell(result, name) for name in names)] for candidate, result in images.items()]
     return markdown_table([in_units(heading), *map(particle_heading, names)], rows)

@@ -11,7 +11,7 @@ import torch
 from calosim.evaluation.answers import TITLES, Answers
 from calosim.evaluation.protocol import Protocol
 from calosim.evaluation.selection import Selection
-from calosim.files import markdown_table
+from calosim.files import markdown_table, with_spread
 from calosim.metrics.variants import VARIANTS, variant_metrics
 from calosim.models.base import evaluating
 from calosim.simulation.simulator import FastSimulator
@@ -107,7 +107,7 @@ def variant_tables(results: Mapping[str, Any]) -> list[str]:
 
 
 def _cell(found: Mapping[str, Mapping[str, float]], key: str) -> str:
-    return f"{found['mean'][key]:.2f} ± {found['std'][key]:.2f}"
+    return with_spread(found["mean"][key], found["std"][key], ".2f")
 
 
 def variant_rows(results: Mapping[str, Any]) -> Iterator[list[Any]]:

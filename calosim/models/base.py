@@ -112,8 +112,8 @@ class CalosimModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuses a precision that is not right, and keeps what the training learns from."""
+        check_precision(str(self.trainer.precision))
         if stage == "fit":
-            check_precision(str(self.trainer.precision))
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self.lineage = joined(self.ancestors, lineage_of(data))
             self.seen = primaries_of(data, self.seen_before)
@@ -206,8 +206,11 @@ class CalosimModule(LightningModule):
         """Takes over what the checkpoint has learned from; a training that is resumed must go on with just that.
 
         Raises:
-            ValueError: If the checkpoint is of another model, of other data, or beyond the training's end.
+            ValueError: If a weight is not finite, or the checkpoint is of another model, of other data, or beyond the training's
+                end.
         """
+        if bad := first_not_finite(checkpoint.get("state_dict", {})):
+            raise ValueError(f"the checkpoint's weights {bad} are not finite")
         found = checkpoint.get("calosim", {})
         lineage = found.get("lineage", self.lineage)
         if self._trainer is not None and self._trainer.state.fn == "fit":

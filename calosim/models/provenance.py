@@ -133,7 +133,9 @@ def not_seen(seen: Seen | None, particles: np.ndarray, pdg: np.ndarray) -> dict[
     found = {f"{particle_name(int(code))} never seen": pdg == code for code in np.unique(pdg[~known])}
     low, high = np.array(seen["low"]), np.array(seen["high"])
     margin = np.maximum(MARGIN * (high - low), LEAST_MARGIN)
-    beyond = (particles < low - margin) | (particles > high + margin)
+    margin_below = margin.copy()
+    margin_below[0] = MARGIN * low[0]  # energies span orders of magnitude
+    beyond = (particles < low - margin_below) | (particles > high + margin)
     for k, name in enumerate(FEATURES[:7]):  # mass and charge follow from the type
         found[f"{name} beyond [{low[k]:.4g}, {high[k]:.4g}]"] = beyond[:, k] & known
     return {reason: rows for reason, rows in found.items() if rows.any()}

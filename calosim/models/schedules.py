@@ -17,7 +17,7 @@ class WarmupCosine(LRScheduler):
 
     Args:
         optimizer: The optimizer.
-        warmup_steps: Steps until the full learning rate is reached.
+        warmup_steps: Steps until the full learning rate is reached; at most a quarter of the training.
         final: What is left of it at the end, from 0 to 1.
         total_steps: Steps of the training; those that the trainer will take (max_epochs, max_steps) if not given. A resumed
             training that is to become longer goes on along its new curve.
@@ -49,7 +49,8 @@ class WarmupCosine(LRScheduler):
 
     def factor(self, step: int) -> float:
         """What the learning rate is multiplied by in a step."""
-        rise = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        warmup = self.warmup_steps if self.total_steps is None else min(self.warmup_steps, self.total_steps // 4)
+        rise = min(1.0, (step + 1) / (warmup + 1))
         if self.total_steps is None:
             return rise
         done = min(1.0, step / self.total_steps)

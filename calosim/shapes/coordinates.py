@@ -151,6 +151,8 @@ class Coordinates(nn.Module, ABC):
             ValueError: If so.
         """
         if rounding is not None and rounding not in self.roundings:
-            known = ", ".join(map(str, self.roundings)) or "none: counts come out exactly"
-            raise ValueError(f"unknown noise removal {rounding!r}; expected one of {known}")
+            known = (
+                f"one of {', '.join(map(str, self.roundings))}" if self.roundings else "none: counts come out exactly"
+            )
+            raise ValueError(f"unknown noise removal {rounding!r}; expected {known}")
         return rounding

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,6 @@ from calosim.showers.record import FEATURES, Showers, Where
 
 __all__ = [
     "agreed_detector",
-    "check_mass_shell",
     "check_primaries",
     "check_showers",
     "detector_of_shape",
@@ -34,14 +34,19 @@ __all__ = [
 _INT16_MAX = np.iinfo(np.int16).max
 _INT32_MAX = np.iinfo(np.int32).max
 
-#: Tables of particle masses differ by less (MeV); nuclear and atomic masses of light nuclei by up to 1.1 MeV.
-_MASS_TOLERANCE = 1.5
+#: Tables of particle masses differ by less: relative to the mass, and in MeV.
+_RELATIVE, _LEAST = 0.01, 1e-3
+#: Where the mass is to tell the particle: nuclear and atomic masses of light nuclei differ by up to 1.1 MeV.
+_MOST = 1.5
 
 #: Masses per nucleon of nuclei and hypernuclei, in MeV.
 _NUCLEON_MASS = (900.0, 1150.0)
 
 #: How far an energy may be off the mass shell, relative to it: files are written with few digits.
 _SHELL = 0.01
+
+#: Energy per nucleon in GeV that no planned collider's beam exceeds.
+_MOST_ENERGY = 1e5
 
 #: What can be a primary of a forward calorimeter (c tau above a centimeter), for files without PDG codes.
 #: Neutral antiparticles are left out: nothing in mass and charge tells them from the far more frequent
@@ -116,6 +121,11 @@ def _check_nuclei(mass: np.ndarray, true: np.ndarray, pdg: np.ndarray, source: s
             )
 
 
+def _tolerance(mass: Any) -> Any:
+    """How far a given mass may be off the tables' (MeV)."""
+    return np.maximum(_RELATIVE * mass, _LEAST)
+
+
 def infer_pdg(particles: np.ndarray, prefer: Sequence[int], source: str, where: Where) -> np.ndarray:
     """PDG codes from mass and charge, for files that have none.
 
@@ -136,7 +146,7 @@ def infer_pdg(particles: np.ndarray, prefer: Sequence[int], source: str, where: 
     inverse = inverse.reshape(-1)
     codes = np.zeros(len(pairs), np.int32)
     for k, (mass, charge) in enumerate(pairs):
-        fits = [c for c, p in known.items() if p and abs(p[0] - mass) < _MASS_TOLERANCE and p[1] == charge]
+        fits = [c for c, p in known.items() if p and abs(p[0] - mass) < min(_tolerance(p[0]), _MOST) and p[1] == charge]
         fits = [c for c in fits if c in prefer][:1] or fits
         if len(fits) != 1:
             row = where(int((inverse == k).argmax()))
@@ -147,7 +157,7 @@ def infer_pdg(particles: np.ndarray, prefer: Sequence[int], source: str, where: 
             )
             raise ValueError(
                 f"{source}: {row}: mass {mass:g} MeV and charge {charge:g} e {found}; "
-                "expected one fit, or the PDG code as a tenth column"
+                "expected one fit of masses in MeV, or the PDG code as a tenth column"
             )
         codes[k] = fits[0]
     return codes[inverse]
@@ -191,7 +201,8 @@ def check_primaries(particles: np.ndarray, pdg: np.ndarray, source: str, where: 
     """Checks features (N, 9) and PDG codes (N,), as :func:`check_showers` does.
 
     Raises:
-        ValueError: If a feature is not finite, an energy not positive, or a mass or charge not that of its PDG code.
+        ValueError: If a feature is not finite, an energy not positive, a mass or charge not that of its PDG code, or the energy
+            off what momentum and mass say by more than a hundredth.
     """
     expected = (len(pdg), len(FEATURES))
     if particles.shape != expected:
@@ -204,10 +215,11 @@ def check_primaries(particles: np.ndarray, pdg: np.ndarray, source: str, where: 
     if at := first_true(particles[:, 0] <= 0):
         value = particles[at[0], 0]
         raise ValueError(f"{source}: {where(at[0])}: energy is {value:g} GeV; expected more than 0")
+    _check_energy(particles[:, 0], pdg, source, where)
     mass, charge = masses_and_charges(pdg, source, where)
     _check_nuclei(particles[:, FEATURES.index("mass")], mass, pdg, source, where)
     for k, true, tolerance in (
-        (FEATURES.index("mass"), mass, np.maximum(_MASS_TOLERANCE, 0.01 * mass)),
+        (FEATURES.index("mass"), mass, _tolerance(mass)),
         (FEATURES.index("charge"), charge, np.zeros_like(charge)),
     ):
         if at := first_true(np.abs(particles[:, k] - true) > tolerance):
@@ -216,19 +228,29 @@ def check_primaries(particles: np.ndarray, pdg: np.ndarray, source: str, where: 
                 f"{source}: {where(at[0])}: {FEATURES[k]} is {particles[at[0], k]:g}; "
                 f"expected {true[at]:g} {unit} for PDG code {pdg[at]}"
             )
+    _check_mass_shell(particles, source, where)
 
 
-def check_mass_shell(particles: np.ndarray, source: str, where: Where) -> None:
-    r"""Checks that energy, momentum and mass of primaries (N, 9) belong together, :math:`E^2 = p^2 + m^2`.
-
-    Raises:
-        ValueError: If the energy is off by more than a hundredth.
-    """
+def _check_mass_shell(particles: np.ndarray, source: str, where: Where) -> None:
+    r"""Checks that energy, momentum and mass of primaries (N, 9) belong together, :math:`E^2 = p^2 + m^2`."""
     energy, mass = particles[:, 0], particles[:, FEATURES.index("mass")] / 1000
     expected = np.sqrt(np.square(particles[:, 4:7]).sum(1) + mass**2)
     if at := first_true(np.abs(energy - expected) > _SHELL * energy):
         raise ValueError(
             f"{source}: {where(at[0])}: energy is {energy[at]:g} GeV; expected {expected[at]:g} GeV, by its momentum and mass"
+        )
+
+
+def _check_energy(energy: np.ndarray, pdg: np.ndarray, source: str, where: Where) -> None:
+    """Checks that energies are none of MeV taken for GeV: no collider gives a nucleon more than :data:`_MOST_ENERGY`."""
+    from particle import PDGID
+
+    codes, inverse = np.unique(pdg, return_inverse=True)
+    nucleons = np.array([max(1, PDGID(int(code)).A or 1) for code in codes])[inverse]
+    if at := first_true(energy > _MOST_ENERGY * nucleons):
+        raise ValueError(
+            f"{source}: {where(at[0])}: energy is {energy[at]:g} GeV; expected at most {_MOST_ENERGY:g} GeV for each nucleon, "
+            "energies and momenta in GeV"
         )
 
 

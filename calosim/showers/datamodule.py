@@ -7,6 +7,8 @@ device.
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from typing import Any, Literal
 
 import numpy as np
@@ -123,6 +125,8 @@ class RootDataModule(LightningDataModule):
         self.files = [files] if isinstance(files, str) else list(files)
         if not self.files:
             raise ValueError("expected at least one data file (--data.files FILE), got none")
+        if twice := [name for name, times in Counter(map(os.path.realpath, self.files)).items() if times > 1]:
+            raise ValueError(f"{twice[0]}: given twice as a data file; expected each once")
         if batch_size < 1:
             raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
         self.detector = get_detector(detector)
@@ -161,6 +165,10 @@ class RootDataModule(LightningDataModule):
                 )
         if not len(splits["train"]):
             selected = sum(map(len, splits.values()))
+            if not selected:
+                raise ValueError(
+                    f"{', '.join(self.files)}: no row has {self.min_photons} photons or more; expected responses with light"
+                )
             raise ValueError(
                 f"{', '.join(self.files)}: none of the {selected} selected rows is in the training split; expected more "
                 "primaries or a larger first fraction"
@@ -195,7 +203,10 @@ class RootDataModule(LightningDataModule):
         rows, a = self.rows(split), self.arrays
         world = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         if len(rows) < world[0]:
-            raise ValueError(f"expected at least one {split} row for each of {world[0]} processes, got {len(rows)}")
+            raise ValueError(
+                f"{', '.join(self.files)}: expected at least one {split} row for each of {world[0]} processes, got {len(rows)}; "
+                "more primaries or other data.fractions give more"
+            )
         overfit = bool(getattr(self.trainer, "overfit_batches", 0))
         sampler = EpochSampler(
             a["pdg"][rows],

@@ -12,7 +12,7 @@ from calosim import __version__
 from calosim.evaluation.answers import TITLES
 from calosim.evaluation.definitions import in_units
 from calosim.evaluation.intervals import LEAST_PRIMARIES
-from calosim.files import csv_text, markdown_table
+from calosim.files import csv_text, markdown_table, with_spread
 from calosim.metrics.bootstrap import Bootstrap
 from calosim.runs import git_hash
 from calosim.studies.cells import Cell, Cells
@@ -134,7 +134,7 @@ class Comparison:
                 if cell is None or np.isnan(cell.mean):
                     texts.append("–")
                     continue
-                text = f"{cell.mean:{form}} ± {cell.std:{form}}"
+                text = with_spread(cell.mean, cell.std, form)
                 rivals = [self.cells[k].score for x in titles if (k := (mode, metric, particle, x)) in self.cells]
                 best = row.label in titles and len(rivals) > 1 and cell.score == np.nanmin(rivals)
                 texts.append(f"**{text}**" if best else text)

@@ -100,6 +100,9 @@ def test_evaluate_refuses_changed_data(run_folders, tmp_path, make_showers, erro
         (["simulate", "--primaries", "5", "--out", "/proc/x/zn.root"], "/proc/x"),
         (["generate", "--shape", "nowhere", "--photons", "nowhere", "--primaries", "p", "--out", "o.root"], "nowhere"),
         (["evaluate", "--out", "e"], "nothing to evaluate"),
+        (["simulate", "--seed", "-1", "--out", "x.root"], "--seed: expected a whole number from 0 to 2^63 - 1, got -1"),
+        (["simulate", "--seed", str(2**64 + 1), "--out", "x.root"], "--seed: expected"),
+        (["evaluate", "--shape", "x", "--out", "e", "--trust", "nosuch"], "--trust: no module 'nosuch'"),
     ],
 )
 def test_errors_are_one_line(words, said, tmp_path, monkeypatch, error_of):

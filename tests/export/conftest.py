@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,17 +18,3 @@ def exported(run_folders, once, command) -> Path:
         )
         / "o2"
     )
-
-
-@pytest.fixture
-def error_of(command, capfd) -> Callable[..., str]:
-    """The one line that a failing command prints."""
-
-    def run(*words: object) -> str:
-        capfd.readouterr()
-        assert command(*words) == 2
-        lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("calosim: error:")]
-        assert len(lines) == 1
-        return lines[0]
-
-    return run

@@ -66,6 +66,17 @@ def test_checkpoints_with_weights_that_are_not_finite_are_refused(run_folders, t
         load_module(tmp_path / "bad.ckpt")
 
 
+@pytest.mark.parametrize("verb", ["predict", "validate", "test"])
+def test_no_verb_uses_such_weights_or_half_precisions(verb, run_folders, root_file, tmp_path, error_of):
+    checkpoint = torch.load(run_folders["photons"] / "checkpoints" / "best.ckpt", weights_only=True)
+    next(iter(checkpoint["state_dict"].values())).view(-1)[0] = torch.nan
+    torch.save(checkpoint, tmp_path / "bad.ckpt")
+    words = [verb, "-c", run_folders["photons"] / "config.yaml", "--data.files", root_file, "--quiet"]
+    assert "are not finite" in error_of(*words, "--ckpt_path", tmp_path / "bad.ckpt")
+    good = run_folders["photons"] / "checkpoints" / "best.ckpt"
+    assert "got 16-true" in error_of(*words, "--ckpt_path", good, "--trainer.precision", "16-true")
+
+
 def test_an_enormous_rate_ends_in_one_line_and_without_a_checkpoint(root_file, tmp_path, command, capfd):
     words = [
         "-c",
@@ -152,4 +163,6 @@ def test_what_was_not_seen_is_counted():
         "neutron never seen": [False, False, False, True],
         "energy beyond [100, 200]": [False, False, True, False],
     }
+    particles[:, 0] = [150, 89, 1e-9, 100]
+    assert not_seen(SEEN, particles, np.full(4, 22))["energy beyond [100, 200]"].tolist() == [False, True, True, False]
     assert not_seen(None, particles, np.array([22, 22, 22, 2112])) == {}

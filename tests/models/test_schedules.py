@@ -34,6 +34,12 @@ def test_it_rises_linearly_and_falls_to_what_is_to_be_left():
     assert found[100] == pytest.approx(2.0 * 0.1)
 
 
+def test_a_training_of_few_steps_still_reaches_its_rate():
+    found = rates(12, warmup_steps=50, total_steps=12)
+    assert max(found) > 0.8 * 2.0
+    assert found[:3] == sorted(found[:3])
+
+
 def test_without_an_end_it_stays():
     assert rates(20, warmup_steps=3)[3:] == [2.0] * 17
 

@@ -70,6 +70,11 @@ BAD: dict[str, tuple[Callable[[Any], list[str]], list[str], dict[str, Any]]] = {
         ["bad_particles.npz", "row 0", "mass 777 MeV", "no particle"],
         {},
     ),
+    "mass in GeV": (
+        lambda f: f.npz(table=np.where(np.arange(9) == 7, 0.93957, f.table[:, :9])),
+        ["bad_particles.npz", "row 0", "mass 0.93957 MeV", "no particle", "masses in MeV"],
+        {},
+    ),
     "mass of two particles": (
         lambda f: f.npz(table=np.where(np.arange(9) == 7, 497.611, f.table[:, :9])),
         ["bad_particles.npz", "row 0", "130, 310", "tenth column"],
