@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -24,6 +25,12 @@ TASK = "{task}"
 _HEARD: list[int] = []
 #: How long before its limit a training is told to write its checkpoint, in seconds.
 SECONDS = 120
+#: What Slurm takes as memory, as a time and as numbers of an array, with examples.
+FORMS = {
+    "mem": (r"\d+([KMGT]B?)?", "memory such as 16G"),
+    "time": (r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}", "minutes or a time such as 4:00:00 or 1-12"),
+    "array": (r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%\d+)?", "numbers such as 0-15 or 0-15%4"),
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,17 @@ class Slurm:
     setup: list[str] = field(default_factory=list)
     folder: str = "slurm"
 
+    def __post_init__(self) -> None:
+        least = {"nodes": 1, "gpus": 0, "tasks": 1, "cpus": 1}
+        if low := [
+            name for name, number in least.items() if (value := getattr(self, name)) is not None and value < number
+        ]:
+            raise ValueError(f"--slurm.{low[0]}: expected at least {least[low[0]]}, got {getattr(self, low[0])}")
+        for name, (form, example) in FORMS.items():
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch(form, str(value)):
+                raise ValueError(f"--slurm.{name}: expected {example}, got {value!r}")
+
     @property
     def devices(self) -> int:
         """Tasks of each node."""
@@ -73,7 +91,7 @@ class Slurm:
         Args:
             command: Verb and options.
             requeue: Whether the command goes on where it was when its job starts again: it is told before the limit.
-            name: Path of the log up to the job's number; the verb if not given.
+            name: Path of the log up to the job's number; the verb if not given, as no folder is made for it.
         """
         log = f"{name or command[0]}-{'%A-%a' if self.array else '%j'}.out"
         asked = {

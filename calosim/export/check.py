@@ -78,7 +78,7 @@ def check_folder(folder: str, settings: CheckSettings) -> None:
     print(check_tables(found))
     if found["failed"]:
         raise ValueError(f"{folder}: the check failed: {'; '.join(found['failed'])}")
-    print(f"{folder}: passed")
+    print(f"{folder}: passed, by {found['responses']} responses, {found['dark']} of them dark")
 
 
 def _compare(

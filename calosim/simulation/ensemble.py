@@ -88,6 +88,10 @@ def save_ensemble(
             shutil.copyfile(runs[0] / Run.CONFIG, made / Run.CONFIG)
             write_json(made / Run.RECORD, {**runs[0].record, **_making(sources)})
         take_place(made, target)
+    names = ", ".join(particle_name(code) for code in codes)
+    print(
+        f"{folder}: {len(codes)} members ({names}) beside the default, {'with' if photons else 'without'} a photon-sum model"
+    )
 
 
 def _making(sources: dict[str, Run]) -> dict[str, Any]:

@@ -48,7 +48,8 @@ class Comparison:
     @property
     def modes(self) -> list[str]:
         """The modes that something is known of."""
-        return [mode for mode in self.table.modes if any(key[0] == mode for key in self.cells)]
+        known = {key[0] for key, cell in self.cells.items() if not np.isnan(cell.mean)}
+        return [mode for mode in self.table.modes if mode in known]
 
     @property
     def titles(self) -> dict[str, str]:
@@ -136,7 +137,8 @@ class Comparison:
                     continue
                 text = with_spread(cell.mean, cell.std, form)
                 rivals = [self.cells[k].score for x in titles if (k := (mode, metric, particle, x)) in self.cells]
-                best = row.label in titles and len(rivals) > 1 and cell.score == np.nanmin(rivals)
+                enough = cell.primaries >= LEAST_PRIMARIES and len(rivals) > 1
+                best = row.label in titles and enough and cell.score == np.nanmin(rivals)
                 texts.append(f"**{text}**" if best else text)
             lines.append(texts)
         return markdown_table(["", *self.table.columns.values()], lines)
