@@ -27,6 +27,7 @@ __all__ = [
     "checkpoint_to_use",
     "elsewhere",
     "folder_of",
+    "named_checkpoint",
     "newest",
     "said_words",
     "say_replaced",
@@ -59,6 +60,16 @@ def as_list(value: Any) -> list[Any]:
     if not value or value is True:
         return []
     return [v for v in (value if isinstance(value, list) else [value]) if hasattr(v, "get") and v.get("class_path")]
+
+
+def named_checkpoint(words: Sequence[str]) -> str | None:
+    """The last ``--ckpt_path`` of a command line; None without one, or if it is ``null``."""
+    named = None
+    for word, following in zip(words, [*words[1:], "null"], strict=True):
+        option, equals, value = word.partition("=")
+        if option == "--ckpt_path":
+            named = value if equals else following
+    return None if named == "null" else named
 
 
 def folder_of(verb: str, config: Any, checkpoint: str | None) -> str:

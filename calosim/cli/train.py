@@ -26,6 +26,7 @@ from calosim.cli.session import (
     checkpoint_to_use,
     elsewhere,
     folder_of,
+    named_checkpoint,
     newest,
     said_words,
     say_replaced,
@@ -95,7 +96,8 @@ class CalosimCLI(LightningCLI):
         self.singles = single_batches(config, sys.argv[1:])
         for name, single in self.singles.items():
             self.asked.trainer[name] = single
-        checkpoint = config.get("ckpt_path")
+        # A run's own configuration has null here, and must not take away what was named before it.
+        checkpoint = config.ckpt_path = config.get("ckpt_path") or named_checkpoint(sys.argv[1:])
         take_processes(config)
         run = Run(folder_of(str(self.subcommand), config, checkpoint))
         if self.subcommand == "fit" and (found := newest(run)):

@@ -19,9 +19,10 @@ CLOSE, FAR = 0.6, 0.8
 #: Primaries, and responses to each on either side, of the picture.
 SHOWN = (4, 3)
 LEGEND = (
-    "WS ÷ floor: the Wasserstein distance of channel sums over that of the Monte Carlo with another seed and, for a shape "
-    "alone, the same photon sums; 1 is as good as the Monte Carlo itself. AUC: how often a trained judge finds the generated "
-    "one of a pair, 0.5 is guessing, with standard errors. ms a response: in batches of 1024 on the machine of the evaluation."
+    "WS ÷ floor: the Wasserstein distance of channel sums over that of the Monte Carlo itself (its answers with another seed or, "
+    "without --floor, its other responses) and, for a shape alone, with the same photon sums; 1 is as good as the Monte Carlo. "
+    "AUC: how often a trained judge finds the generated one of a pair, 0.5 is guessing, with standard errors. ms a response: in "
+    "batches of 1024 on the machine of the evaluation."
 )
 HEADER = ("model", "WS ÷ floor", "AUC images", "AUC features", "ms a response", "verdict")
 

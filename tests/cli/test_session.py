@@ -145,6 +145,12 @@ def test_what_a_resumed_training_would_not_obey_is_refused(words, said, photons,
     assert (photons.last.stat().st_mtime_ns, photons.training) == before
 
 
+def test_a_configuration_does_not_unname_the_checkpoint_before_it(photons, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["validate", "--ckpt_path", photons / "checkpoints" / "best.ckpt", "-c", photons / "config.yaml"]
+    assert command(*words, "--quiet") == 0
+
+
 def test_other_files_are_refused_by_their_content(photons, again, error_of, make_showers, tmp_path):
     from calosim.showers.root import write
 
