@@ -45,7 +45,7 @@ def run(argv: list[str]) -> None:
         raise ValueError(f"--seed: expected a whole number from 0 to 2^63 - 1, got {options.seed}")
     if trust := options.pop("trust"):
         names = trust.split(",") if isinstance(trust, str) else trust
-        if missing := [name for name in names if importlib.util.find_spec(name.strip()) is None]:
+        if missing := [name for name in names if importlib.util.find_spec(name.strip().partition(".")[0]) is None]:
             raise ValueError(
                 f"--trust: no module {missing[0]!r}; expected modules of the working folder or installed ones"
             )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,9 +22,10 @@ from calosim.detectors import get_detector
 from calosim.particles import particle_code, particle_name
 from calosim.showers.cache import cached_arrays, open_cache
 from calosim.showers.record import Showers
+from calosim.showers.root import read_made
 from calosim.showers.splits import SPLITS, EpochSampler, InOrder, Split, split_rows
 
-__all__ = ["RootDataModule", "ShowerDataset", "describe"]
+__all__ = ["RootDataModule", "ShowerDataset", "describe", "generated"]
 
 
 class ShowerDataset(Dataset):
@@ -252,6 +255,11 @@ class RootDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """The test split, for ``calosim predict``."""
         return self._loader("test")
+
+
+def generated(files: Sequence[str]) -> list[str]:
+    """Those of some data files that models have generated, by what they say themselves."""
+    return [name for name in files if name.endswith(".root") and "models" in (read_made(Path(name)) or {})]
 
 
 def describe(datamodule: RootDataModule) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from calosim.models.checkpoints import load_module
 from calosim.models.photons import PhotonSum
 from calosim.models.teacher import Teacher
 from calosim.runs import Run
@@ -57,7 +58,25 @@ def test_own_models_are_trained_and_put_to_use(root_file, tmp_path, monkeypatch,
     assert "mine_17" in os.environ["CALOSIM_TRUST"]
     (tmp_path / "mine_17.py").unlink()
     sys.modules.pop("mine_17")
-    assert "cannot be imported" in error_of(*judging, "--trust", "mine_17")
+    assert "--trust: no module 'mine_17'" in error_of(*judging, "--trust", "mine_17")
+    monkeypatch.setenv("CALOSIM_TRUST", "mine_17")
+    assert "cannot be imported" in error_of(*judging)
+
+
+def test_an_installed_package_announces_its_models(run_folders, tmp_path, monkeypatch):
+    """By an entry point, as the metadata of an installed distribution has it."""
+    checkpoint = torch.load(Run(run_folders["photons"]).best, weights_only=True)
+    checkpoint["calosim"]["class"] = "announced_17.Theirs"
+    torch.save(checkpoint, tmp_path / "theirs.ckpt")
+    (tmp_path / "announced_17.py").write_text("from calosim import PhotonSum\n\n\nclass Theirs(PhotonSum): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"got one of 'announced_17\.Theirs'"):
+        load_module(tmp_path / "theirs.ckpt")
+    metadata = tmp_path / "theirs-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[calosim.models]\ntheirs = announced_17:Theirs\n")
+    assert type(load_module(tmp_path / "theirs.ckpt")).__name__ == "Theirs"
 
 
 @pytest.mark.parametrize(("kind", "name"), [(Teacher, "splits"), (Teacher, "teacher"), (PhotonSum, "photons")])

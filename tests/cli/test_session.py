@@ -302,6 +302,18 @@ def test_true_samples_and_epochs_are_counted(words, train):
     assert run.training["samples"] == full * rows + rest * 64
 
 
+def test_what_a_limit_of_time_left_undone_is_not_counted(train):
+    run = train("r", "--trainer.max_time", "00:00:00:00", "--trainer.max_epochs", 9)
+    assert run.training["steps"] <= 1
+    assert run.training["samples"] == 64 * run.training["steps"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_an_accelerator_that_is_not_there_is_one_line(root_file, tmp_path, error_of):
+    words = ["fit", "-c", "conf/photons.yaml", "--data.files", root_file, "--run", tmp_path / "r"]
+    assert "GPU" in error_of(*words, "--trainer.accelerator", "gpu").upper()
+
+
 def test_a_finished_run_that_is_resumed_is_unfinished_until_it_ends(photons, again, command, monkeypatch):
     from calosim.models.photons import PhotonSum
 
