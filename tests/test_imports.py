@@ -123,6 +123,27 @@ def test_help_imports_nothing_slow(verb):
     assert text[0].startswith(f"usage: calosim {verb} ")
 
 
+def test_showers_are_simulated_and_written_without_torch(tmp_path):
+    words = [
+        "simulate",
+        "--primaries",
+        "20",
+        "--responses_per_primary",
+        "2",
+        "--workers",
+        "1",
+        "--quiet",
+        "--out",
+        "x.root",
+    ]
+    code = f"import os, sys; from calosim.__main__ import main; os.chdir({str(tmp_path)!r}); main({words!r})"
+    code += "; print(*{m.split('.')[0] for m in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "uproot" in loaded
+    assert not loaded & {"torch", "lightning", *HEAVY}
+
+
 def test_public_names_come_when_they_are_asked_for():
     from calosim import FastSimulator, RootDataModule, Teacher, evaluate, read
 

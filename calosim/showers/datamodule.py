@@ -23,7 +23,8 @@ from calosim.particles import particle_code, particle_name
 from calosim.showers.cache import cached_arrays, open_cache
 from calosim.showers.record import Showers
 from calosim.showers.root import read_made
-from calosim.showers.splits import SPLITS, EpochSampler, InOrder, Split, split_rows
+from calosim.showers.samplers import EpochSampler, InOrder
+from calosim.showers.splits import SPLITS, Split, split_rows
 
 __all__ = ["RootDataModule", "ShowerDataset", "describe", "generated"]
 
