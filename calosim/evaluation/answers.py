@@ -11,14 +11,13 @@ import torch
 from tqdm import tqdm
 
 from calosim.detectors import Detector
+from calosim.evaluation.definitions import RADII, TITLES
 from calosim.metrics import channel_metrics
 from calosim.models.losses import shower_center
 from calosim.particles import groups
 from calosim.showers.record import Showers
 
 __all__ = [
-    "RADII",
-    "TITLES",
     "Answers",
     "Candidate",
     "ask",
@@ -28,19 +27,6 @@ __all__ = [
     "packed_answers",
     "radial_profile",
 ]
-
-#: What tables call the candidates, by the short names that files use.
-TITLES = {
-    "shape": "shape alone (true photon sums)",
-    "shape_floor": "floor (Monte Carlo, same photon sums)",
-    "chain": "full chain",
-    "floor": "floor (Monte Carlo, other seed)",
-    "halves": "floor (Monte Carlo, other half of the responses)",
-    "trivial": "trivial (random training response)",
-}
-
-#: Edges of the radial profile's bins, in pixels.
-RADII = np.arange(0, 41)
 
 #: Answers for a batch of rows: (run, row numbers with shape (B,)) -> photon images with shape (B, nx, ny).
 Candidate = Callable[[int, np.ndarray], np.ndarray]

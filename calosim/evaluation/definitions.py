@@ -1,12 +1,27 @@
-"""What the metrics of the tables are: formula, unit, best value, and what they tell."""
+"""What tables call models and references, and what their metrics are: formula, unit, best value, and what they tell."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from calosim.files import markdown_table
 
-__all__ = ["DEFINITIONS", "HEADER", "Definition", "definition_table", "in_units"]
+__all__ = ["DEFINITIONS", "HEADER", "RADII", "TITLES", "Definition", "definition_table", "in_units"]
+
+#: What tables call the candidates, by the short names that files use.
+TITLES = {
+    "shape": "shape alone (true photon sums)",
+    "shape_floor": "floor (Monte Carlo, same photon sums)",
+    "chain": "full chain",
+    "floor": "floor (Monte Carlo, other seed)",
+    "halves": "floor (Monte Carlo, other half of the responses)",
+    "trivial": "trivial (random training response)",
+}
+
+#: Edges of the radial profile's bins, in pixels.
+RADII = np.arange(0, 41)
 
 
 class Definition(NamedTuple):

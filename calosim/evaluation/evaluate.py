@@ -16,8 +16,9 @@ import torch
 
 from calosim import __version__
 from calosim.evaluation.acceptance import draw_acceptance, judge_acceptance
-from calosim.evaluation.answers import TITLES, Answers, Candidate, ask, first_answers, measure, packed_answers
+from calosim.evaluation.answers import Answers, Candidate, ask, first_answers, measure, packed_answers
 from calosim.evaluation.classifier import judge_by_classifier
+from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.intervals import metric_intervals
 from calosim.evaluation.likelihood import judge_by_likelihood
 from calosim.evaluation.photons import photon_report

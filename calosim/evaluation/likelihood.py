@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from calosim.evaluation.answers import TITLES
 from calosim.evaluation.classifier import CONTROLS, DAMAGE
+from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.references import Reference
 from calosim.evaluation.selection import Selection
 from calosim.files import markdown_table

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from calosim.evaluation.answers import TITLES, Answers
+from calosim.evaluation.answers import Answers
+from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.protocol import Protocol
 from calosim.evaluation.selection import Selection
 from calosim.files import markdown_table, with_spread

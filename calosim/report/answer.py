@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from calosim.evaluation.answers import TITLES
+from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.stored import Evaluation
 from calosim.report.page import Picture, Section
 from calosim.report.sections import folder_name, response_picture

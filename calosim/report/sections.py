@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from calosim.detectors import Detector, get_detector
-from calosim.evaluation.answers import RADII, TITLES
-from calosim.evaluation.definitions import DEFINITIONS, HEADER
+from calosim.evaluation.definitions import DEFINITIONS, HEADER, RADII, TITLES
 from calosim.evaluation.stored import Evaluation
 from calosim.files import read_json, read_npz
 from calosim.particles import particle_symbol

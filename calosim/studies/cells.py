@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from calosim.evaluation.answers import TITLES
+from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.intervals import LEAST_PRIMARIES, resampled_metrics
 from calosim.evaluation.stored import Evaluation
 from calosim.metrics.bootstrap import Bootstrap, contrast, interval, resample

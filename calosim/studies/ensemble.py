@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from calosim.evaluation.answers import TITLES
+from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.stored import Evaluation
 from calosim.files import read_json, write_json
 from calosim.particles import particle_code

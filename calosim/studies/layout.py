@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from calosim.evaluation.answers import TITLES
+from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.stored import Evaluation
 from calosim.evaluation.tables import METRICS
 from calosim.particles import STUDY_PARTICLES, particle_code, particle_heading, particle_name

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from calosim import __version__
-from calosim.evaluation.answers import TITLES
-from calosim.evaluation.definitions import in_units
+from calosim.evaluation.definitions import TITLES, in_units
 from calosim.evaluation.intervals import LEAST_PRIMARIES
 from calosim.files import csv_text, markdown_table, with_spread
 from calosim.metrics.bootstrap import Bootstrap

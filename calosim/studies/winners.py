@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from calosim.evaluation.answers import TITLES
+from calosim.evaluation.definitions import TITLES
 from calosim.files import markdown_table
 from calosim.metrics.bootstrap import Bootstrap
 from calosim.studies.cells import Cells

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from calosim.detectors import get_detector
-from calosim.evaluation.answers import TITLES, ask, measure, packed_answers, radial_profile
+from calosim.evaluation.answers import ask, measure, packed_answers, radial_profile
+from calosim.evaluation.definitions import TITLES
 
 
 def judge(few, candidates, natural=None, **settings):

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calosim.evaluation.answers import TITLES
 from calosim.evaluation.classifier import CONTROLS, PRIMARY, classifier_tables, judge_by_classifier
+from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.evaluate import Models, evaluate
 from calosim.evaluation.protocol import ClassifierOptions, FloorOptions, Protocol
 from calosim.evaluation.references import floor_of_simulation, floor_of_sums

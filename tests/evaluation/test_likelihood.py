@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from calosim import FastSimulator
-from calosim.evaluation.answers import TITLES
+from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.likelihood import judge_by_likelihood, likelihood_rows, likelihood_tables
 from calosim.evaluation.references import floor_of_sums
 from calosim.models.student import Student

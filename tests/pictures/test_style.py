@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calosim.evaluation.answers import TITLES
+from calosim.evaluation.definitions import TITLES
 from calosim.pictures.style import COLORS, looks, typeset
 
 

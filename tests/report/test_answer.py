@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from calosim.evaluation.answers import TITLES
+from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.stored import Evaluation
 from calosim.files import read_json, write_json
 from calosim.report.answer import HEADER, answer, verdict

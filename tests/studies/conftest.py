@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
-from calosim.evaluation.answers import TITLES, ask, measure, packed_answers
+from calosim.evaluation.answers import ask, measure, packed_answers
+from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.stored import Evaluation
 from calosim.files import write_json, write_npz
 from calosim.runs import FORMAT, Run

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from calosim.evaluation.answers import TITLES
+from calosim.evaluation.definitions import TITLES
 from calosim.studies.judges import judge_cells, judge_table
 from calosim.studies.layout import Row
 
