@@ -41,7 +41,8 @@ def test_markdown_shows_the_studys_particles(results):
     text = as_markdown(results)
     lines = text.splitlines()
     mean = results["images"]["twice"]["mean"]
-    head = "60 test rows of 30 primaries; 2 responses per row, 2 runs; mean ± standard deviation over runs, where there are several. Lower is better"
+    head = "60 test rows of 30 primaries; 2 responses per row, 2 runs; mean ± standard deviation over runs, where there are "
+    head += "several. Lower is better"
     assert lines[0].startswith(head)
     assert "| WS, photons | all | γ | n |" in lines
     assert f"| twice | {mean['ws_all']:.2f} | {mean['ws_gamma']:.2f} | {mean['ws_neutron']:.2f} |" in lines
