@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from calosim.__main__ import main as calosim
-from calosim.evaluation.answers import TITLES
+from calosim.evaluation.definitions import TITLES
 from calosim.export.client import Client
 from calosim.export.numbers import NORMALS
 from calosim.files import markdown_table, read_json

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from calosim.evaluation.answers import TITLES, Answers, Candidate, ask, first_answers, measure, packed_answers
+from calosim.evaluation.answers import Answers, Candidate, ask, first_answers, measure, packed_answers
 from calosim.evaluation.classifier import judge_by_classifier
+from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.protocol import ClassifierOptions, FloorOptions
 from calosim.evaluation.references import Floors, Reference
 from calosim.evaluation.stored import Evaluation
