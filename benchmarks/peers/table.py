@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from calosim import __version__
-from calosim.evaluation.definitions import TITLES
-from calosim.evaluation.definitions import in_units
+from calosim.evaluation.definitions import TITLES, in_units
 from calosim.evaluation.stored import Evaluation
 from calosim.files import atomic_write, csv_text, markdown_table, read_json
 from calosim.runs import git_hash
