@@ -49,7 +49,7 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Orthogonal steps for the weights of hidden layers, Adam's for everything else.
 
-    Hidden layers are the matrices with at least 14 rows and columns, but for those of layers that ``others`` names: what a
+    Hidden layers are the matrices with at least 14 rows and columns, but for those that ``others`` names: what a
     network ends with learns better from Adam. Layers have names if parameters come with theirs.
 
     Args:
@@ -60,7 +60,8 @@ class Muon(torch.optim.Optimizer):
         momentum: Share of the old in the momentum of hidden layers, which is Nesterov's.
         betas: Of Adam.
         eps: Of Adam.
-        others: Names of layers whose matrices are Adam's too.
+        others: Names of layers and of modules whose matrices are Adam's too: a pixel flow's conditioner holds zeros where it is
+            masked, which orthogonal steps would fill.
         fused: Whether Adam's steps are one kernel.
 
     Raises:
@@ -75,7 +76,7 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        others: Sequence[str] = ("output", "skip", "from_context"),
+        others: Sequence[str] = ("output", "skip", "from_context", "conditioner"),
         fused: bool = True,
     ):
         if not (lr >= 0 and matrix_factor >= 0 and eps >= 0 and all(0 <= share < 1 for share in (momentum, *betas))):
@@ -88,7 +89,7 @@ class Muon(torch.optim.Optimizer):
             raise ValueError("expected parameters, got none")
 
         def hidden(name: str, p: Tensor) -> bool:
-            return p.ndim == 2 and min(p.shape) >= SMALLEST and name.split(".")[-2:-1] not in [[n] for n in others]
+            return p.ndim == 2 and min(p.shape) >= SMALLEST and not set(name.split(".")) & set(others)
 
         groups: list[dict[str, Any]] = [
             {"params": [pair for pair in named if not hidden(*pair)], "lr": lr, "momentum": None},

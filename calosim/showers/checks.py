@@ -17,6 +17,7 @@ from calosim.showers.record import FEATURES, Showers, Where
 
 __all__ = [
     "agreed_detector",
+    "check_mass_shell",
     "check_primaries",
     "check_showers",
     "detector_of_shape",
@@ -201,8 +202,8 @@ def check_primaries(particles: np.ndarray, pdg: np.ndarray, source: str, where: 
     """Checks features (N, 9) and PDG codes (N,), as :func:`check_showers` does.
 
     Raises:
-        ValueError: If a feature is not finite, an energy not positive, a mass or charge not that of its PDG code, or the energy
-            off what momentum and mass say by more than a hundredth.
+        ValueError: If a feature is not finite, an energy not positive, a mass or charge not that of its PDG code, or an energy is
+            beyond any collider's.
     """
     expected = (len(pdg), len(FEATURES))
     if particles.shape != expected:
@@ -228,11 +229,14 @@ def check_primaries(particles: np.ndarray, pdg: np.ndarray, source: str, where: 
                 f"{source}: {where(at[0])}: {FEATURES[k]} is {particles[at[0], k]:g}; "
                 f"expected {true[at]:g} {unit} for PDG code {pdg[at]}"
             )
-    _check_mass_shell(particles, source, where)
 
 
-def _check_mass_shell(particles: np.ndarray, source: str, where: Where) -> None:
-    r"""Checks that energy, momentum and mass of primaries (N, 9) belong together, :math:`E^2 = p^2 + m^2`."""
+def check_mass_shell(particles: np.ndarray, source: str, where: Where) -> None:
+    r"""Checks that energy, momentum and mass of primaries (N, 9) belong together, :math:`E^2 = p^2 + m^2`.
+
+    Raises:
+        ValueError: If the energy is off by more than a hundredth.
+    """
     energy, mass = particles[:, 0], particles[:, FEATURES.index("mass")] / 1000
     expected = np.sqrt(np.square(particles[:, 4:7]).sum(1) + mass**2)
     if at := first_true(np.abs(energy - expected) > _SHELL * energy):

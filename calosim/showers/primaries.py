@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from calosim.showers.checks import (
+    check_mass_shell,
     check_primaries,
     existing_file,
     pdg_codes,
@@ -94,6 +95,7 @@ class PrimariesFile:
             arrays["mass"], arrays["charge"] = tabulated(pdg, name, where)
         particles = np.column_stack([arrays[feature] for feature in FEATURES]).astype(np.float64, copy=False)
         check_primaries(particles, pdg, name, where)
+        check_mass_shell(particles, name, where)
         return particles, pdg
 
 

@@ -22,11 +22,12 @@ class Net(nn.Module):
         self.wide = nn.Linear(32, 64)
         self.back = nn.Linear(64, 32)
         self.output = nn.Linear(32, 20)
+        self.conditioner = nn.Linear(20, 20)  # of a pixel flow: masked
         self.cube = nn.Parameter(torch.randn(16, 16, 16))
 
     def forward(self, x):
         h = self.back(self.wide(self.narrow(x).tanh()).tanh()).tanh()
-        return self.output(h).sum() + (self.cube**2).sum()
+        return self.conditioner(self.output(h)).sum() + (self.cube**2).sum()
 
 
 HIDDEN = {"wide.weight", "back.weight"}
@@ -75,7 +76,7 @@ def test_a_first_step_of_a_hidden_layer_goes_along_the_orthogonal_factor_of_its_
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_all_else_moves_as_by_adam(fused):
-    others = functools.partial(Muon, lr=0.01, others=("output", "wide", "back"), fused=fused)
+    others = functools.partial(Muon, lr=0.01, others=("output", "wide", "back", "conditioner"), fused=fused)
     _, _, found = stepped(others, steps=4)
     _, _, expected = stepped(functools.partial(torch.optim.Adam, lr=0.01, fused=fused), steps=4)
     for name, moved in expected.items():
@@ -86,7 +87,7 @@ def test_all_else_moves_as_by_adam(fused):
 
 
 def test_names_decide_and_without_them_shapes_alone():
-    for named, more in ((True, set()), (False, {"output.weight"})):
+    for named, more in ((True, set()), (False, {"output.weight", "conditioner.weight"})):
         net, optimizer, _ = stepped(Muon, named=named)
         names = {id(p): name for name, p in net.named_parameters()}
         (_, hidden) = optimizer.param_groups
