@@ -114,7 +114,7 @@ def test_roundings_are_known_by_number_and_words(kind, made):
     assert coordinates.rounding in (coordinates.roundings or [None])
     for rounding in (None, *coordinates.roundings):
         assert coordinates.check_rounding(rounding) == rounding
-    with pytest.raises(ValueError, match="unknown noise removal 99; expected one of"):
+    with pytest.raises(ValueError, match=r"unknown noise removal 99; expected (one of|none)"):
         coordinates.check_rounding(99)
     if coordinates.roundings:
         with pytest.raises(ValueError, match="unknown noise removal"):
