@@ -36,7 +36,6 @@ __all__ = [
     "take_place",
     "temporary_folder",
     "to_json",
-    "with_spread",
     "write_json",
     "write_npz",
     "writing",
@@ -345,15 +344,6 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (header, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
-
-
-def with_spread(mean: float, std: float, form: str) -> str:
-    """A mean and its standard deviation, which is left out where it is 0: of one run there is none.
-
-    >>> with_spread(2.5, 0.25, ".2f"), with_spread(2.5, 0.0, ".2f")
-    ('2.50 ± 0.25', '2.50')
-    """
-    return f"{mean:{form}} ± {std:{form}}" if std else f"{mean:{form}}"
 
 
 def expanded(value: Any) -> Any:

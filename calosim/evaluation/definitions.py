@@ -8,7 +8,7 @@ import numpy as np
 
 from calosim.files import markdown_table
 
-__all__ = ["DEFINITIONS", "HEADER", "RADII", "TITLES", "Definition", "definition_table", "in_units"]
+__all__ = ["DEFINITIONS", "HEADER", "RADII", "TITLES", "Definition", "definition_table", "in_units", "with_spread"]
 
 #: What tables call the candidates, by the short names that files use.
 TITLES = {
@@ -138,3 +138,12 @@ def in_units(metric: str) -> str:
 def definition_table() -> str:
     """The definitions as a Markdown table."""
     return markdown_table(HEADER, DEFINITIONS)
+
+
+def with_spread(mean: float, std: float, form: str) -> str:
+    """A mean and its standard deviation, which is left out where it is 0: of one run there is none.
+
+    >>> with_spread(2.5, 0.25, ".2f"), with_spread(2.5, 0.0, ".2f")
+    ('2.50 ± 0.25', '2.50')
+    """
+    return f"{mean:{form}} ± {std:{form}}" if std else f"{mean:{form}}"

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from calosim.evaluation.answers import Answers
-from calosim.evaluation.definitions import TITLES
+from calosim.evaluation.definitions import TITLES, with_spread
 from calosim.evaluation.protocol import Protocol
 from calosim.evaluation.selection import Selection
-from calosim.files import markdown_table, with_spread
+from calosim.files import markdown_table
 from calosim.metrics.variants import VARIANTS, variant_metrics
 from calosim.models.base import evaluating
 from calosim.simulation.simulator import FastSimulator

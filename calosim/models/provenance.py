@@ -38,7 +38,8 @@ Lineage = list[dict[str, Any]]
 #: Rows of training by PDG code (as text), and the smallest and largest value of each feature: ``pdg``, ``low``, ``high``.
 Seen = dict[str, Any]
 
-#: How far outside of its range in training a feature is far outside: in units of that range's width, or in its own unit.
+#: How far outside of its range in training a feature is far outside: in units of that range's width, or in its own unit;
+#: below the lowest energy in units of it.
 MARGIN, LEAST_MARGIN = 0.1, 1e-3
 
 

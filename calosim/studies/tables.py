@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from calosim import __version__
-from calosim.evaluation.definitions import TITLES, in_units
+from calosim.evaluation.definitions import TITLES, in_units, with_spread
 from calosim.evaluation.intervals import LEAST_PRIMARIES
-from calosim.files import csv_text, markdown_table, with_spread
+from calosim.files import csv_text, markdown_table
 from calosim.metrics.bootstrap import Bootstrap
 from calosim.runs import git_hash
 from calosim.studies.cells import Cell, Cells
