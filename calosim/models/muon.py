@@ -58,6 +58,8 @@ class Muon(torch.optim.Optimizer):
         matrix_factor: The learning rate of hidden layers, over ``lr``: a step's singular values, times the root of rows over
             columns where there are more rows.
         momentum: Share of the old in the momentum of hidden layers, which is Nesterov's.
+        matrix_decay: Weight decay of hidden layers: a step takes this share of their weights, times their
+            learning rate. Not called weight_decay, which another optimizer that replaces this one would take over.
         betas: Of Adam.
         eps: Of Adam.
         others: Names of layers and of modules whose matrices are Adam's too: a pixel flow's conditioner holds zeros where it is
@@ -74,15 +76,19 @@ class Muon(torch.optim.Optimizer):
         lr: float = 6e-3,
         matrix_factor: float = 3.3,
         momentum: float = 0.95,
+        matrix_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         others: Sequence[str] = ("output", "skip", "from_context", "conditioner"),
         fused: bool = True,
     ):
-        if not (lr >= 0 and matrix_factor >= 0 and eps >= 0 and all(0 <= share < 1 for share in (momentum, *betas))):
+        shares = momentum, *betas
+        if not (
+            all(number >= 0 for number in (lr, matrix_factor, matrix_decay, eps)) and all(0 <= x < 1 for x in shares)
+        ):
             raise ValueError(
-                "expected lr, matrix_factor and eps of at least 0, momentum and betas in [0, 1), "
-                f"got {lr}, {matrix_factor}, {eps}, {momentum} and {betas}"
+                "expected lr, matrix_factor, matrix_decay and eps of at least 0, momentum and betas in [0, 1), "
+                f"got {lr}, {matrix_factor}, {matrix_decay}, {eps}, {momentum} and {betas}"
             )
         named: list[tuple[str, Tensor]] = [pair if isinstance(pair, tuple) else ("", pair) for pair in params]
         if not named:
@@ -93,11 +99,16 @@ class Muon(torch.optim.Optimizer):
 
         groups: list[dict[str, Any]] = [
             {"params": [pair for pair in named if not hidden(*pair)], "lr": lr, "momentum": None},
-            {"params": [pair for pair in named if hidden(*pair)], "lr": lr * matrix_factor, "momentum": momentum},
+            {
+                "params": [pair for pair in named if hidden(*pair)],
+                "lr": lr * matrix_factor,
+                "momentum": momentum,
+                "weight_decay": matrix_decay,
+            },
         ]
         if not all(name for name, _ in named):
             groups = [{**group, "params": [p for _, p in group["params"]]} for group in groups]
-        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "fused": fused}
+        defaults = {"lr": lr, "weight_decay": 0.0, "betas": tuple(betas), "eps": eps, "fused": fused}
         super().__init__([group for group in groups if group["params"]], defaults)
 
     @torch.no_grad()
@@ -153,6 +164,7 @@ class Muon(torch.optim.Optimizer):
                 ahead.append(_lying(p.grad.lerp(mean, group["momentum"])))
             for p, turned in zip(matrices, orthogonal(torch.stack(ahead)), strict=True):
                 tall = max(1.0, p.shape[0] / p.shape[1]) ** 0.5
+                p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(turned.mT if p.shape[0] > p.shape[1] else turned, alpha=-group["lr"] * tall)
 
 

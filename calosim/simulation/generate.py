@@ -173,8 +173,8 @@ def _rate(job: _Job, rows: int, begin: float) -> str:
     if not rows:
         return ""
     rate, cores = rows / (time.perf_counter() - begin), job.simulator.workers
-    each = f", {rate / cores:,.0f} on each of {cores} cores" if cores > 1 else ""
-    return f"; {rate:,.0f} responses/s{each}"
+    whole, each = (f"{number:,.{0 if number >= 10 else 1}f}" for number in (rate, rate / cores))
+    return f"; {whole} responses/s" + (f", {each} on each of {cores} cores" if cores > 1 else "")
 
 
 def _write(job: _Job, rows: range, path: Path, made: dict[str, Any], progress: tqdm) -> None:

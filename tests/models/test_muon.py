@@ -155,13 +155,35 @@ def test_it_minimizes():
     assert (weight - goal).abs().max() < 0.2
 
 
+def test_hidden_layers_decay_and_what_does_not_move_stays():
+    torch.manual_seed(3)
+    start = {name: p.detach().clone() for name, p in Net().named_parameters()}
+    _, _, free = stepped(functools.partial(Muon, lr=0.01, matrix_factor=2.0))
+    _, _, decayed = stepped(functools.partial(Muon, lr=0.01, matrix_factor=2.0, matrix_decay=0.3))
+    for name, moved in decayed.items():
+        shrunk = 0.02 * 0.3 * start[name] if name in HIDDEN else torch.zeros(())
+        assert torch.allclose(moved, free[name] - shrunk, atol=1e-6), name
+
+    net = Net()
+    net.wide.weight.requires_grad_(False)
+    _, _, frozen = stepped(functools.partial(Muon, matrix_decay=0.3), net=net)
+    assert not frozen["wide.weight"].any()
+
+
 @pytest.mark.parametrize(
-    "settings", [{"lr": -1.0}, {"matrix_factor": -1.0}, {"momentum": 1.0}, {"betas": (0.9, 1.0)}, {"eps": -1e-8}]
+    "settings",
+    [
+        {"lr": -1.0},
+        {"matrix_factor": -1.0},
+        {"matrix_decay": -1.0},
+        {"momentum": 1.0},
+        {"betas": (0.9, 1.0)},
+        {"eps": -1e-8},
+    ],
 )
 def test_numbers_out_of_range_are_refused(settings):
-    with pytest.raises(
-        ValueError, match=r"expected lr, matrix_factor and eps of at least 0, momentum and betas in \[0, 1\)"
-    ):
+    expected = r"expected lr, matrix_factor, matrix_decay and eps of at least 0, momentum and betas in \[0, 1\)"
+    with pytest.raises(ValueError, match=expected):
         Muon([nn.Parameter(torch.zeros(2))], **settings)
 
 
