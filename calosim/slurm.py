@@ -29,7 +29,7 @@ SECONDS = 120
 FORMS = {
     "mem": (r"\d+([KMGT]B?)?", "memory such as 16G"),
     "time": (r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}", "minutes or a time such as 4:00:00 or 1-12"),
-    "array": (r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%\d+)?", "numbers such as 0-15 or 0-15%4"),
+    "array": (r"\d+(-\d+(:[1-9]\d*)?)?(,\d+(-\d+(:[1-9]\d*)?)?)*(%\d+)?", "numbers such as 0-15 or 0-15%4"),
 }
 
 
@@ -79,11 +79,23 @@ class Slurm:
             value = getattr(self, name)
             if value is not None and not re.fullmatch(form, str(value)):
                 raise ValueError(f"--slurm.{name}: expected {example}, got {value!r}")
+        if self.array and not self.numbers:
+            raise ValueError(f"--slurm.array: expected numbers that ascend, got {self.array!r}")
 
     @property
     def devices(self) -> int:
         """Tasks of each node."""
         return self.tasks or self.gpus or 1
+
+    @property
+    def numbers(self) -> list[int]:
+        """Those of an array's jobs; none without an array."""
+        found: list[int] = []
+        for part in filter(None, (self.array or "").partition("%")[0].split(",")):
+            ends, _, step = part.partition(":")
+            first, _, last = ends.partition("-")
+            found += range(int(first), int(last or first) + 1, int(step or 1))
+        return found
 
     def script(self, command: Sequence[str], requeue: bool = False, name: str | None = None) -> str:
         """The batch script of a ``calosim`` command.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from jsonargparse import ArgumentParser
 
 from calosim.cli.words import TRAINING, submit_words
-from calosim.slurm import Slurm
+from calosim.simulation.shards import Shard
+from calosim.slurm import TASK, Slurm
 
 __all__ = ["run"]
 
@@ -23,7 +25,7 @@ def run(argv: list[str]) -> None:
         argv: ``submit``, the verb and its options, and ``--slurm.*`` and ``--dry-run`` anywhere among them.
 
     Raises:
-        ValueError: If what is no training is to run several times at once.
+        ValueError: If what is no training is to run several times at once, or the jobs of an array are not those of the command.
     """
     words, command = submit_words(argv[1:])
     parser = ArgumentParser(
@@ -36,6 +38,7 @@ def run(argv: list[str]) -> None:
     options = parser.parse_args(words)
     settings = parser.instantiate(options).slurm
     verb, *rest = command
+    _check_array(rest, settings)
     if verb in TRAINING:
         command = [verb, "-c", "conf/cluster/slurm.yaml", *rest, *_processes(rest, settings)]
     elif max(settings.nodes, settings.tasks or 1) > 1:
@@ -49,6 +52,26 @@ def run(argv: list[str]) -> None:
         return
     job, script = settings.submit(command, requeue=verb == "fit")
     print(f"job {job}: {script}, its log is beside it")
+
+
+def _check_array(words: Sequence[str], settings: Slurm) -> None:
+    """Checks that the jobs of an array differ, and that they are all shards if they are shards.
+
+    Raises:
+        ValueError: If not.
+    """
+    if any(TASK in word for word in words) != bool(settings.numbers):
+        have, lack = (TASK, "--slurm.array") if not settings.numbers else ("--slurm.array", f"{TASK} in an option")
+        raise ValueError(
+            f"expected {lack} beside {have}: the numbers of an array's jobs stand for {TASK} in the command"
+        )
+    text = dict(pairwise(words)).get("--shard", "")
+    text = next((word.partition("=")[2] for word in words if word.startswith("--shard=")), text)
+    if TASK in text:
+        shards = [Shard.read(text.replace(TASK, str(number))) for number in settings.numbers]
+        count = shards[0].count
+        if {shard.number for shard in shards} != set(range(1, count + 1)):
+            raise ValueError(f"--slurm.array: expected 1-{count}, the shards of {text}, got {settings.array}")
 
 
 def _processes(words: Sequence[str], settings: Slurm) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 from calosim.slurm import Slurm
 
 PHOTONS = ["-c", "conf/photons.yaml"]
+GENERATE = ["generate", "--shape", "s", "--photons", "p", "--primaries", "p.csv", "--out", "f.root"]
 
 
 @pytest.fixture
@@ -56,13 +57,21 @@ def test_settings_of_a_cluster_are_a_file_and_setup_comes_first(script, tmp_path
 
 def test_a_script_is_what_the_shell_takes_it_for(script):
     files = ["--shape", "it's $HOME", "--photons", "p", "--primaries", "p", "--out", "{task} of 3.root"]
-    lines = script("generate", *files, "--slurm.gpus", 2)
+    lines = script("generate", *files, "--slurm.gpus", 2, "--slurm.array", "0-4:2,7%2")
     assert {"#SBATCH --ntasks-per-node=1", "#SBATCH --gpus-per-node=2"} < set(lines)
     words = lines[-1].partition(" -m ")[2]
     done = subprocess.run(
         ["bash", "-c", f"SLURM_ARRAY_TASK_ID=2; printf '%s\\n' {words}"], capture_output=True, text=True
     )
     assert done.stdout.splitlines()[2:] == [*files[:-1], "2 of 3.root"]
+
+
+def test_jobs_of_an_array_have_numbers(script):
+    assert Slurm(array="0-4:2,7%2").numbers == [0, 2, 4, 7]
+    assert Slurm().numbers == []
+    lines = script(*GENERATE, "--shard", "{task}/3", "--slurm.array", "1-3")
+    assert "#SBATCH --array=1-3" in lines
+    assert '"$SLURM_ARRAY_TASK_ID"/3' in lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +91,16 @@ def test_a_script_is_what_the_shell_takes_it_for(script):
         ),
         (["fit", *PHOTONS, "--slurm.mem", "-3", "--dry-run"], "--slurm.mem: expected memory such as 16G"),
         (["fit", *PHOTONS, "--slurm.array", "1-", "--dry-run"], "--slurm.array: expected numbers such as 0-15"),
+        (["fit", *PHOTONS, "--slurm.array", "1-9:0"], "--slurm.array: expected numbers such as 0-15"),
+        (["fit", *PHOTONS, "--slurm.array", "9-1"], "--slurm.array: expected numbers that ascend"),
         (["report", "--runs", "r", "--slurm.nodes", 2], "report is one process"),
+        (["fit", *PHOTONS, "--slurm.array", "1-3"], "expected {task} in an option beside --slurm.array"),
+        (["fit", *PHOTONS, "--run", "runs/{task}"], "expected --slurm.array beside {task}"),
+        ([*GENERATE, "--shard", "{task}/16", "--slurm.array", "0-15"], "expected a shard such as 3/16"),
+        (
+            [*GENERATE, "--shard={task}/16", "--slurm.array", "1-8,10-16%4"],
+            "--slurm.array: expected 1-16, the shards of",
+        ),
         (["fit", *PHOTONS], "sbatch is not there"),
     ],
 )

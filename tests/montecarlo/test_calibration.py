@@ -92,4 +92,4 @@ def test_calibration():
     assert Counter(t.group for t in targets) == ROWS
     missed = [t for t in targets if t.verdict == "MISSED"]
     assert {t.name for t in missed} <= KNOWN_MISSES
-    assert all(t.note for t in missed if t.name not in "px py pz".split())
+    assert all(t.note for t in missed if t.name not in ("px", "py", "pz"))
