@@ -25,6 +25,7 @@ __all__ = [
     "csv_text",
     "expanded",
     "find_config",
+    "is_left",
     "markdown_table",
     "open_npz",
     "read_csv",
@@ -43,6 +44,11 @@ __all__ = [
 
 #: How the names of temporary folders end.
 _PART = ".calosim-part"
+
+
+def is_left(path: Path) -> bool:
+    """Whether it is, by its name, something that is being made, or that a killed process left."""
+    return path.name.startswith(".") and path.name.endswith(_PART)
 
 
 @contextmanager

@@ -9,16 +9,20 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from calosim.files import atomic_write, csv_text, read_csv, read_json, read_yaml
+from calosim.files import atomic_write, csv_text, is_left, read_csv, read_json, read_yaml
 
 __all__ = ["FORMAT", "SPLIT", "Run", "difference", "git_hash", "identity"]
 
 #: Version of run folders and checkpoints; those of another version are refused in one line.
 FORMAT = 2
+
+#: What loggers and trainings write before they say what they train; W&B and TensorBoard among them.
+EARLY = ("hparams.yaml", "metrics.csv", "wandb", "events.out.tfevents.*")
 
 #: What determines which rows train, validate and test.
 SPLIT = ("data_hash", "split_by", "seed", "fractions")
@@ -92,6 +96,13 @@ class Run:
         """Whether a training that was begun here left nothing that could be used or gone on with."""
         checkpoints = list((self / self.CHECKPOINTS).glob("*.ckpt"))
         return self.exists and not checkpoints and not self.hpc and not (self / self.TRAINING).exists()
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether a training, if one was begun here, had not yet said what it is: only what comes before that is here."""
+        names = {path.name for path in self.folder.glob("*") if not is_left(path)}
+        said = {self.CONFIG, self.RECORD}
+        return not said <= names and all(any(fnmatch(name, early) for early in EARLY) for name in names - said)
 
     def claim(self) -> int:
         """Makes the folder and keeps other processes out of it until :meth:`release`, or until this one ends.

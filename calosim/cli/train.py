@@ -123,6 +123,8 @@ class CalosimCLI(LightningCLI):
         """Claims the folder of a training, and refuses what would mix two of them."""
         HELD.append((run, run.claim()))
         origin = run if checkpoint in (None, *NAMED) else Run(checkpoint)
+        if not run.exists and checkpoint is None and any((run / Run.CHECKPOINTS).glob("*.ckpt")):
+            raise ValueError(f"{run.folder}: holds checkpoints and no {Run.RECORD}; choose another --run")
         if run.exists and (checkpoint is None or origin.folder.resolve() != run.folder.resolve()):
             if not run.begun_only:
                 raise ValueError(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import socket
 import time
 from pathlib import Path
 from typing import TextIO
 
+from calosim.files import temporary_folder
 from calosim.runs import Run
 from calosim.studies.finished import check_training
 from calosim.studies.plan import Step
@@ -24,10 +24,10 @@ def command(step: Step) -> list[str]:
         ValueError: If another training than the step's was begun there, or a process trains there.
     """
     words = [step.verb, *step.words]
-    if step.verb != "fit" or not step.folder.exists() or not any(step.folder.iterdir()):
+    run = Run(step.folder)
+    if step.verb != "fit" or run.is_bare:
         return words
     check_training(step, "begun")
-    run = Run(step.folder)
     there = {
         name: path.stat().st_mtime
         for name, path in {"last": run.last, "hpc": run.hpc}.items()
@@ -36,7 +36,9 @@ def command(step: Step) -> list[str]:
     if there:
         return [*words, "--ckpt_path", max(there, key=lambda name: there[name])]
     held = run.claim()  # refused while it is trained, on whichever host
-    shutil.rmtree(step.folder)  # killed before its first checkpoint
+    # Killed before its first checkpoint; aside first, so that nobody finds half of it.
+    with temporary_folder(step.folder.parent) as aside:
+        step.folder.rename(aside / step.folder.name)
     run.release(held)
     return words
 

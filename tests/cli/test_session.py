@@ -67,6 +67,15 @@ def test_a_folder_belongs_to_one_process(photons, again, error_of, tmp_path):
     assert photons.best.exists()
 
 
+def test_checkpoints_of_no_run_are_not_trained_over(again, error_of, tmp_path):
+    last = Run(tmp_path / "kept").last
+    last.parent.mkdir(parents=True)
+    last.write_text("mine")
+    said = error_of("fit", *again[:-2], "--run", tmp_path / "kept", "--trainer.max_epochs", 1)
+    assert "kept: holds checkpoints and no run.json; choose another --run" in said
+    assert last.read_text() == "mine"
+
+
 def test_paths_are_expanded_before_anything_looks_at_them(train, again, error_of, tmp_path, monkeypatch, command):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "rr").mkdir()

@@ -38,6 +38,34 @@ def test_what_cannot_be_gone_on_with_is_removed(step, pretend):
     assert not step.folder.exists()
 
 
+def test_what_has_not_said_what_it_is_begins_anew(step, pretend):
+    """Killed while it wrote the first of its files, or while these were cleared away."""
+    words, run = ["fit", *step.words], Run(step.folder)
+    (run / ".abc.calosim-part").mkdir(parents=True)
+    (run / "hparams.yaml").touch()
+    assert command(step) == words
+    (run / ".abc.calosim-part").rmdir()
+    (run / "hparams.yaml").unlink()
+    run.folder.rmdir()
+    pretend(step, finished=False)
+    for name in (Run.CONFIG, Run.RECORD):
+        text = (run / name).read_text()
+        (run / name).unlink()
+        assert command(step) == words
+        assert run.folder.exists()
+        (run / name).write_text(text)
+
+
+def test_checkpoints_of_no_run_are_not_trained_over(step):
+    run = Run(step.folder)
+    run.last.parent.mkdir(parents=True)
+    run.last.touch()
+    with pytest.raises(
+        ValueError, match=r"expected the training of the plan or nothing, found a folder without run\.json"
+    ):
+        command(step)
+
+
 def test_the_last_line_of_a_log_is_the_commands_own(step, tmp_path):
     log = beside(step, tmp_path, "log")
     assert last_line(log) == ""
