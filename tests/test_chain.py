@@ -54,6 +54,7 @@ def test_the_whole_chain(kind, fit_words, run_folders, root_file, command, tmp_p
     for order in ("gd", "dg"):
         words = ["--data.particle", "gamma", "--model.init_from", teacher, "--trainer.max_epochs", stages]
         run("fit", "-c", f"conf/finetune/{order}.yaml", *fit_words, *words, *callback, "--run", f"{tuned}-{order}")
+        assert Run(f"{tuned}-{order}").record["ancestors"] == Teacher.load(teacher).lineage
     words = ["--model.losses.channel.weight", 0.005, "--model.losses.center", 0.01, "--model.init_from", teacher]
     overlay = ["-c", "conf/student/diversity.yaml"]
     run("fit", "-c", "conf/student.yaml", *overlay, *fit_words, *words, "--run", student)

@@ -8,7 +8,7 @@ import pytest
 
 from calosim.__main__ import TRAINING
 from calosim.cli.help import help_text
-from calosim.cli.words import TOOLS, tool_options, training_options
+from calosim.cli.words import MODELS, TOOLS, tool_options, training_options
 
 
 @pytest.mark.parametrize("verb", TOOLS)
@@ -30,6 +30,7 @@ def test_a_training_verb_explains_data_and_trainer(verb):
     assert {"data.files", "trainer.max_epochs"} <= set(names)
     assert all(f"  --{name} " in text or f"  --{name}\n" in text for name in names)
     assert "  --ckpt_path " in text
+    assert all(re.search(rf"^  --model\s(?:.*\n {{24}})*.*\b{model}\b", text, re.MULTILINE) for model in MODELS)
 
 
 def test_defaults_are_those_of_the_source():

@@ -94,3 +94,15 @@ def test_loggers_have_hyperparameters_and_resolved_settings(run_folders):
     assert told["coordinates"]["hidden"] == 16
     assert told["config"]["model"] == run.config["model"]
     assert told["config"]["trainer"]["max_epochs"] == 1
+
+
+def test_tensorboard_has_them_too(again, command, tmp_path):
+    pytest.importorskip("tensorboard")
+    loggers = "[{class_path: TensorBoardLogger, init_args: {save_dir: runs, name: '', version: ''}}]"
+    words = [*again[:-1], tmp_path / "run", "--trainer.max_epochs", 1, "--trainer.logger", loggers]
+    assert command("fit", *words) == 0
+    run = Run(tmp_path / "run")
+    told = yaml.safe_load((run / "hparams.yaml").read_text())
+    assert told["members"] == 3
+    assert told["config"]["model"] == run.config["model"]
+    assert list(run.folder.glob("events.out.tfevents.*"))

@@ -63,6 +63,21 @@ def test_an_evaluation_is_of_the_rows_it_names(judged, data):
     }
 
 
+def test_a_floor_of_halves_is_called_one(judged):
+    text = (judged / "evaluation.md").read_text()
+    assert "| floor (Monte Carlo, other half of the responses) |" in text
+    assert "other seed" not in text
+
+
+def test_a_single_primary_can_be_judged(run_folders, tmp_path):
+    models = Models(str(run_folders["splits"]), [str(run_folders["photons"])])
+    evaluate(str(tmp_path), models, protocol=Protocol(runs=1, responses=1, rows=1), quiet=True)
+    results = read_json(tmp_path / "evaluation.json")
+    assert 1 <= results["rows"] < 10
+    assert np.isfinite(results["images"]["full chain"]["mean"]["ws"]["all"])
+    assert (tmp_path / "channels.png").stat().st_size > 0
+
+
 def test_exceptions_are_stronger_than_the_best_noise_removal(judged):
     results = read_json(judged / "evaluation.json")
     best = {name: int(min(found, key=found.get)) for name, found in results["noise_removal_ws"].items()}
