@@ -74,7 +74,7 @@ def test_a_single_primary_can_be_judged(run_folders, tmp_path):
     evaluate(str(tmp_path), models, protocol=Protocol(runs=1, responses=1, rows=1), quiet=True)
     results = read_json(tmp_path / "evaluation.json")
     assert 1 <= results["rows"] < 10
-    assert np.isfinite(results["images"]["full chain"]["mean"]["ws"]["all"])
+    assert "nan" not in (tmp_path / "evaluation.md").read_text()
     assert (tmp_path / "channels.png").stat().st_size > 0
 
 
