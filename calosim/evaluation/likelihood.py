@@ -8,6 +8,7 @@ is their difference, which no judge has to be trained for. It is 0 for a perfect
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from calosim.metrics.controls import damaged
 from calosim.models.base import evaluating
 from calosim.models.student import Student
 from calosim.simulation.simulator import FastSimulator
+from calosim.threads import one_thread
 
 __all__ = ["judge_by_likelihood", "likelihood_rows", "likelihood_tables"]
 
@@ -93,7 +95,7 @@ def _surprise(
                     "particles": torch.from_numpy(showers.particles[row]).to(model.device, torch.float32),
                     "rows": torch.from_numpy(rows.positions[row]).to(model.device),
                 }
-                with evaluating(model):
+                with evaluating(model), one_thread() if model.small_products else nullcontext():
                     result[part] = -model.log_likelihood(batch).double().cpu().numpy()
                 progress.update(len(part))
     return result

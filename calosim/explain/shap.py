@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from calosim.showers.record import FEATURES
+from calosim.threads import one_thread
 
 __all__ = [
     "METHODS",
@@ -221,6 +222,7 @@ def shap_values(
     return values, {"seconds": time.perf_counter() - start, "evaluations": model.rows}
 
 
+@one_thread()
 def explained(
     function: nn.Module,
     features: np.ndarray,
@@ -268,6 +270,7 @@ def explained(
     }
 
 
+@one_thread()
 def compare_explainers(
     function: nn.Module,
     features: np.ndarray,

@@ -25,6 +25,7 @@ from calosim.models.losses import center_of_gravity
 from calosim.models.photons import PhotonSum
 from calosim.showers.datamodule import RootDataModule
 from calosim.simulation.simulator import FastSimulator
+from calosim.threads import one_thread
 
 __all__ = [
     "MIN_SURROGATE_ROWS",
@@ -112,6 +113,7 @@ class PosteriorMeans(nn.Module):
         return torch.stack([self.moment(network(columns).double(), energy) for network in self.networks], dim=1)
 
 
+@one_thread()
 def fit_surrogate(
     detector: str,
     particles: np.ndarray,
@@ -164,6 +166,7 @@ def fit_surrogate(
     return model.eval()
 
 
+@one_thread()
 def surrogate_fit(
     function: PosteriorMeans, particles: np.ndarray, values: np.ndarray, inputs: np.ndarray
 ) -> dict[str, float | None]:

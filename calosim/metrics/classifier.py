@@ -30,6 +30,7 @@ from threadpoolctl import threadpool_limits
 from calosim.detectors import Detector
 from calosim.metrics.features import GROUPS
 from calosim.metrics.judges import CaloChallengeNetwork, ImageNetwork, Part, Stack, auc, boosting, network_scores
+from calosim.threads import one_thread
 
 __all__ = [
     "JUDGES",
@@ -272,7 +273,7 @@ def judged(
     Each takes one thread: its products are small, threads that share them wait for each other, and beside a busy neighbor
     they wait long. With one thread the numbers are the same on any machine, too.
     """
-    with threadpool_limits(1):
+    with one_thread(), threadpool_limits(1):
         return _judged(stacks, inputs, settings, bar)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
+
+from calosim.threads import one_thread
 
 __all__ = ["run_side_by_side", "workers_on"]
 
@@ -16,28 +18,17 @@ def workers_on(device: torch.device) -> int:
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def run_side_by_side(jobs: Sequence[Callable[[], None]], device: torch.device) -> None:
     """Runs jobs that do not depend on each other.
 
-    Threads that share a small product wait for each other at its end, and where a neighbor keeps the machine busy they wait
-    long. Threads with batches of their own do not.
+    Threads with batches of their own do not wait for each other, see :func:`calosim.threads.one_thread`.
 
     Args:
         jobs: What is to be run, in any order.
         device: Where; elsewhere than on a CPU one follows the other.
     """
     workers = min(workers_on(device), len(jobs))
-    with _one_thread_each() if device.type == "cpu" else nullcontext():
+    with one_thread() if device.type == "cpu" else nullcontext():
         if workers < 2:
             for job in jobs:
                 job()

@@ -18,6 +18,7 @@ from calosim.models.teacher import Teacher
 from calosim.showers.record import Showers
 from calosim.studies.cells import Cells
 from calosim.studies.plan import Plan
+from calosim.threads import one_thread
 
 __all__ = ["generation_times", "measure_speeds", "speed_table"]
 
@@ -77,17 +78,13 @@ def measure_speeds(plan: Plan, quiet: bool) -> dict[str, dict[str, float]]:
     runs = {label: steps[0].folder for label in plan.trainings if plan.judged((steps := plan.runs(label))[0])}
     models = {label: ShapeModule.load(run) for label, run in runs.items()}
     measured: dict[str, list[dict[str, float]]] = {label: [] for label in runs}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         # In turns: a machine's speed drifts by more than models differ.
         turns = [label for _ in range(SPEED_TURNS) for label in runs]
         for label in tqdm(turns, desc="speed", disable=True if quiet else None):
             data, _ = trained_data(runs[label])
             showers = data.showers("test", np.arange(min(256, len(data.rows("test")))))
             measured[label].append(generation_times(models[label], showers))
-    finally:
-        torch.set_num_threads(threads)
     return {
         label: {"parameters": sum(p.numel() for p in models[label].parameters())}
         | {key: float(np.median([one[key] for one in times])) for key in times[0]}
