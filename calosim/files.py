@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "PART",
     "atomic_write",
     "check_not_read",
     "check_writable",
@@ -25,7 +26,6 @@ __all__ = [
     "csv_text",
     "expanded",
     "find_config",
-    "is_left",
     "markdown_table",
     "open_npz",
     "read_csv",
@@ -43,12 +43,7 @@ __all__ = [
 ]
 
 #: How the names of temporary folders end.
-_PART = ".calosim-part"
-
-
-def is_left(path: Path) -> bool:
-    """Whether it is, by its name, something that is being made, or that a killed process left."""
-    return path.name.startswith(".") and path.name.endswith(_PART)
+PART = ".calosim-part"
 
 
 @contextmanager
@@ -68,7 +63,7 @@ def temporary_folder(place: str | Path, of: str | Path | None = None) -> Iterato
     place = Path(place)
     with _naming(of or place, "cannot write there"):
         place.mkdir(parents=True, exist_ok=True)
-        for left in place.glob(f".*{_PART}"):
+        for left in place.glob(f".*{PART}"):
             _sweep(left)
         folder, lock = _locked_folder(place)
     try:
@@ -190,7 +185,7 @@ def _naming(path: str | Path, what: str) -> Iterator[None]:
 def _locked_folder(place: Path) -> tuple[Path, int]:
     """A new temporary folder, and the open file that holds its lock."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=".", suffix=_PART, dir=place))
+        folder = Path(tempfile.mkdtemp(prefix=".", suffix=PART, dir=place))
         # Another process may sweep the folder before it is locked: then there is a next one.
         try:
             lock = os.open(folder, os.O_RDONLY)

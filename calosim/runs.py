@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from calosim.files import atomic_write, csv_text, is_left, read_csv, read_json, read_yaml
+from calosim.files import PART, atomic_write, csv_text, read_csv, read_json, read_yaml
 
 __all__ = ["FORMAT", "SPLIT", "Run", "difference", "git_hash", "identity"]
 
@@ -100,7 +100,7 @@ class Run:
     @property
     def is_bare(self) -> bool:
         """Whether a training, if one was begun here, had not yet said what it is: only what comes before that is here."""
-        names = {path.name for path in self.folder.glob("*") if not is_left(path)}
+        names = {path.name for path in self.folder.glob("*") if not path.name.endswith(PART)}
         said = {self.CONFIG, self.RECORD}
         return not said <= names and all(any(fnmatch(name, early) for early in EARLY) for name in names - said)
 
