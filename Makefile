@@ -96,7 +96,7 @@ demo: | $(STAMP)  ## simulate, train, generate, evaluate, explain and report in 
 	$(CALOSIM) explain -c conf/demo/explain.yaml
 	$(CALOSIM) report --runs "[demo]" --title "calosim demo" --out demo/report.html
 
-test: | $(STAMP)  ## lint, types and tests (about eight minutes on two cores); JOBS=4
+test: | $(STAMP)  ## lint, types and tests (eight to ten minutes on two cores); JOBS=4
 	$(MAKE) --no-print-directory lint
 	$(PYTEST)
 

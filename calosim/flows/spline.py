@@ -175,14 +175,10 @@ def rqs_adjoint(
     lam = zero if grad_ladj is None else torch.where(inside, -grad_ladj if inverse else grad_ladj, zero)
     along = zero if grad_y is None else torch.where(inside, grad_y * (2 * bound), zero)
     l_theta = lam * (2 * (d1 * theta + s * (1 - 2 * theta) - d0 * rest) / m - 2 * bend * (1 - 2 * theta) * r)
-    if inverse:  # implicit function theorem: the adjoint of eta at fixed xi
-        pulled = (along + l_theta / p) / slope
-        eta = -pulled
-        theta_bar = eta * p * slope + l_theta
-    else:
-        eta = along
-        theta_bar = eta * p * slope + l_theta
-        pulled = theta_bar / p
+    # Of the inverse by the implicit function theorem: the adjoint of eta at fixed xi.
+    eta = -(along + l_theta / p) / slope if inverse else along
+    theta_bar = eta * p * slope + l_theta
+    pulled = -eta if inverse else theta_bar / p
     grad_x = torch.where(inside, pulled / (2 * bound), zero if grad_y is None else grad_y)
 
     eq = eta * q * r
