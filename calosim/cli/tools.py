@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def simulate(
     from calosim.montecarlo import simulate as respond
     from calosim.montecarlo.given import match_to_file, primaries_of_file
     from calosim.montecarlo.simulate import MIN_PHOTONS
-    from calosim.showers.recipe import write_recipe
+    from calosim.showers.recipe import read_recipe, write_recipe
     from calosim.showers.root import Writer, write
 
     Writer(out, detector)  # refuses a wrong name before the work, not after it
@@ -108,6 +109,10 @@ def simulate(
         raise ValueError("split and match_sums are of the rows of a file; expected one as primaries, got a number")
     if isinstance(primaries, str):
         check_not_read(out, [primaries])
+        made = (read_recipe(primaries) or {}).get("settings", {}).get("detector", detector)
+        if made != detector:
+            said = f"simulated for {made}, its primaries now meet {detector} (--detector {made}: the same again)"
+            print(f"calosim: {primaries}: {said}", file=sys.stderr)
     if match_sums and keep_dark:
         raise ValueError("match_sums keeps responses, and keep_dark what is none; expected one of them")
     least = 0 if keep_dark else MIN_PHOTONS
