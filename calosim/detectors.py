@@ -64,11 +64,6 @@ class Detector:
         """Width and height of the front face in cm."""
         return self.shape[0] * self.pitch, self.shape[1] * self.pitch
 
-    @property
-    def unit(self) -> float:
-        """The unit in cm in which networks see lengths on the face: 6.25 pixels, which is 1 cm in the ZN."""
-        return self.pitch / 0.16
-
     def replace(self, **changes: Any) -> Detector:
         """Returns a copy with some attributes changed, for instance ``shape`` for FoCal-H studies."""
         return replace(self, **changes)

@@ -19,7 +19,7 @@ from calosim.files import PART, atomic_write, csv_text, read_csv, read_json, rea
 __all__ = ["FORMAT", "SPLIT", "Run", "difference", "git_hash", "identity"]
 
 #: Version of run folders and checkpoints; those of another version are refused in one line.
-FORMAT = 3
+FORMAT = 2
 
 #: What loggers and trainings write before they say what they train; W&B and TensorBoard among them.
 EARLY = ("hparams.yaml", "metrics.csv", "wandb", "events.out.tfevents.*")

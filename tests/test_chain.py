@@ -61,7 +61,7 @@ def test_the_whole_chain(kind, fit_words, run_folders, root_file, command, tmp_p
     assert isinstance(Student.load(student), Student)
     # The checkpoint says what it is made of, and the resolved settings can be run again.
     stored = torch.load(Run(teacher).checkpoint, weights_only=True)["calosim"]
-    assert (stored["format"], stored["class"], stored["init"]["coordinates"]["kind"]) == (3, "Teacher", kind)
+    assert (stored["format"], stored["class"], stored["init"]["coordinates"]["kind"]) == (2, "Teacher", kind)
     assert yaml.safe_load((teacher / "config.yaml").read_text())["model"]["init_args"]["coordinates"]
     run("fit", "-c", teacher / "config.yaml", "--quiet", "--run", tmp_path / "again")
     again, first = (torch.load(Run(f).last, weights_only=True)["state_dict"] for f in (tmp_path / "again", teacher))

@@ -27,10 +27,10 @@ def places_of(g: Builder, levels: list[LevelSplits], end: str) -> list[str]:
     Args:
         g: The graph.
         levels: The local levels.
-        end: The name of where the flight ends in the detector's units, (1, 2).
+        end: The name of where the flight ends in cm, (1, 2).
 
     Returns:
-        One name a level: the hyperbolic area sines of the distances of its columns, then of its rows, (a + b,).
+        One name a level: the hyperbolic area sines of the distances in cm of its columns, then of its rows, (a + b,).
     """
     centers = [_centers(level, axis) for level in levels for axis in range(2)]
     axis = np.repeat(np.tile([0, 1], len(levels)), [len(c) for c in centers])
@@ -39,7 +39,7 @@ def places_of(g: Builder, levels: list[LevelSplits], end: str) -> list[str]:
 
 
 def _centers(level: LevelSplits, axis: int) -> np.ndarray:
-    """Centers of columns or rows from the face's center in the detector's units, float32, rounded as in Python."""
+    """Centers of columns or rows in cm from the face's center, float32, rounded as in Python."""
     a, b = level.level.shape
     return (level.place[:, axis].view(a, b) * PLACE_SCALE).select(1 - axis, 0).numpy()
 

@@ -25,7 +25,7 @@ class Primary:
 
     Attributes:
         energy: In GeV, (1, 1) float32.
-        end: Where the straight flight ends in the detector's units, bounded, x and y, (1, 2) float32.
+        end: Where the straight flight ends in cm, bounded, x and y, (1, 2) float32.
     """
 
     def __init__(self, graph: Builder, features: str, scaler: FeatureScaler, charge_unit: float = CHARGE_UNIT):
@@ -36,7 +36,7 @@ class Primary:
         pz = g("Abs", pz)
         lever = g("Div", scaler.distance, g("Max", pz, 1e-3))
         center = np.array([[scaler.center_x, 0.0]], np.float32)
-        spot = g("Div", g("Sub", g("Add", vertex, g("Mul", momentum, lever)), center), scaler.unit)
+        spot = g("Sub", g("Add", vertex, g("Mul", momentum, lever)), center)
         self.end = g("Clip", spot, -FARTHEST, FARTHEST)
         half = np.array([scaler.half_size], np.float32)
         inside = g("ReduceMin", g("Sub", half, g("Abs", spot)), np.array([1]), keepdims=1)

@@ -9,7 +9,7 @@ from calosim.detectors import Detector
 
 __all__ = ["FeatureScaler"]
 
-#: Half width of a hadronic shower's lateral profile in the ZN, in its units, which are cm (coppedis/fastsimZDC).
+#: Half width of a hadronic shower's lateral profile in the ZN, cm (coppedis/fastsimZDC).
 CORE_WIDTH = 0.31
 
 
@@ -21,9 +21,9 @@ class FeatureScaler(nn.Module):
     Means and scales are buffers, fitted once on the training split.
 
     With ``physics`` four columns are derived: :math:`\log E`; where the primary would hit the front face if it flew
-    straight, :math:`\operatorname{asinh}(v + |z| \, p_T / |p_z|)` in the detector's units, and how far inside the face that
-    is, in widths of the ZN's shower core in those units, negative outside. A network would have to learn those ratios, which
-    decide whether there is a direct hit at all and how much of it leaks out, from products of inputs.
+    straight, :math:`\operatorname{asinh}(v + |z| \, p_T / |p_z|)` in cm; and how far inside the face that is, in units of
+    the shower core's width, negative outside. A network would have to learn those ratios, which decide whether there is a
+    direct hit at all and how much of it leaks out, from products of inputs.
 
     Args:
         detector: The detector whose front face is hit.
@@ -39,8 +39,7 @@ class FeatureScaler(nn.Module):
         super().__init__()
         self.photon_sum, self.physics = photon_sum, physics
         self.distance, self.center_x = abs(detector.front_z[0]), detector.center_x
-        self.unit = detector.unit
-        self.half_size = (detector.size[0] / 2 / self.unit, detector.size[1] / 2 / self.unit)
+        self.half_size = (detector.size[0] / 2, detector.size[1] / 2)
         self.register_buffer("mean", torch.zeros(self.width))
         self.register_buffer("scale", torch.ones(self.width))
         self.register_buffer("fitted", torch.tensor(False))
@@ -55,7 +54,7 @@ class FeatureScaler(nn.Module):
         columns = [energy, vx, vy, vz, px, py, pz.abs(), mass, charge]
         if self.physics:
             lever = self.distance / pz.abs().clamp(min=1e-3)
-            x, y = (vx + px * lever - self.center_x) / self.unit, (vy + py * lever) / self.unit
+            x, y = vx + px * lever - self.center_x, vy + py * lever
             inside = torch.minimum(self.half_size[0] - x.abs(), self.half_size[1] - y.abs())
             columns += [energy.clamp(min=1e-3).log(), x.asinh(), y.asinh(), (inside / CORE_WIDTH).asinh()]
         if self.photon_sum:

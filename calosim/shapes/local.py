@@ -30,7 +30,7 @@ __all__ = ["EventNetwork", "LevelSplits", "Nodes"]
 #: Stands for the logarithm of one plus a count outside the face, which is not the same as a dark cell.
 OUTSIDE = -0.5
 
-#: Distances from the face's centre, in the detector's units, are divided by this.
+#: Centimetres from the face's centre are divided by this.
 PLACE_SCALE = 3.0
 
 
@@ -101,7 +101,7 @@ class LevelSplits(nn.Module):
         wide = level.shape[1] + 2 * reach
         # Neighbors of another phase are at odd distances; the corner of what is around is at an even one.
         around, odd = (di * wide + dj).flatten(), ((di + dj) % 2 == 1).flatten()
-        center = (level.low + level.size / 2 - torch.tensor(detector.shape) / 2) * detector.pitch / detector.unit
+        center = (level.low + level.size / 2 - torch.tensor(detector.shape) / 2) * detector.pitch
         tables = {
             "phase": ((i + j) % phases).flatten(),
             "corner": (i * wide + j).flatten(),
@@ -181,7 +181,7 @@ class LevelSplits(nn.Module):
             lean: From :meth:`lean`, at least of cells of the first phase if these are of the second. Not used if there is
                 one phase.
             event: This level's view of the event, with shape (B, hidden).
-            end: Where the straight flight ends, from the face's centre in the detector's units, with shape (B, 2).
+            end: Where the straight flight ends, in cm from the face's centre, with shape (B, 2).
 
         Returns:
             Parameters with shape (P, 3 K).

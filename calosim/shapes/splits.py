@@ -33,7 +33,7 @@ from calosim.shapes.tree import Level, SplitTree
 
 __all__ = ["SplitConfig", "SplitCoordinates"]
 
-#: Straight flights end at most this far from the detector's centre, in its units; a soft primary's would end anywhere.
+#: Straight flights end at most this far from the detector's centre, in cm; a soft primary's would end anywhere.
 FARTHEST = 30.0
 
 #: Products of fewer rows take other paths in BLAS, whose last bits differ.
@@ -158,12 +158,12 @@ class SplitCoordinates(Coordinates):
             particles: Energy (GeV), vx, vy, vz (cm), px, py, pz (GeV/c), mass, charge, with shape (B, 9).
 
         Returns:
-            Distances from the detector's centre along x and y in its units, at most 30, with shape (B, 2).
+            Distances from the detector's centre along x and y in cm, at most 30, with shape (B, 2).
         """
         _, vx, vy, _, px, py, pz = particles.unbind(1)[:7]
         lever = abs(self.detector.front_z[0]) / pz.abs().clamp(min=1e-3)
         end = torch.stack((vx + px * lever - self.detector.center_x, vy + py * lever), 1)
-        return (end / self.detector.unit).clamp(-FARTHEST, FARTHEST)
+        return end.clamp(-FARTHEST, FARTHEST)
 
     def flow(self, context: int, settings: FlowConfig | None = None, inverse: bool = False) -> nn.Module:
         """A masked network that reads counts, or one that reads noise, see :meth:`Coordinates.flow`."""

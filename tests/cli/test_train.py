@@ -222,7 +222,7 @@ def test_a_job_that_starts_again_finds_its_runs(monkeypatch, tmp_path, run_folde
     monkeypatch.setattr("sys.argv", ["calosim", "fit", "a"])
     run = Run(folder_of("fit", config, None))
     shutil.copytree(run_folders["photons"], run.folder, dirs_exist_ok=True)
-    write_json(run / Run.RECORD, {"format": 3, "job": {"cluster": "", "job": "7"}})
+    write_json(run / Run.RECORD, {"format": 2, "job": {"cluster": "", "job": "7"}})
     assert folder_of("fit", config, None) != str(run.folder)
     assert newest(run) is None
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")

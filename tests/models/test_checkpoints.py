@@ -73,8 +73,8 @@ FOREIGN = {
     "long": (entry("calosim.models.teacher.Teacher"), r"got one of 'calosim.models.teacher.Teacher'"),
     "part": (entry("PixelLogits"), r"got one of 'PixelLogits'"),
     "base": (entry("ShapeModule"), r"got one of 'ShapeModule'"),
-    "first": ({"calosim": {"class": "calosim.teacher.Teacher", "init": {}}}, r"a checkpoint of format 3, got 1; train"),
-    "later": (entry("Teacher", format=4), r"a checkpoint of format 3, got 4; train the model anew"),
+    "first": ({"calosim": {"class": "calosim.teacher.Teacher", "init": {}}}, r"a checkpoint of format 2, got 1; train"),
+    "later": (entry("Teacher", format=3), r"a checkpoint of format 2, got 3; train the model anew"),
     "weights": (entry("PhotonSum", hidden=[3]), r"its weights do not fit PhotonSum \(.*Missing key"),
 }
 

@@ -33,7 +33,7 @@ def test_nothing_to_report_is_one_line(command, tmp_path, capfd):
 def test_what_is_damaged_is_named_and_left_out(folders, command, parsed, tmp_path, capfd):
     for name in ("teacher", "<photons> & co", "judged", "explained"):
         shutil.copytree(folders / name, tmp_path / name)
-    (tmp_path / "teacher" / Run.RECORD).write_text('{"format": 3, "mod')
+    (tmp_path / "teacher" / Run.RECORD).write_text('{"format": 2, "mod')
     (tmp_path / "explained" / "explain.json").write_text("[]")
     answers = tmp_path / "judged" / "answers.npz"
     answers.write_bytes(answers.read_bytes()[:2000])

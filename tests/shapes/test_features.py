@@ -68,28 +68,19 @@ def test_the_sign_of_pz_does_not_matter(showers):
     assert torch.equal(other.scale, scaler.scale)
 
 
-@pytest.mark.parametrize("name", list(DETECTORS))
+@pytest.mark.parametrize("name", ["zn", "zp"])
 def test_physics_columns_by_hand(name):
     detector = DETECTORS[name]
     # 1 TeV, vertex (1, -2) cm, px/pz = 1e-4, py/pz = -2e-4.
     row = torch.tensor([[1000.0, 1.0, -2.0, 0.0, 0.1, -0.2, -1000.0, 939.6, 0.0]])
     columns = FeatureScaler(detector, photon_sum=True)(row, torch.tensor([99]))[0]  # not fitted: unscaled
-    unit = 6.25 * detector.pitch
-    x = (1.0 + 1e-4 * detector.front_z[0] - detector.center_x) / unit
-    y = (-2.0 - 2e-4 * detector.front_z[0]) / unit
-    half = [n / 6.25 / 2 for n in detector.shape]
-    inside = min(half[0] - abs(x), half[1] - abs(y)) / 0.31  # the hadronic profile's half width in the ZN, cm
+    x = 1.0 + 1e-4 * detector.front_z[0] - detector.center_x
+    y = -2.0 - 2e-4 * detector.front_z[0]
+    half = [n * detector.pitch / 2 for n in detector.shape]
+    inside = min(half[0] - abs(x), half[1] - abs(y)) / 0.31  # the hadronic profile's half width, cm
     expected = [math.log(1000.0), math.asinh(x), math.asinh(y), math.asinh(inside), math.log(100.0)]
     torch.testing.assert_close(columns[9:], torch.tensor(expected), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(columns[:9], torch.where(torch.arange(9) == 6, row.abs(), row)[0])
-
-
-def test_a_larger_face_that_is_hit_farther_out_looks_the_same():
-    large = ZN.replace(pitch=20 * ZN.pitch)
-    row = torch.tensor([[1000.0, 0.01, -0.02, 0.0, 0.1, -0.2, -1000.0, 939.6, 0.0]])
-    farther = torch.where((row == row[:, :1]) | (torch.arange(9) > 5), row, 20 * row)
-    small, big = (FeatureScaler(d)(r)[0, 9:] for d, r in ((ZN, row), (large, farther)))
-    torch.testing.assert_close(small, big, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("pz", [0.0, 1e-30, 7000.0])

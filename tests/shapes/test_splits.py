@@ -210,18 +210,6 @@ def test_stages_hold_every_parameter_once(name, shape):
     assert sorted(held) == sorted(id(p) for p in model.parameters())
 
 
-def test_a_larger_face_that_is_hit_farther_out_looks_the_same():
-    small, large = coordinates(), coordinates()
-    large.coordinates = SplitCoordinates(small.detector.replace(pitch=20 * small.detector.pitch), CONTEXT, SMALL)
-    large.load_state_dict(small.state_dict())
-    images, (context, particles) = random_images((6, 5), most=50), conditions(6)
-    farther = particles.clone()
-    farther[:, [1, 2, 4, 5]] *= 20
-    expected = small.log_mass(images, context, particles)
-    torch.testing.assert_close(large.log_mass(images, context, farther), expected)
-    assert not torch.isclose(large.log_mass(images, context, particles), expected)[1:].all()
-
-
 def test_the_local_part_of_some_rows_stands_for_that_of_all():
     model = coordinates(config=SplitConfig(**{**SMALL.__dict__, "local_share": 0.5}))
     images, conditioned = random_images((6, 5), rows=8, most=50), conditions(8)
