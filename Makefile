@@ -84,7 +84,7 @@ export: | $(STAMP)  ## files for ALICE O2: SHAPE=runs/student/... PHOTONS=runs/p
 train-photons: $(DATA)  ## train the photon-sum model; ARGS="-c conf/photons/published.yaml"
 	$(CALOSIM) fit -c conf/photons.yaml $(ARGS)
 
-demo: | $(STAMP)  ## simulate, train, generate, evaluate, explain and report in about three minutes; results in demo/
+demo: | $(STAMP)  ## simulate, train, generate, evaluate, explain and report in three to four minutes; results in demo/
 	@rm -rf demo && mkdir -p demo
 	$(CALOSIM) simulate -c conf/demo/simulate.yaml --out demo/zn.root
 	$(CALOSIM) simulate -c conf/demo/simulate.yaml --primaries demo/zn.root --seed 2 --out demo/zn-other-seed.root
