@@ -110,7 +110,7 @@ def simulate(
     if isinstance(primaries, str):
         check_not_read(out, [primaries])
         made = (read_recipe(primaries) or {}).get("settings", {}).get("detector", detector)
-        if made != detector:
+        if made != detector and not match_sums:  # which refuses it
             said = f"simulated for {made}, its primaries now meet {detector} (--detector {made}: the same again)"
             print(f"calosim: {primaries}: {said}", file=sys.stderr)
     if match_sums and keep_dark:

@@ -56,19 +56,18 @@ def test_a_table_of_primaries_is_simulated(tmp_path, command, capsys):
     assert (tmp_path / "zn.root.json").exists()
 
 
-def test_primaries_that_meet_another_detector_are_told(tmp_path, command, capsys):
-    source = tmp_path / "zp.root"
+def test_primaries_that_meet_another_detector_are_told(tmp_path, command, capfd):
+    source, out = tmp_path / "zp.root", tmp_path / "other.root"
     few = ["--responses_per_primary", 2, "--quiet"]
     assert command("simulate", "--detector", "zp", "--primaries", 60, *few, "--out", source) == 0
     said = f"calosim: {source}: simulated for zp, its primaries now meet zn (--detector zp: the same again)\n"
+    again = ["simulate", "--primaries", source, "--seed", 2, *few, "--out", out]
     for words, expected in ([], said), (["--detector", "zp"], ""):
-        capsys.readouterr()
-        out = tmp_path / "other.root"
-        assert (
-            command("simulate", "--primaries", source, "--seed", 2, *few, "--keep_dark", "true", *words, "--out", out)
-            == 0
-        )
-        assert capsys.readouterr().err == expected
+        capfd.readouterr()
+        assert command(*again, "--keep_dark", "true", *words) == 0
+        assert capfd.readouterr().err == expected
+    assert command(*again, "--match_sums", 1) == 2
+    assert capfd.readouterr().err == f"calosim: error: {source}: holds ZP responses; expected ZN\n"
 
 
 @pytest.mark.parametrize("value", [0, -5])
