@@ -12,6 +12,7 @@ import numpy as np
 
 from calosim.files import read_json, temporary_folder, write_json
 from calosim.showers.reading import files_read, read
+from calosim.showers.root import Names
 
 __all__ = ["cached_arrays", "content_hash", "hash_contents", "open_cache"]
 
@@ -21,13 +22,14 @@ _ARRAYS = ("particles", "pdg", "images", "inputs", "photon_sum")
 _META = "meta.json"
 
 
-def cached_arrays(files: Sequence[str], detector: str, cache_dir: str | None = None) -> Path:
+def cached_arrays(files: Sequence[str], detector: str, cache_dir: str | None = None, names: Names = Names()) -> Path:
     """Reads files into a folder of plain arrays, unless that was done before.
 
     Args:
         files: Paths of the files, read once and as a set, see :func:`calosim.showers.read`.
         detector: The detector they must hold.
         cache_dir: The folder of caches, see :class:`~calosim.showers.datamodule.RootDataModule`.
+        names: What the files call their tree and branches.
 
     Returns:
         A folder with ``particles``, ``pdg``, ``images``, ``inputs`` and ``photon_sum`` as ``.npy`` and ``meta.json``. Its
@@ -37,7 +39,8 @@ def cached_arrays(files: Sequence[str], detector: str, cache_dir: str | None = N
         ValueError: If a file is missing or bad, or no folder is writable.
     """
     data_hash = content_hash(files, detector)
-    key = hashlib.blake2b(f"{_VERSION} {detector} {data_hash}".encode(), digest_size=10).hexdigest()
+    named = f" {names}" if names != Names() else ""
+    key = hashlib.blake2b(f"{_VERSION} {detector} {data_hash}{named}".encode(), digest_size=10).hexdigest()
     places = [Path(cache_dir)] if cache_dir else [Path(files[0]).resolve().parent / ".calosim_cache", _user_cache()]
     for known in places:
         if _is_whole(known / key):
@@ -45,7 +48,7 @@ def cached_arrays(files: Sequence[str], detector: str, cache_dir: str | None = N
     place = next((p for p in places if _writable(p)), None)
     if place is None:
         raise ValueError(f"{places[0]}: the cache folder is not writable; choose another with --data.cache_dir")
-    showers = read(files, detector)
+    showers = read(files, detector, tree=names.tree, columns=names.columns)
     with temporary_folder(place) as temporary:
         made = temporary / key
         made.mkdir()

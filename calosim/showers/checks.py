@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 
 from calosim.detectors import DETECTORS, get_detector
-from calosim.showers.record import FEATURES, Showers, Where
+from calosim.showers.record import FEATURES, TABULATED, Showers, Where
 
 __all__ = [
     "agreed_detector",
+    "check_image_shape",
     "check_mass_shell",
     "check_primaries",
     "check_showers",
     "detector_of_shape",
     "existing_file",
+    "features_of",
     "first_true",
     "infer_pdg",
     "masses_and_charges",
@@ -29,6 +31,7 @@ __all__ = [
     "photon_counts",
     "reading_file",
     "row_name",
+    "showers_of",
     "tabulated",
 ]
 
@@ -290,14 +293,55 @@ def pdg_codes(values: np.ndarray, source: str, where: Where) -> np.ndarray:
     return values.astype(np.int32)
 
 
-def detector_of_shape(shape: tuple[int, ...], source: str) -> str:
-    """The name of the detector whose images have that shape.
+def features_of(columns: Mapping[str, np.ndarray], source: str, where: Where) -> tuple[np.ndarray, np.ndarray]:
+    """Features and PDG codes of columns (N,) by our names; mass and charge follow from the PDG code where they are missing.
+
+    Returns:
+        Features with shape (N, 9), float64, and PDG codes (N,), int32.
+
+    Raises:
+        ValueError: If a code is no PDG code, or the tables lack its mass.
+    """
+    pdg = pdg_codes(columns["pdg"], source, where)
+    if missing := [name for name in TABULATED if name not in columns]:
+        known = dict(zip(TABULATED, tabulated(pdg, source, where), strict=True))
+        columns = dict(columns) | {name: known[name] for name in missing}
+    return np.column_stack([columns[name] for name in FEATURES]).astype(np.float64, copy=False), pdg
+
+
+def showers_of(columns: Mapping[str, np.ndarray], detector: str, source: str, where: Where) -> Showers:
+    """A record of columns by our names, see :func:`features_of`; images may be flat, pixel (x, y) at x ny + y.
+
+    Raises:
+        ValueError: If a code or a photon count is none.
+    """
+    particles, pdg = features_of(columns, source, where)
+    images = photon_counts(columns["response"], source, where)
+    return Showers(particles, pdg, images.reshape(-1, *get_detector(detector).shape), detector)
+
+
+def check_image_shape(shape: tuple[int, ...], detector: str, source: str) -> None:
+    """Checks that images are those of a detector: of its shape, or as many numbers in a row.
+
+    Raises:
+        ValueError: If not, or if there is no such detector.
+    """
+    if detector not in DETECTORS:
+        raise ValueError(f"{source}: unknown detector {detector!r} in the file; expected one of {', '.join(DETECTORS)}")
+    expected = DETECTORS[detector]
+    if shape not in (expected.shape, (expected.pixels,)):
+        raise ValueError(f"{source}: response: images of shape {shape}; {expected.title} has {expected.shape}")
+
+
+def detector_of_shape(shape: tuple[int, ...], source: str, wanted: str | None = None) -> str:
+    """The name of the detector whose images have that shape, or as many numbers in a row; the one that is wanted comes first.
 
     Raises:
         ValueError: If there is none.
     """
-    for name, detector in DETECTORS.items():
-        if detector.shape == shape:
+    names = sorted(DETECTORS, key=lambda name: name != wanted)
+    for name in names:
+        if shape in (DETECTORS[name].shape, (DETECTORS[name].pixels,)):
             return name
     known = ", ".join(f"{d.title} {d.shape[0]} x {d.shape[1]}" for d in DETECTORS.values())
     raise ValueError(f"{source}: response: images of shape {shape} fit no detector; expected one of {known}")

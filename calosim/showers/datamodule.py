@@ -22,7 +22,7 @@ from calosim.detectors import get_detector
 from calosim.particles import particle_code, particle_name
 from calosim.showers.cache import cached_arrays, open_cache
 from calosim.showers.record import Showers
-from calosim.showers.root import read_made
+from calosim.showers.root import Names, read_made
 from calosim.showers.samplers import EpochSampler, InOrder
 from calosim.showers.splits import SPLITS, Split, split_rows
 
@@ -109,6 +109,8 @@ class RootDataModule(LightningDataModule):
         seed: Seed of the split; the order of training depends on ``seed_everything`` too.
         cache_dir: Where the cache lies; by default ``.calosim_cache`` beside the first file, or the user's cache folder if
             that is not writable.
+        tree: The tree of ROOT files, such as ``events/tracks``; ``showers`` or ``o2sim`` if not given.
+        columns: Branches of other names, by ours: ``{energy: E, px: p.fX, response: cells}``.
     """
 
     def __init__(
@@ -124,6 +126,8 @@ class RootDataModule(LightningDataModule):
         min_photons: int = 10,
         seed: int = 0,
         cache_dir: str | None = None,
+        tree: str | None = None,
+        columns: dict[str, str] | None = None,
     ):
         super().__init__()
         self.files = [files] if isinstance(files, str) else list(files)
@@ -138,13 +142,14 @@ class RootDataModule(LightningDataModule):
         self.particle = None if particle is None else particle_code(particle)
         self.power = {"natural": 1.0, "balanced": 0.0, "power": sampling_power}[sampling]
         self.min_photons, self.seed, self.cache_dir = min_photons, seed, cache_dir
+        self.names = Names(tree, columns or {})
         self._splits: dict[Split, np.ndarray] | None = None
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
         """Builds the cache; Lightning calls it on one process of a machine."""
-        cached_arrays(self.files, self.detector.name, self.cache_dir)
+        cached_arrays(self.files, self.detector.name, self.cache_dir, self.names)
 
     def setup(self, stage: str | None = None) -> None:
         """Maps the cache and makes the split, once.
@@ -154,7 +159,7 @@ class RootDataModule(LightningDataModule):
         """
         if self._splits is not None:
             return
-        folder = cached_arrays(self.files, self.detector.name, self.cache_dir)
+        folder = cached_arrays(self.files, self.detector.name, self.cache_dir, self.names)
         self.arrays, self.data_hash = open_cache(folder)
         pdg = self.arrays["pdg"]
         splits = split_rows(self.arrays["inputs"], pdg, self.split_by, self.fractions, self.seed)

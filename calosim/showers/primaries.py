@@ -14,19 +14,18 @@ from calosim.showers.checks import (
     check_mass_shell,
     check_primaries,
     existing_file,
-    pdg_codes,
+    features_of,
     row_name,
-    tabulated,
 )
 from calosim.showers.extract import column_pieces, count_lines
-from calosim.showers.record import FEATURES
-from calosim.showers.root import check_branches, open_tree, read_branches
+from calosim.showers.record import FEATURES, TABULATED
+from calosim.showers.root import open_tree
 
 __all__ = ["PIECE", "PrimariesFile", "read_primaries"]
 
 #: Rows read at once: 3 MB of features.
 PIECE = 40_000
-_NAMES = (*FEATURES, "pdg")
+_NAMES = [name for name in (*FEATURES, "pdg") if name not in TABULATED]
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,9 @@ class PrimariesFile:
         path = existing_file(path)
         match path.suffix.lower():
             case ".root":
-                with open_tree(path) as (_, tree):
-                    check_branches(path, tree, _NAMES)
-                    rows = int(tree.num_entries)
+                with open_tree(path) as tree:
+                    tree.check(_NAMES, TABULATED)
+                    rows = tree.rows
             case ".csv":
                 next(_table(path, 0, 1))  # refuses a wrong header
                 rows = count_lines(path)
@@ -90,24 +89,22 @@ class PrimariesFile:
     def _checked(self, arrays: dict[str, np.ndarray], first: int) -> tuple[np.ndarray, np.ndarray]:
         """Features and codes from columns, of which mass and charge may be missing."""
         where, name = partial(row_name, first), str(self.path)
-        pdg = pdg_codes(arrays["pdg"], name, where)
-        if "mass" not in arrays:
-            arrays["mass"], arrays["charge"] = tabulated(pdg, name, where)
-        particles = np.column_stack([arrays[feature] for feature in FEATURES]).astype(np.float64, copy=False)
+        particles, pdg = features_of(arrays, name, where)
         check_primaries(particles, pdg, name, where)
         check_mass_shell(particles, name, where)
         return particles, pdg
 
 
 def _branches(path: Path, first: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
-    with open_tree(path) as (_, tree):
+    with open_tree(path) as tree:
+        names = tree.check(_NAMES, TABULATED)
         for start in range(first, stop, PIECE):
-            yield read_branches(path, tree, _NAMES, start, min(start + PIECE, stop))
+            yield tree.read(names, start, min(start + PIECE, stop))
 
 
 def _table(path: Path, first: int, most: int) -> Iterator[dict[str, np.ndarray]]:
-    kinds = {name: "f8" for name in FEATURES if name not in ("mass", "charge")} | {"pdg": "i8"}
-    for table in column_pieces(path, kinds, {"mass": "f8", "charge": "f8"}, first, most):
+    kinds = dict.fromkeys(_NAMES, "f8") | {"pdg": "i8"}
+    for table in column_pieces(path, kinds, dict.fromkeys(TABULATED, "f8"), first, most):
         yield {name: table[name] for name in table.dtype.names or ()}
 
 

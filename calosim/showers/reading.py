@@ -1,33 +1,44 @@
-"""Reading showers in any form, and converting them to calosim's ROOT form."""
+"""Reading showers in any form, and converting them to calosim's ROOT form or to HDF5."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from calosim.detectors import get_detector
 from calosim.files import check_not_read
-from calosim.showers.checks import agreed_detector, check_showers, existing_file
+from calosim.showers.checks import (
+    agreed_detector,
+    check_image_shape,
+    check_showers,
+    detector_of_shape,
+    existing_file,
+    row_name,
+    showers_of,
+)
 from calosim.showers.extract import is_table, pair_texts, text_source
+from calosim.showers.hdf5 import SUFFIXES, Hdf5Writer, hdf5_source
 from calosim.showers.npz import npz_header, npz_source
-from calosim.showers.o2sim import O2SIM, o2sim_source
-from calosim.showers.record import FEATURES, Showers, Source
-from calosim.showers.root import BASKET, Writer, open_tree, root_source
+from calosim.showers.o2sim import o2sim_source
+from calosim.showers.record import COLUMNS, FEATURES, TABULATED, Showers, Source, Where
+from calosim.showers.root import BASKET, O2SIM, Names, Writer, open_tree, root_source
 
-__all__ = ["Files", "checked_pieces", "convert", "files_read", "read", "sources"]
+__all__ = ["Files", "arrays_source", "checked_pieces", "convert", "files_read", "read", "sources"]
 
 #: One file or several.
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 def _content(path: Path) -> str:
-    """What a file holds: ``root``, ``particles``, ``responses`` (npz), ``table`` or ``images`` (text)."""
+    """What a file holds: ``showers`` (ROOT, HDF5), ``particles``, ``responses`` (npz), ``table`` or ``images`` (text)."""
     match path.suffix.lower():
-        case ".root":
-            return "root"
+        case ".root" | ".h5" | ".hdf5":
+            return "showers"
         case ".npz":
             dimensions = len(npz_header(path)[0])
             if dimensions not in (2, 3):
@@ -36,18 +47,18 @@ def _content(path: Path) -> str:
         case ".csv" | ".txt":
             return "table" if is_table(path) else "images"
         case other:
-            raise ValueError(f"{path}: unknown suffix {other!r}; expected .root, .npz, .csv or .txt")
+            raise ValueError(f"{path}: unknown suffix {other!r}; expected .root, .h5, .npz, .csv or .txt")
 
 
 def _sets(files: Files, detector: str | None) -> list[tuple[Path, ...]]:
-    """Sorts files into data sets, in listed order: a ROOT file, particles with responses, or a table with images."""
+    """Sorts files into data sets, in listed order: a file of showers, particles with responses, or a table with images."""
     listed = [files] if isinstance(files, (str, os.PathLike)) else list(files)
     if not listed:
         raise ValueError("no file to read; expected at least one")
     paths: dict[Path, Path] = {}
     for path in map(existing_file, listed):
         paths.setdefault(path.resolve(), path)  # a file that is listed twice is read once
-    found: dict[str, list[Path]] = {k: [] for k in ("root", "particles", "responses", "table", "images")}
+    found: dict[str, list[Path]] = {k: [] for k in ("showers", "particles", "responses", "table", "images")}
     for path in paths.values():
         found[_content(path)].append(path)
     particles, responses = found["particles"], found["responses"]
@@ -58,7 +69,7 @@ def _sets(files: Files, detector: str | None) -> list[tuple[Path, ...]]:
     if len(particles) != len(responses):
         counts = f"{len(particles)} npz files with particles and {len(responses)} with responses"
         raise ValueError(f"{particles[0]}: got {counts}; expected pairs")
-    sets: list[tuple[Path, ...]] = [(path,) for path in found["root"]]
+    sets: list[tuple[Path, ...]] = [(path,) for path in found["showers"]]
     sets += _pairs(particles, responses)
     if found["table"] or found["images"]:
         sets += pair_texts(found["table"], found["images"], detector and get_detector(detector).name)
@@ -106,7 +117,11 @@ def files_read(files: Files, detector: str | None = None) -> list[Path]:
 
 
 def sources(
-    files: Files, detector: str | None = None, assume_beam_direction: bool = False, prefer: Sequence[int] = ()
+    files: Files,
+    detector: str | None = None,
+    assume_beam_direction: bool = False,
+    prefer: Sequence[int] = (),
+    names: Names = Names(),
 ) -> list[Source]:
     """The data sets that files make up, in the order in which :func:`read` reads them.
 
@@ -115,6 +130,7 @@ def sources(
         detector: As for :func:`read`.
         assume_beam_direction: As for :func:`read`.
         prefer: As for :func:`read`.
+        names: What ROOT files call their tree and branches, and HDF5 files their datasets.
 
     Raises:
         ValueError: If anything that shows without reading all rows is wrong with a file.
@@ -122,10 +138,12 @@ def sources(
     wanted = None if detector is None else get_detector(detector).name
 
     def source(first: Path, partner: Path | None = None) -> Source:
+        if partner is None and first.suffix.lower() in SUFFIXES:
+            return hdf5_source(first, wanted, names)
         if partner is None:
-            with open_tree(first, "showers", O2SIM) as (_, tree):
-                kind = o2sim_source if tree.name == O2SIM else root_source
-            return kind(first, wanted)
+            with open_tree(first, names) as tree:
+                kind = o2sim_source if tree.name == O2SIM and not names.columns else root_source
+            return kind(first, wanted, names)
         if first.suffix.lower() == ".npz":
             return npz_source(first, partner, wanted, prefer)
         return text_source(first, partner, assume_beam_direction)
@@ -136,6 +154,51 @@ def sources(
         if each.rows == 0:
             raise ValueError(f"{each.name}: holds no rows; expected at least one")
     return result
+
+
+def arrays_source(arrays: Mapping[str, Any], wanted: str | None) -> Source:
+    """Arrays in memory as a source.
+
+    Args:
+        arrays: Columns by our names: numpy's, pandas' or awkward's arrays, or lists. Others are ignored.
+        wanted: The detector; told by the images' shape if None.
+
+    Raises:
+        ValueError: If a column is missing, or they are not of one length.
+    """
+    names = [name for name in COLUMNS if name in arrays or name not in TABULATED]
+    if missing := [name for name in names if name not in arrays]:
+        raise ValueError(f"arrays: has no {missing[0]!r}; expected {', '.join(COLUMNS)}")
+    values = {name: _numbers(name, arrays[name]) for name in names}
+    images = values["response"]
+    for name, column in values.items():
+        if name != "response" and column.shape != images.shape[:1]:
+            raise ValueError(
+                f"arrays: {name} has shape {column.shape}; expected {images.shape[:1]}, a number for each image"
+            )
+    detector = detector_of_shape(images.shape[1:], "arrays", wanted)
+    check_image_shape(images.shape[1:], detector, "arrays")
+    agreed_detector(detector, wanted, "arrays")
+
+    def pieces(rows: int) -> Iterator[tuple[Showers, Where]]:
+        for first in range(0, len(images), rows):
+            where = partial(row_name, first)
+            part = {name: column[first : first + rows] for name, column in values.items()}
+            yield showers_of(part, detector, "arrays", where), where
+
+    return Source(detector, len(images), images.dtype in (np.int8, np.int16), pieces, "arrays")
+
+
+def _numbers(name: str, values: Any) -> np.ndarray:
+    """A column as numpy's array, whatever its library; a series of images is one array."""
+    try:
+        array = np.asarray(values)
+        array = np.array(list(array)) if array.dtype.hasobject else array
+    except ValueError:  # of awkward's arrays too
+        array = np.array(None)
+    if array.dtype.kind not in "iuf" or not array.ndim:
+        raise ValueError(f"arrays: {name} holds {type(values).__name__}; expected numbers, as many in each row")
+    return array
 
 
 def checked_pieces(source: Source, rows: int) -> Iterator[Showers]:
@@ -157,23 +220,28 @@ def checked_pieces(source: Source, rows: int) -> Iterator[Showers]:
 
 
 def read(
-    path: Files,
+    path: Files | Mapping[str, Any],
     detector: str | None = None,
     assume_beam_direction: bool = False,
     prefer: Sequence[int] = (),
+    tree: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Showers:
     """Reads showers into memory, whatever the form of the files; the images take one array and little more.
 
     Args:
-        path: A ROOT file of ours; an npz file of particles or responses (the other one is looked for beside
-            it); a CSV of ``Extract.C`` (its ``neutron_image.txt`` or ``proton_image.txt`` is looked for
-            beside it). Or several files, each read once, one data set after the other in listed order;
-            partners may stand anywhere in the list.
+        path: A ROOT file with a tree of showers, ours or another's; a file of O2's simulation; HDF5; an npz file of
+            particles or responses (the other one is looked for beside it); a CSV of ``Extract.C`` (its ``neutron_image.txt``
+            or ``proton_image.txt`` is looked for beside it). Or several files, each read once, one data set after the other in
+            listed order; partners may stand anywhere in the list. Or arrays in memory, by the names of
+            :data:`~calosim.showers.record.COLUMNS`: numpy's, pandas' or awkward's.
         detector: The detector expected. Required to choose where text files hold images of both ZN and ZP.
         assume_beam_direction: Whether to take tracks of the older CSV, which has no momenta, as parallel to
             the beam: :math:`p_x = p_y = 0`, :math:`p_z = \\mathrm{sign}(v_z) \\sqrt{E^2 - m^2}`.
         prefer: PDG codes to take where a file without them leaves a choice; 310 takes K0S where K0L fits as
             well.
+        tree: The tree of ROOT files, ``events/tracks``; ``showers`` or ``o2sim`` if not given.
+        columns: Branches or datasets by our names, where they are others: ``{"energy": "E", "px": "p.fX"}``.
 
     Returns:
         All rows; images int16, or int32 where a pixel needs it.
@@ -181,7 +249,10 @@ def read(
     Raises:
         ValueError: If anything is wrong with a file, in one line that says what and where.
     """
-    parts = sources(path, detector, assume_beam_direction, prefer)
+    if isinstance(path, Mapping):
+        parts = [arrays_source(path, detector)]
+    else:
+        parts = sources(path, detector, assume_beam_direction, prefer, Names(tree, columns or {}))
     from tqdm import tqdm
 
     # Files of wider numbers are gone through once more, so that one artefact in the last row does not cost
@@ -214,18 +285,22 @@ def convert(
     detector: str | None = None,
     assume_beam_direction: bool = False,
     prefer: list[int] | None = None,
+    tree: str | None = None,
+    columns: dict[str, str] | None = None,
     quiet: bool = False,
 ) -> None:
-    """Converts showers of any known form to one ROOT file.
+    """Converts showers of any known form to one ROOT or HDF5 file.
 
     Args:
-        source: ROOT, npz or text files, one or a list. npz: particles and responses (key ``arr_0``). Text of O2's Extract.C:
-            the CSV and the image texts. A partner that is not listed is looked for beside its file.
-        out: The ROOT file to write.
+        source: ROOT, HDF5, npz or text files, one or a list. npz: particles and responses (key ``arr_0``). Text of O2's
+            Extract.C: the CSV and the image texts. A partner that is not listed is looked for beside its file.
+        out: The file to write, .root, or .h5 in the layout of the CaloChallenge.
         detector: The detector expected: zn, zp or focal_h. Required where text files hold both ZN and ZP.
         assume_beam_direction: Take tracks of the older CSV, which has no momenta, as parallel to the beam.
         prefer: PDG codes to take where an npz file without PDG codes leaves a choice; 310 takes K0S where K0L
             fits as well.
+        tree: The tree of ROOT files, such as events/tracks; showers or o2sim if not given.
+        columns: Branches of other names, by ours: {energy: E, px: p.fX, response: cells}.
         quiet: Show no progress.
 
     Raises:
@@ -233,12 +308,13 @@ def convert(
     """
     from tqdm import tqdm
 
-    parts = sources(source, detector, assume_beam_direction, prefer or ())
+    parts = sources(source, detector, assume_beam_direction, prefer or (), Names(tree, columns or {}))
     check_not_read(out, [source] if isinstance(source, str) else source)
     total = sum(part.rows for part in parts)
     particles: set[int] = set()
     bar = tqdm(total=total, unit="rows", disable=True if quiet else None)
-    with Writer(out, parts[0].detector) as writer, bar as progress:
+    kind = Hdf5Writer if Path(out).suffix.lower() in SUFFIXES else Writer
+    with kind(out, parts[0].detector) as writer, bar as progress:
         for part in parts:
             for showers in checked_pieces(part, BASKET):
                 writer.extend(showers)

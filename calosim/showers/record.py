@@ -10,11 +10,15 @@ import numpy as np
 
 from calosim.detectors import Detector, get_detector
 
-__all__ = ["FEATURES", "Showers", "Source", "Where"]
+__all__ = ["COLUMNS", "FEATURES", "TABULATED", "Showers", "Source", "Where"]
 
 #: The primary particle's features, in the order of ``Showers.particles``.
 #: energy GeV; vx, vy, vz cm; px, py, pz GeV/c; mass MeV; charge in units of e.
 FEATURES: tuple[str, ...] = ("energy", "vx", "vy", "vz", "px", "py", "pz", "mass", "charge")
+
+#: Columns of a table of showers, and those that follow from the PDG code where they are missing.
+COLUMNS: tuple[str, ...] = (*FEATURES, "pdg", "response")
+TABULATED: tuple[str, ...] = ("mass", "charge")
 
 
 @dataclass(frozen=True)

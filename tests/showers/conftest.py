@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -231,3 +233,28 @@ def refused(spoil: Spoiler, capsys: pytest.CaptureFixture[str]) -> Callable[...,
         assert {path: path.read_bytes() for path in spoil.folder.iterdir() if path.is_file()} == before
 
     return check
+
+
+@pytest.fixture
+def real_data() -> Callable[[str], Path]:
+    """Finds a file of real detector output, which does not come with calosim; the test is skipped where it is missing."""
+    folder = Path(os.environ.get("CALOSIM_SHARED_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+
+    def find(name: str) -> Path:
+        if not (folder / name).exists():
+            pytest.skip(f"{name} is not here")
+        return folder / name
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def by_root() -> Any:
+    """The module that made the files in ``tests/data/root``, which knows what they hold."""
+    path = Path(__file__).parents[1] / "data" / "make_root_fixtures.py"
+    spec = importlib.util.spec_from_file_location("make_root_fixtures", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

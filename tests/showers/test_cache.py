@@ -116,8 +116,8 @@ def test_a_bad_file_leaves_no_cache(tmp_path):
 def test_two_builders_at_once_agree(small, monkeypatch):
     both_have_read = threading.Barrier(2, timeout=60)
 
-    def slow(*arguments):
-        result = read(*arguments)
+    def slow(*arguments, **names):
+        result = read(*arguments, **names)
         both_have_read.wait()
         return result
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +17,6 @@ ARTEFACT = 177_940
 SIX_DIGITS = 1e-5
 #: Double precision through a square and a root.
 ROUNDING = 1e-12
-EXAMPLES = Path(
-    os.environ.get("CALOSIM_SHARED_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")
-) / "o2_zdc_examples.csv"  # fmt: skip
 NEWER = "Detector,Pdg,Energy,Vx,Vy,Vz,Px,Py,Pz,PhotonSum"
 OLDER = "Detector,Event,Counter,StatusCode,Pdg,Energy,Vx,Vy,Vz,PhotonSum"
 
@@ -55,9 +50,9 @@ def test_text_without_momenta(tmp_path, make, save_text):
     np.testing.assert_array_equal(got.images, showers.images)
 
 
-@pytest.mark.skipif(not EXAMPLES.exists(), reason="the examples of real O2 output are not here")
-def test_real_output_of_o2(tmp_path):
-    table = read_table(EXAMPLES)
+def test_real_output_of_o2(tmp_path, real_data):
+    examples = real_data("o2_zdc_examples.csv")
+    table = read_table(examples)
     assert table.dtype.names == ("Detector", "Pdg", "Energy", "Vx", "Vy", "Vz", "PhotonSum")
     neutron, proton = table[0::2], table[1::2]
     assert set(neutron["Detector"]) == {"N"}
@@ -71,7 +66,7 @@ def test_real_output_of_o2(tmp_path):
     images[:, 28, 15] = proton["PhotonSum"]
     lines = (" ".join(map(str, line)) + " \n" for line in images.reshape(-1, 30).tolist())
     (tmp_path / "proton_image.txt").write_text("".join(lines))
-    source, out = [str(EXAMPLES), str(tmp_path / "proton_image.txt")], str(tmp_path / "zp.root")
+    source, out = [str(examples), str(tmp_path / "proton_image.txt")], str(tmp_path / "zp.root")
     convert(source, out, detector="zp", assume_beam_direction=True)
     got = read(out)
     np.testing.assert_array_equal(got.photon_sum, proton["PhotonSum"])

@@ -1,9 +1,6 @@
-"""O2's simulation files, in the layout that ROOT gives the members of its vector of pairs."""
+"""O2's simulation files, as ROOT writes them from classes with O2's members."""
 
 from __future__ import annotations
-
-from pathlib import Path
-from types import SimpleNamespace
 
 import awkward as ak
 import numpy as np
@@ -11,78 +8,87 @@ import pytest
 import uproot
 
 from calosim.showers import Showers, convert, read
-from calosim.showers.o2sim import _member
 
-#: Particles of the events, some of which left no photons.
-EVENTS = [0, 5, 1, 0, 9, 6]
+#: Masses are those of the tables; all else went through ROOT as it is.
+TABLES, ROUNDING = 1e-7, 1e-12
 PAIR = "ZDCResponseImage.second."
-#: Masses are those of the tables.
-TABLES = 1e-7
-
-
-def write(path: Path, both: tuple[Showers, Showers], **changed: np.ndarray | None) -> Path:
-    """Particles of the first, images of both; members are one after the other in an event."""
-    zn, zp = both
-    columns = dict(zip(("E", "Vx", "Vy", "Vz", "Px", "Py", "Pz"), zn.particles.T, strict=False))
-    members = {f"ZDCResponseImage.first.f{name}": column for name, column in columns.items()}
-    members["ZDCResponseImage.first.fPdgCode"] = zn.pdg
-    for name, showers in (("first", zn), ("second", zp)):
-        members[f"{PAIR}{name}.mPhotonSum"] = showers.photon_sum.astype(np.int32)
-        members[f"{PAIR}{name}.mImageData"] = showers.images.astype(np.int32)
-    members |= {PAIR + name: values for name, values in changed.items()}
-    members = {name: values for name, values in members.items() if values is not None}
-    with uproot.recreate(path) as file:
-        tree = file.mktree("o2sim", {name: f"var * {values.dtype}" for name, values in members.items()})
-        for start in (0, 3):  # two baskets
-            events = np.array(EVENTS[start : start + 3])
-            rows = slice(sum(EVENTS[:start]), sum(EVENTS[:start]) + events.sum())
-            each = {name: values[0].size for name, values in members.items()}
-            tree.extend({n: ak.unflatten(v[rows].ravel(), events * each[n]) for n, v in members.items()})
-    return path
+FILES = ["split99-default", "split99-zstd", "split99-lz4", "split99-none", "split0-default"]
 
 
 @pytest.fixture
-def both(make) -> tuple[Showers, Showers]:
-    zn, zp = make(sum(EVENTS)), make(sum(EVENTS), "zp")
-    for dark in (zn.images[3:8], zp.images[5:9]):
-        dark[...] = 0
-    return zn, zp
+def expected(by_root):
+    """What the files hold of particles that left photons: in the ZP two are dark, of which one is dark in the ZN too."""
+
+    def of(detector: str) -> Showers:
+        particles, pdg, zn = by_root.showers("zn")
+        zp = by_root.showers("zp")[2].copy()
+        zp[[1, 3]] = 0
+        lit = (zn.sum((1, 2)) > 0) | (zp.sum((1, 2)) > 0)
+        assert lit.sum() == by_root.ROWS - 1
+        return Showers(particles[lit], pdg[lit], (zn if detector == "zn" else zp)[lit], detector)
+
+    return of
 
 
 @pytest.mark.parametrize("detector", ["zn", "zp"])
-@pytest.mark.parametrize("basket", [4, 4000])
-def test_particles_that_left_photons(detector, basket, both, tmp_path, check_equal, monkeypatch):
-    monkeypatch.setattr("calosim.showers.reading.BASKET", basket)
-    path = write(tmp_path / "o2sim.root", both)
-    lit = both[0].photon_sum + both[1].photon_sum > 0
-    assert 15 < lit.sum() < sum(EVENTS)
-    zn, zp = both
-    expected = zn if detector == "zn" else Showers(zn.particles, zn.pdg, zp.images, "zp")
-    check_equal(read(path, detector), expected.select(lit), TABLES)
+@pytest.mark.parametrize("name", FILES)
+def test_particles_that_left_photons(name, detector, by_root, expected, tmp_path, check_equal):
+    path = by_root.FOLDER / f"o2sim-{name}.root"
+    check_equal(read(path, detector), expected(detector), TABLES)
     convert(str(path), str(tmp_path / "out.root"), detector, quiet=True)
-    check_equal(read(tmp_path / "out.root"), expected.select(lit), TABLES)
+    check_equal(read(tmp_path / "out.root"), expected(detector), TABLES)
+
+
+@pytest.mark.parametrize("name", ["split99-default", "split0-default"])
+def test_steps_do_not_matter(name, by_root, expected, check_equal, monkeypatch):
+    """Events are read a few at a time, those without particles too."""
+    monkeypatch.setattr("calosim.showers.reading.BASKET", 2)
+    monkeypatch.setattr("calosim.showers.o2sim._STEP", 1)
+    check_equal(read(by_root.FOLDER / f"o2sim-{name}.root", "zp"), expected("zp"), TABLES)
+
+
+def test_another_file_by_root(real_data):
+    """Written elsewhere, with tracks beside the images."""
+    path, values = real_data("o2sim_by_root_split99.root"), np.load(real_data("o2sim_by_root_split99.npz"))
+    for detector in ("zn", "zp"):
+        got = read(path, detector)
+        np.testing.assert_array_equal(got.images, values[detector])
+        np.testing.assert_array_equal(got.pdg, values["pdg"])
+        np.testing.assert_allclose(got.particles[:, :7], values["features"], rtol=ROUNDING)
 
 
 @pytest.mark.parametrize(
-    ("detector", "changed", "said"),
-    [
-        (None, {}, "expected a choice of detector, zn or zp"),
-        ("focal_h", {}, "zn or zp, got focal_h"),
-        ("zn", {"first.mImageData": None}, "no branch ZDCResponseImage.second.first.mImageData.*Extract.C"),
-        ("zn", {"first.mImageData": np.zeros((sum(EVENTS), 5, 5), np.int32)}, "expected 40656 numbers .* got 525"),
-        ("zn", {"first.mPhotonSum": np.arange(sum(EVENTS), dtype=np.int32)}, "row 0: mPhotonSum is 0, but the image"),
-    ],
+    ("detector", "said"), [(None, "expected a choice of detector, zn or zp"), ("focal_h", "got focal_h")]
 )
-def test_bad_files(detector, changed, said, both, tmp_path):
+def test_a_detector_is_chosen(detector, said, by_root):
     with pytest.raises(ValueError, match=said):
-        read(write(tmp_path / "o2sim.root", both, **changed), detector)
+        read(by_root.FOLDER / "o2sim-split99-zstd.root", detector)
 
 
-def test_members_may_be_nested():
-    images = np.arange(24).reshape(3, 4, 2)
-    nested = ak.unflatten(ak.from_regular(ak.from_numpy(images), axis=None), [2, 0, 1])
-    assert nested.ndim == 4
-    branch = SimpleNamespace(name="ZDCResponseImage.a", array=lambda **_: nested)
-    values, events = _member(Path("x.root"), SimpleNamespace(itervalues=lambda: [branch]), "a", 24)
-    assert np.array_equal(values, images.ravel())
-    assert events.tolist() == [2, 0, 1]
+def test_other_files_are_refused(by_root, tmp_path):
+    """Without the branch, or with members of other lengths."""
+    path = tmp_path / "o2sim.root"
+
+    def write(**members: np.ndarray) -> None:
+        values = {f"ZDCResponseImage.{n}": ak.unflatten(v.ravel(), v.size // 2) for n, v in members.items()}
+        with uproot.recreate(path) as file:
+            file.mktree("o2sim", {name: v.type.content for name, v in values.items()}).extend(values)
+
+    features = {f"first.{name}": np.ones(4) for name in ("fE", "fVx", "fVy", "fVz", "fPx", "fPy", "fPz")}
+    features |= {"first.fPdgCode": np.full(4, 22, np.int32)}
+    sums = {f"second.{name}.mPhotonSum": np.full(4, 3, np.int32) for name in ("first", "second")}
+    write(**features)
+    with pytest.raises(
+        ValueError, match=r"no branch ZDCResponseImage.second.first.mPhotonSum.*o2-sim-serial.*Extract.C"
+    ):
+        read(path, "zn")
+    write(**features, **sums | {"second.second.mPhotonSum": np.full(6, 3, np.int32)})
+    with pytest.raises(ValueError, match=r"expected as many of each member, got .* 6 zp"):
+        read(path, "zn")
+
+
+@pytest.mark.parametrize("name", ["split99-zstd", "split0-default"])
+def test_images_of_another_detector_are_refused(name, by_root, monkeypatch):
+    monkeypatch.setattr("calosim.showers.o2sim._IMAGES", {"zn": "second.second", "zp": "second.first"})
+    with pytest.raises(ValueError, match=r"second.second.mImageData: expected images of 44 x 44"):
+        read(by_root.FOLDER / f"o2sim-{name}.root", "zn")

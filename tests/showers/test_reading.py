@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import awkward as ak
 import numpy as np
+import pandas as pd
 import pytest
 
-from calosim.showers import convert, read, write
+from calosim.showers import FEATURES, convert, read, write
 from calosim.showers.reading import files_read
 
 #: A number printed with six digits, as Extract.C does.
@@ -93,10 +95,10 @@ BAD: dict[str, tuple[Callable[[Any], list[str]], list[str], dict[str, Any]]] = {
     "missing file": (lambda f: [str(f.folder / "nowhere.root")], ["nowhere.root", "no such file"], {}),
     "folder": (lambda f: [str(f.folder)], ["is a folder"], {}),
     "empty file": (lambda f: f.named("bad.root"), ["bad.root", "empty", "0 bytes"], {}),
-    "unknown suffix": (lambda f: f.named("bad.h5", b"x"), ["bad.h5", ".root, .npz, .csv or .txt"], {}),
+    "unknown suffix": (lambda f: f.named("bad.parquet", b"x"), ["bad.parquet", ".root, .h5, .npz, .csv or .txt"], {}),
     "unknown detector asked for": (lambda f: f.root(), ["unknown detector 'zdc'", "zn, zp"], {"detector": "zdc"}),
     "output is the source": (lambda f: f.root(), ["bad.root", "also a source"], {"out": "bad.root"}),
-    "output suffix": (lambda f: f.root(), ["out.h5", "expected .root"], {"out": "out.h5"}),
+    "output suffix": (lambda f: f.root(), ["out.csv", "expected .root"], {"out": "out.csv"}),
     "output is a folder": (_output_folder, ["dir.root", "is a folder"], {"out": "dir.root"}),
     "output below a file": (lambda f: f.root(), ["bad.root", "cannot write there"], {"out": "bad.root/out.root"}),
 }
@@ -116,3 +118,36 @@ def test_a_bad_file_in_a_process(spoil, tmp_path):
     assert done.stderr.startswith("calosim: error: ")
     assert done.stderr.count("\n") == 1
     assert not out.exists()
+
+
+def test_arrays_in_memory(make, check_equal):
+    """numpy's, pandas' and awkward's, with images flat or not, and with what is no column of ours."""
+    showers = make(20, "zp")
+    columns = dict(zip(FEATURES, showers.particles.T, strict=True)) | {"pdg": showers.pdg, "response": showers.images}
+    check_equal(read(columns), showers)
+    check_equal(read(columns | {"response": showers.images.reshape(20, -1).tolist(), "event": np.arange(3)}), showers)
+    check_equal(read({name: ak.Array(values) for name, values in columns.items()}), showers)
+    frame = pd.DataFrame(columns | {"response": list(showers.images)})
+    check_equal(read(dict(frame), "zp"), showers)
+    check_equal(read({name: columns[name] for name in columns if name not in ("mass", "charge")}), showers, 1e-7)
+
+
+@pytest.mark.parametrize(
+    ("changed", "detector", "said"),
+    [
+        ({"vx": None}, None, "arrays: has no 'vx'; expected energy"),
+        ({"vx": np.zeros(19)}, None, r"arrays: vx has shape \(19,\); expected \(20,\), a number for each image"),
+        ({"pdg": ["n"] * 20}, None, "arrays: pdg holds list; expected numbers"),
+        ({"pdg": None}, None, "arrays: has no 'pdg'"),
+        ({"response": [[1, 2], [3]]}, None, "arrays: response holds list; expected numbers, as many in each row"),
+        ({"response": ak.Array([[1, 2], [3]])}, None, "arrays: response holds Array; expected numbers"),
+        ({"response": np.zeros((20, 7))}, None, r"images of shape \(7,\) fit no detector"),
+        ({}, "zp", "arrays: holds ZN responses; expected ZP"),
+        ({"energy": np.full(20, -1)}, None, "arrays: row 0: energy is -1 GeV"),
+    ],
+)
+def test_bad_arrays_get_one_clear_line(changed, detector, said, make):
+    showers = make(20)
+    columns = dict(zip(FEATURES, showers.particles.T, strict=True)) | {"pdg": showers.pdg, "response": showers.images}
+    with pytest.raises(ValueError, match=said):
+        read({name: values for name, values in (columns | changed).items() if values is not None}, detector)
