@@ -12,6 +12,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,18 @@ _IMAGES = {"zn": "second.first", "zp": "second.second"}
 
 #: Members of the TParticle, in GeV and cm: ours up to the mass; and the PDG code.
 _PARTICLE = dict(zip(FEATURES, ("fE", "fVx", "fVy", "fVz", "fPx", "fPy", "fPz"), strict=False)) | {"pdg": "fPdgCode"}
+
+#: A TParticle as ROOT writes it, 150 bytes of which the first four say so: uproot reads objects one by one, this at once. One
+#: that a TRef points to is two bytes longer; events with such are left to uproot.
+_OBJECT = np.dtype(
+    {
+        "names": ["size", "fPdgCode", "fPx", "fPy", "fPz", "fE", "fVx", "fVy", "fVz"],
+        "formats": [">u4", ">i4", *[">f8"] * 7],
+        "offsets": [0, 34, *range(70, 126, 8)],
+        "itemsize": 150,
+    }
+)
+_SIZE = 0x4000_0000 + _OBJECT.itemsize - 4
 
 #: Bytes of a branch that are decompressed at once where particles are counted.
 _STEP = 64e6
@@ -84,8 +97,8 @@ def _particles(path: Path, tree: Tree) -> tuple[dict[str, np.ndarray], dict[str,
         )
     found: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
     events, step = [np.zeros(0, np.int64)], max(1, int(_STEP * tree.rows / max(tree.size, 1)))
-    for start in range(0, tree.rows, step):
-        arrays = tree.arrays(list(wanted.values()), start, min(start + step, tree.rows))
+    for start, stop in tree.steps(wanted["pdg"], step):
+        arrays = _members(tree, list(wanted.values()), start, stop)
         for name, member in wanted.items():
             found[name].append(_flat(path, member, arrays[member]))
         events.append(awkward.to_numpy(awkward.num(arrays[wanted["pdg"]], axis=1)))
@@ -94,6 +107,22 @@ def _particles(path: Path, tree: Tree) -> tuple[dict[str, np.ndarray], dict[str,
         numbers = ", ".join(f"{len(values)} {name}" for name, values in columns.items())
         raise ValueError(f"{path}: {_BRANCH}: expected as many of each member, got {numbers}")
     return columns, {name: columns.pop(name) for name in _IMAGES}, np.concatenate(events)
+
+
+def _members(tree: Tree, names: list[str], start: int, stop: int) -> dict[str, Any]:
+    """Members of events ``start`` to ``stop``, by name."""
+    import awkward
+    import uproot
+
+    if tree.is_branch(f"{_BRANCH}.first"):
+        size, form = f"{_BRANCH}.first.size", uproot.AsJagged(uproot.AsDtype(_OBJECT))
+        with suppress(ValueError):  # where objects are of several sizes
+            arrays = tree.arrays(
+                [*names, size], start, stop, {name: form for name in [*names, size] if ".first.f" in name}
+            )
+            if awkward.all(arrays.pop(size) == _SIZE):
+                return arrays
+    return tree.arrays(names, start, stop)
 
 
 def _images(

@@ -313,8 +313,11 @@ def convert(
     total = sum(part.rows for part in parts)
     particles: set[int] = set()
     bar = tqdm(total=total, unit="rows", disable=True if quiet else None)
-    kind = Hdf5Writer if Path(out).suffix.lower() in SUFFIXES else Writer
-    with kind(out, parts[0].detector) as writer, bar as progress:
+    kinds = dict.fromkeys(Writer.suffixes, Writer) | dict.fromkeys(SUFFIXES, Hdf5Writer)
+    suffix = Path(out).suffix.lower()
+    if suffix not in kinds:
+        raise ValueError(f"{out}: unknown suffix {suffix!r} to write; expected {' or '.join(kinds)}")
+    with kinds[suffix](out, parts[0].detector) as writer, bar as progress:
         for part in parts:
             for showers in checked_pieces(part, BASKET):
                 writer.extend(showers)

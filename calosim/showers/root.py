@@ -159,7 +159,7 @@ class Tree:
 
     def is_branch(self, name: str) -> bool:
         """Whether a column is a branch of its own, rather than a member of another's objects."""
-        return not self._find(name)[1]
+        return self._columns.get(name, name) in self._branches
 
     def check(self, names: Sequence[str], optional: Sequence[str] = ()) -> list[str]:
         """Checks that the tree has columns, and that all but ``response`` hold one number an entry.
@@ -188,10 +188,12 @@ class Tree:
         return first.shape[1:], first.dtype
 
     def steps(self, name: str, rows: int) -> Iterator[tuple[int, int]]:
-        """Ranges of entries to read at once, of about so many rows: whole baskets, since one cut in two is decompressed twice."""
+        """Ranges of entries to read at once, of so many rows or more: whole baskets, as one cut in two is decompressed twice."""
         branch, _ = self._find(name)
         with reading_file(self._path):
-            edges = [int(edge) for edge in getattr(branch, "entry_offsets", range(0, self.rows + rows, rows))]
+            # An RNTuple has clusters; its pages cannot be read by halves either.
+            clusters = [each.num_first_entry for each in getattr(self._tree, "cluster_summaries", [])]
+            edges = [int(edge) for edge in getattr(branch, "entry_offsets", [*clusters, self.rows])]
         start = 0
         for edge in edges[1:]:
             stop = min(edge, self.rows)
@@ -423,7 +425,7 @@ class Writer:
         with self._stack:
             if self.rows == 0:
                 raise ValueError(f"{self.path}: no rows to write; expected at least one")
-            if self._pending:
+            if any(map(len, self._pending)):
                 self._flush()
             with self._write_errors():
                 self._close()

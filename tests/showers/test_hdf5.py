@@ -24,7 +24,7 @@ def hdf5(tmp_path, make):
 @pytest.mark.usefixtures("small_baskets")
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_there_and_back(detector, tmp_path, make, check_equal):
-    showers = make(20, detector)
+    showers = make(21, detector)  # whole baskets
     images = showers.images.astype(np.int32)
     images[13, 2, 3] = 177_940  # an artefact that 16 bits do not hold
     showers = Showers(showers.particles, showers.pdg, images, detector)

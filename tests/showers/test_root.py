@@ -65,6 +65,13 @@ def test_pieces_do_not_matter(chunk, tmp_path, make, join, check_equal):
 
 
 @pytest.mark.usefixtures("small_baskets")
+def test_rows_that_fill_their_baskets(tmp_path, make):
+    write(tmp_path / "a.root", make(14))
+    with uproot.open(tmp_path / "a.root") as file:
+        assert file["showers"]["response"].num_baskets == 2
+
+
+@pytest.mark.usefixtures("small_baskets")
 @pytest.mark.parametrize("row", [0, 24, 49])
 def test_artefact(row, tmp_path, make, check_equal):
     showers = make(50)
