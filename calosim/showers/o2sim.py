@@ -3,7 +3,8 @@
 An entry is an event, a `std::vector<std::pair<TParticle, std::pair<SpatialPhotonResponse, SpatialPhotonResponse>>>`: who
 entered the calorimeters, and the images of ZN and ZP. ROOT writes the particles as objects, and the members of the responses
 as branches of their own (split mode 99, the default) or all in one branch (0). Only `o2-sim-serial` is expected to write that
-branch: the workers of the parallel `o2-sim` pass hits on, and no images.
+branch: the workers of the parallel `o2-sim` pass hits on, and no images. Mode 0 is read object by object by uproot, a thousand
+times slower: convert such a file once.
 
 References:
     | AliceO2Group/AliceO2, Detectors/ZDC/simulation: SpatialPhotonResponse.h, ParticlePhotonResponse in Detector.h
