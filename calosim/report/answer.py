@@ -45,8 +45,7 @@ def answer(folders: Sequence[Path]) -> Section:
     drawn: Picture | None = None
     for found in judged:
         drawn = drawn or response_picture(found, *SHOWN)
-    if drawn is not None:
-        section.figures(drawn)
+    section.figures(drawn)
     lines = [line for found in judged for line in _lines(found, len(judged) > 1)]
     if lines:
         section.pieces.append(("verdicts", (HEADER, lines, LEGEND)))

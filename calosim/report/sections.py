@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -90,9 +89,8 @@ def response_picture(found: Evaluation, primaries: int | None = None, responses:
         return None
     labels = found["examples_labels"].tolist()[:primaries]
     sides = [found[f"examples_{side}"][:primaries, :responses] for side in ("reference", "generated")]
-    png = picture_of(lambda path: draws(sides[0], sides[1], labels, path))
-    return Picture(
-        png,
+    return picture_of(
+        lambda path: draws(sides[0], sides[1], labels, path),
         f"Photon images of {', '.join(labels)}: Monte Carlo left, generated right",
         "Responses to the same primaries, one primary a row: the Monte Carlo's on the left, generated ones on the right, with "
         "their photon sums below. Responses to one primary differ; generated ones should differ as much.",
@@ -106,10 +104,9 @@ def _distributions(section: Section, arrays: Mapping[str, np.ndarray], detector:
     channels = {n: arrays[f"{n}_channels"][0].reshape(-1, 5) for n in TITLES if f"{n}_channels" in arrays}
     full = "chain" if "chain" in channels else "shape"
     names = detector.channel_names()
-    png = picture_of(lambda path: channel_histograms(arrays["reference"], channels[full], names, path))
     section.figures(
-        Picture(
-            png,
+        picture_of(
+            lambda path: channel_histograms(arrays["reference"], channels[full], names, path),
             "Histograms of photons in each of the five channels, with ratios below",
             f"Photons in each read-out channel, {TITLES[full]}, with the ratio to the Monte Carlo; bands are one standard "
             "deviation of the counts.",
@@ -118,10 +115,9 @@ def _distributions(section: Section, arrays: Mapping[str, np.ndarray], detector:
     sums = {"Monte Carlo": arrays["reference"].sum(1)} | {TITLES[n]: c.sum(1) for n, c in channels.items()}
     profiles = {"Monte Carlo": arrays["reference_profile"]} if "reference_profile" in arrays else {}
     profiles |= {TITLES[n]: arrays[f"{n}_profile"] for n in TITLES if f"{n}_profile" in arrays}
-    png = picture_of(lambda path: spectra(sums, profiles, RADII * detector.pitch, path))
     section.figures(
-        Picture(
-            png,
+        picture_of(
+            lambda path: spectra(sums, profiles, RADII * detector.pitch, path),
             "Spectrum of photon sums, and radial profile of showers",
             "Left: spectrum of photon sums. Right: mean share of the photons by distance from the shower's center of gravity.",
         )
@@ -168,9 +164,8 @@ def explanation(folder: Path) -> Section:
     return section
 
 
-def picture_of(draw: Callable[[Path], Any]) -> bytes:
-    """The bytes of a picture that a function draws into a file."""
+def picture_of(draw: Callable[[Path], Path | None], alt: str, caption: str) -> Picture | None:
+    """A picture that a function draws into a file; None where it could not."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "picture.png"
-        draw(path)
-        return path.read_bytes()
+        path = draw(Path(folder) / "picture.png")
+        return None if path is None else Picture(path.read_bytes(), alt, caption)

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from calosim.evaluation.stored import Evaluation
-from calosim.report.sections import evaluation, explanation, study, trainings
+from calosim.report.sections import evaluation, explanation, picture_of, study, trainings
 from calosim.runs import Run
 
 
@@ -72,3 +72,12 @@ def test_a_run_of_another_format_is_refused(tmp_path):
     (tmp_path / Run.RECORD).write_text("{}")
     with pytest.raises(ValueError, match="expected a run of format"):
         trainings([tmp_path])
+
+
+def test_what_could_not_be_drawn_is_left_out(folders, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("calosim.pictures.distributions.save", lambda figure, path: 1 / 0)
+        section = evaluation(folders / "judged")
+    assert len(section.pictures) == len(evaluation(folders / "judged").pictures) - 2 > 0
+    assert capsys.readouterr().err.count("was not drawn (ZeroDivisionError") == 2
+    assert picture_of(lambda path: None, "", "") is None
