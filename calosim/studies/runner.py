@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from calosim.commands import own_command
 from calosim.slurm import Slurm
 from calosim.studies.finished import is_finished, unknown_origin
 from calosim.studies.plan import Plan, Step
@@ -194,7 +194,7 @@ class _Study:
                 log.flush()
                 # It holds the lock too: whatever becomes of the study, a step that runs is not begun again.
                 child = subprocess.Popen(
-                    [sys.executable, "-m", "calosim", *words],
+                    own_command(words),
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=os.environ | {"TQDM_DISABLE": "1"} | _share(self.jobs, slot),
