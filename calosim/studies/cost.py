@@ -19,8 +19,8 @@ from calosim.montecarlo.simulate import simulate
 from calosim.runs import Run
 from calosim.showers.root import write
 from calosim.studies.finished import is_finished, unknown_origin
-from calosim.studies.plan import Plan, Step, command_words
-from calosim.studies.settings import files_of, simulated
+from calosim.studies.plan import Plan, Step
+from calosim.studies.settings import command_words, files_of, simulated
 
 __all__ = ["cost_table", "print_plan"]
 

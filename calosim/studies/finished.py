@@ -89,9 +89,11 @@ def _check_data(step: Step) -> None:
 
 def _check_evaluation(step: Step) -> None:
     evaluation = Evaluation(step.folder)
-    arguments = evaluation.record["arguments"]
+    from calosim.cli.tools import resolved as ask  # with torch, which a plan's reading can do without
+
+    arguments, wanted = evaluation.record["arguments"], ask("evaluate", step.words)
     made = {key: arguments[key] for key in step.options if key in arguments}
-    differs = difference(made, {key: step.options[key] for key in made})
+    differs = difference(made, {key: wanted[key] for key in made})
     if not differs:
         split = Run(step.options["shape"]).split
         trained, judged = split and split["data_hash"], evaluation.record["data"]["data_hash"]
