@@ -31,6 +31,7 @@ from calosim.evaluation.stored import Evaluation
 from calosim.evaluation.tables import as_csv, as_markdown
 from calosim.evaluation.variants import measure_variants
 from calosim.files import atomic_write, check_writable, write_json, write_npz
+from calosim.models.checkpoints import weights_of
 from calosim.models.photons import PhotonSum
 from calosim.models.shape import ShapeModule
 from calosim.particles import STUDY_PARTICLES, particle_symbol
@@ -122,6 +123,7 @@ def evaluate(
     options = (models, floors, protocol, classifier)
     results: dict[str, Any] = {"calosim": __version__, "git": git_hash()}
     results |= {"arguments": {**given, **{key: value for some in options for key, value in asdict(some).items()}}}
+    results["weights"] = weights_of([*models.paths, models.acceptance], out)
     results |= _description(work, floors)
     results["photon_sum"] = _judge_sums(work)
     if models.acceptance:

@@ -12,6 +12,7 @@ from calosim.detectors import Detector, get_detector
 from calosim.evaluation.definitions import DEFINITIONS, HEADER, RADII, TITLES
 from calosim.evaluation.stored import Evaluation
 from calosim.files import read_json, read_npz
+from calosim.models.checkpoints import older
 from calosim.particles import particle_symbol
 from calosim.report.page import Picture, Section
 from calosim.runs import Run
@@ -63,6 +64,7 @@ def evaluation(folder: Path) -> Section:
     found = Evaluation(folder)
     name = folder_name(folder)
     section = Section(f"evaluation-{name.replace('/', '-')}", f"Evaluation: {name}")
+    _warn(section, found.older)
     tables = folder / Evaluation.TABLES
     if tables.exists():
         section.markdown(tables.read_text(encoding="utf-8"))
@@ -128,6 +130,8 @@ def study(folder: Path) -> Section:
     """A comparison's tables and pictures."""
     name = folder.resolve().name
     section = Section(f"study-{name}", f"Study: {name}")
+    if (record := folder / "comparison.json").is_file():
+        _warn(section, older(read_json(record).get("weights"), folder))
     section.markdown((folder / "comparison.md").read_text(encoding="utf-8"))
     for path in sorted(folder.glob("comparison-*.png")):
         title = TITLES[path.stem.partition("-")[2]]
@@ -145,6 +149,7 @@ def study(folder: Path) -> Section:
 def explanation(folder: Path) -> Section:
     """An explanation's tables and pictures."""
     section = Section(f"explanation-{folder.resolve().name}", f"Explanation: {folder_name(folder)}")
+    _warn(section, older(read_json(folder / "explain.json").get("weights"), folder))
     section.markdown((folder / "explain.md").read_text(encoding="utf-8"))
     words = {
         "bar": "mean absolute SHAP values with their spread over the posterior",
@@ -162,6 +167,12 @@ def explanation(folder: Path) -> Section:
         if found:
             section.figures(*(Picture(path.read_bytes(), said, said) for path, said in found.items()))
     return section
+
+
+def _warn(section: Section, older: str) -> None:
+    """Says what is older than the models that it is of, before what it tells."""
+    if older:
+        section.markdown(f"**This is {older}: it tells of models that are no longer there.**")
 
 
 def picture_of(draw: Callable[[Path], Path | None], alt: str, caption: str) -> Picture | None:

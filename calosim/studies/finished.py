@@ -16,7 +16,7 @@ _ADVICE = "to make it anew, or choose another `out`"
 
 
 def is_finished(step: Step) -> bool:
-    """Whether a step's result is there.
+    """Whether a step's result is there, of the weights that are there.
 
     Raises:
         ValueError: If it was made with other settings or from other data than the plan's.
@@ -29,6 +29,7 @@ def is_finished(step: Step) -> bool:
         check_training(step, "finished")
     else:
         _check_evaluation(step)
+        return not Evaluation(step.folder).older  # then it is made anew
     return True
 
 

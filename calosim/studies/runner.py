@@ -69,7 +69,11 @@ def run_steps(plan: Plan, execution: Execution = Execution(), quiet: bool = Fals
     """
     if execution.executor == "slurm":
         return submit_steps(plan, execution.slurm or Slurm(), execution.retry, quiet)
-    done = {name for name, step in plan.steps.items() if is_finished(step)}
+    done: set[str] = set()
+    for name, step in plan.steps.items():
+        # What is judged anew when its training is: an evaluation that is there is of weights that were there.
+        if is_finished(step) and (step.verb != "evaluate" or done.issuperset(step.after)):
+            done.add(name)
     with tqdm(total=len(plan.steps), initial=len(done), unit="step", disable=True if quiet else None) as progress:
         study = _Study(plan, list(range(execution.jobs)), progress, quiet, done)
         for line in filter(None, map(unknown_origin, plan.steps.values())):

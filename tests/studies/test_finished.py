@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import pytest
 import yaml
@@ -10,6 +11,7 @@ import yaml
 from calosim.__main__ import main
 from calosim.cli.tools import resolved
 from calosim.files import read_json, write_json
+from calosim.models.checkpoints import weights_of
 from calosim.runs import Run, difference, identity
 from calosim.showers.recipe import read_recipe
 from calosim.showers.root import write
@@ -129,6 +131,15 @@ def test_an_evaluations_options_are_compared_as_the_command_understands_them(pho
     write_json(step.result, {**record, "arguments": made | {"photons": [str(tmp_path)]}})
     with pytest.raises(ValueError, match="it has photons="):
         is_finished(step)
+
+
+def test_an_evaluation_of_weights_that_changed_is_made_anew(judged, run_folders, tmp_path, train_on):
+    step = load_plan(judged).steps["good-evaluation"]
+    run = shutil.copytree(run_folders["photons"], tmp_path / "trained")
+    write_json(step.result, read_json(step.result) | {"weights": weights_of([run], step.folder)})
+    assert is_finished(step)
+    train_on(run)
+    assert not is_finished(step)
 
 
 def test_a_particle_has_one_meaning_and_a_folder_too(tmp_path, monkeypatch):
