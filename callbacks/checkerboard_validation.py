@@ -139,8 +139,8 @@ class CheckerboardValidation(pl.Callback):
         ]
         generated = self._generate(pl_module, showers, rows, self.seed).cpu().numpy()
         path = Path(trainer.default_root_dir) / "pictures" / f"epoch={trainer.current_epoch:03d}.png"
-        image_rows(showers.images, generated, labels, path)
-        for logger in trainer.loggers:
+        drawn = image_rows(showers.images, generated, labels, path)
+        for logger in trainer.loggers if drawn else ():
             if isinstance(logger, WandbLogger):
                 logger.log_image("val/pictures", [str(path)], step=trainer.global_step)
 

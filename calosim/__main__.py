@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
+import shutil
 import sys
+import tempfile
+from typing import Any
 
 VERBS: dict[str, str] = {
     "simulate": "make showers with the toy Monte Carlo and write them to a ROOT file",
@@ -54,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     if argv is None:
         _take_any_character()
+        _outlive_readers()
+        _have_home()
         argv = sys.argv[1:]
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
@@ -66,8 +72,14 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in VERBS:
         print(f"calosim: error: unknown verb {argv[0]!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())  # for `--model mine.MyTeacher`; last, so that it shadows nothing
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        print("calosim: error: the working folder is no longer there; expected one that is", file=sys.stderr)
+        return 2
+    from calosim.commands import look_here_last
+
+    look_here_last()
     if {"-h", "--help"} & set(argv[1:]):
         from calosim.cli.help import help_text
 
@@ -86,10 +98,10 @@ def _run(argv: list[str]) -> int:
     try:
         # Imported only when there is work for them: torch and lightning take seconds.
         from calosim.cli.words import checked
+        from calosim.slurm import drop_stale, listen
 
+        drop_stale()
         if argv[0] == "fit":
-            from calosim.slurm import listen
-
             listen()
         argv = checked(argv)
         if argv[0] in TRAINING:
@@ -110,14 +122,50 @@ def _run(argv: list[str]) -> int:
 
 
 def _take_any_character() -> None:
-    """Makes names of files and particles readable and printable in any locale."""
+    """Makes names of files and particles readable in any locale."""
     if sys.getfilesystemencoding() == "ascii" and not sys.flags.utf8_mode:
         # Such as LC_ALL=C with PYTHONUTF8=0. It cannot be changed in a running interpreter.
+        from calosim.commands import own_command
+
         os.environ["PYTHONUTF8"] = "1"
-        os.execv(sys.executable, [sys.executable, "-m", "calosim", *sys.argv[1:]])
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a table is worth more than its ± sign
+        words = own_command(sys.argv[1:])
+        os.execv(words[0], words)
+
+
+class _Outlived(io.FileIO):
+    """Where output goes as long as somebody reads it: a command whose reader has left, such as `head`, goes on to its end."""
+
+    def write(self, data: Any, /) -> int:
+        """Writes, or drops what nobody reads."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())  # for libraries and processes that write there too
+            os.close(nowhere)
+            return len(data)
+
+
+def _outlive_readers() -> None:
+    """Puts streams in the place of the standard ones that no reader ends, nor a character that a locale lacks."""
+    while (last := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # one that was closed is not the next file that is opened
+    os.close(last)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        old = getattr(sys, name)
+        encoding, at_once = (old.encoding, old.line_buffering or old.write_through) if old else ("utf-8", False)
+        raw = io.BufferedWriter(_Outlived(number, "w", closefd=False))
+        # A table is worth more than its ± sign.
+        setattr(sys, name, io.TextIOWrapper(raw, encoding, "replace", line_buffering=at_once))
+
+
+def _have_home() -> None:
+    """Gives libraries that ask for the user's home and name something to find where there is neither, as in a container."""
+    if os.path.expanduser("~") != "~":
+        return
+    os.environ["HOME"] = home = tempfile.mkdtemp(prefix="calosim-home-")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    os.environ.setdefault("USER", str(os.getuid()))
 
 
 def _words(error: Exception) -> str:

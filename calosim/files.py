@@ -291,12 +291,21 @@ def read_yaml(path: str | Path) -> Any:
     """The value of a YAML file.
 
     Raises:
-        ValueError: If the file is missing or no YAML.
+        ValueError: If the file is missing or no YAML, or names something twice in one mapping, of which YAML drops the first.
     """
     import yaml
 
+    class Once(yaml.SafeLoader):
+        """Takes each key of a mapping once."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+            if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+                raise yaml.YAMLError(f"{twice[0]} is there twice, again in line {node.start_mark.line + 1} or below")
+            return super().construct_mapping(node, deep)
+
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Once)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except (

@@ -9,12 +9,14 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from calosim.files import PART, atomic_write, csv_text, read_csv, read_json, read_yaml
+from calosim.particles import particle_code
 
 __all__ = ["FORMAT", "SPLIT", "Run", "difference", "git_hash", "identity"]
 
@@ -307,11 +309,26 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
             flat[name] = list(value) if isinstance(value, tuple) else value
 
     visit("", settings)
+    with suppress(ValueError):  # of no particle, which is refused where it is read
+        if flat.get("data.particle") is not None:
+            flat["data.particle"] = particle_code(flat["data.particle"])
     return flat
 
 
 def difference(made: Mapping[str, Any], wanted: Mapping[str, Any], most: int = 3) -> str:
-    """What differs between two flat settings, in words; an empty text if nothing does."""
-    keys = [key for key in dict.fromkeys([*wanted, *made]) if made.get(key) != wanted.get(key)]
+    """What differs between two flat settings, in words; an empty text if nothing does.
+
+    Two names of one file or folder are the same.
+    """
+    keys = [key for key in dict.fromkeys([*wanted, *made]) if not _alike(made.get(key), wanted.get(key))]
     words = [f"{key}={made.get(key)!r} instead of {wanted.get(key)!r}" for key in keys[:most]]
     return ", ".join([*words, f"and {len(keys) - most} more"] if len(keys) > most else words)
+
+
+def _alike(made: Any, wanted: Any) -> bool:
+    """Whether two values of a setting mean the same."""
+    if isinstance(made, list) and isinstance(wanted, list):
+        return len(made) == len(wanted) and all(map(_alike, made, wanted))
+    if made == wanted or not (isinstance(made, str) and isinstance(wanted, str)):
+        return bool(made == wanted)
+    return os.path.exists(made) and os.path.exists(wanted) and os.path.samefile(made, wanted)

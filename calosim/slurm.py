@@ -7,7 +7,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -15,12 +14,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from calosim.commands import own_command
 from calosim.files import atomic_write
 
-__all__ = ["SECONDS", "TASK", "Slurm", "forget", "listen", "own_job", "requeue", "starts_again", "told"]
+__all__ = [
+    "SECONDS",
+    "TASK",
+    "Slurm",
+    "drop_stale",
+    "forget",
+    "listen",
+    "own_command",
+    "own_job",
+    "requeue",
+    "starts_again",
+    "told",
+]
 
 #: What stands for the number of a job in its array.
 TASK = "{task}"
+#: Variables by which srun tells a process which task of how many it is, and by which others do.
+TASKS = ("SLURM_STEP_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE")
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")
 #: Signals that told this process to make room.
 _HEARD: list[int] = []
 #: How long before its limit a training is told to write its checkpoint, in seconds.
@@ -127,7 +142,7 @@ class Slurm:
         options += (["requeue"] if requeue else []) + [f"{option}".lstrip("-") for option in self.more]
         # srun does not take the processors of a task from sbatch.
         srun = ["srun", "--kill-on-bad-exit=1", *([f"--cpus-per-task={self.cpus}"] if self.cpus else [])]
-        words = [*srun, sys.executable, "-m", "calosim", *command]
+        words = [*srun, *own_command(command)]
         head = [
             "#!/bin/bash",
             "# A calosim job; `sbatch` of this file submits it again.",
@@ -162,13 +177,25 @@ class Slurm:
         return done.stdout.strip().partition(";")[0], path
 
 
+def drop_stale() -> None:
+    """Drops what the environment says of a task that this process is not, which others would believe.
+
+    A shell inside of a job, a notebook for instance, has the job's number of tasks, and srun has started none of them there.
+    """
+    for name in [name for name, value in os.environ.items() if name in (*TASKS, *RANKS) and not value]:
+        del os.environ[name]
+    if "SLURM_STEP_ID" not in os.environ:
+        for name in TASKS:
+            os.environ.pop(name, None)
+
+
 def own_job() -> dict[str, str] | None:
     """The job that this process runs in, ``{"cluster": ..., "job": ...}``; None outside of jobs.
 
     A job that starts again keeps its number, and so does each one of an array.
     """
     job = os.environ.get("SLURM_JOB_ID")
-    return None if job is None else {"cluster": os.environ.get("SLURM_CLUSTER_NAME", ""), "job": job}
+    return None if not job else {"cluster": os.environ.get("SLURM_CLUSTER_NAME", ""), "job": job}
 
 
 def starts_again() -> bool:

@@ -204,6 +204,22 @@ def run_folders(root_file: Path, dark_file: Path, once, command) -> dict[str, Pa
     }
 
 
+@pytest.fixture(scope="session")
+def train_on() -> Callable[[Path], None]:
+    """Gives a run's best checkpoint other weights, as a training that goes on does: ``train_on(folder)``."""
+
+    def change(folder: Path) -> None:
+        path = folder / "checkpoints" / "best.ckpt"
+        checkpoint = torch.load(path, weights_only=True)
+        weight = next(
+            value for value in checkpoint["state_dict"].values() if value.is_floating_point() and value.ndim > 1
+        )
+        weight.view(-1)[0] += 1e-3
+        torch.save(checkpoint, path)
+
+    return change
+
+
 @pytest.fixture
 def error_of(command, capfd) -> Callable[..., str]:
     """The one line that a failing command prints."""

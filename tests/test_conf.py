@@ -142,7 +142,7 @@ def test_training_configuration(name, tmp_path, monkeypatch, showers_of, teacher
         words += ["--trainer.callbacks.rows", "2", "--trainer.callbacks.pictures", "1"]
     if name == "cluster/slurm.yaml":
         assert main(["fit", *files, *words]) == 2  # outside of Slurm
-        for key, value in {"NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0}.items():
+        for key, value in {"STEP_ID": 0, "NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0}.items():
             monkeypatch.setenv(f"SLURM_{key}", str(value))
     assert main(["fit", *files, *words]) == 0
     assert Run(tmp_path / "run").best.exists()

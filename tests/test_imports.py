@@ -23,7 +23,7 @@ SOURCES = {
 #: The house from bottom to top. A room imports from the floors below its own; of its own floor only from itself. All may
 #: import `calosim` itself, for its version.
 FLOORS = (
-    ("detectors", "draws", "files", "loggers", "particles", "threads"),
+    ("commands", "detectors", "draws", "files", "loggers", "particles", "threads"),
     ("pictures", "runs", "slurm"),
     ("flows", "metrics", "showers"),
     ("montecarlo", "shapes"),

@@ -11,6 +11,7 @@ from calosim import __version__
 from calosim.evaluation.definitions import TITLES, in_units
 from calosim.evaluation.stored import Evaluation
 from calosim.files import atomic_write, csv_text, markdown_table, read_json
+from calosim.pictures.style import looks, picture, plain_log, save
 from calosim.runs import git_hash
 from calosim.studies.cells import Cell, fill_cells
 from calosim.studies.layout import FORMATS, HEADINGS, Row, Table
@@ -209,11 +210,10 @@ def _csv(lines: list[Line]) -> str:
     return csv_text(header, rows)
 
 
-def draw(lines: list[Line], path: Path) -> None:
+@picture
+def draw(lines: list[Line], path: Path) -> Path:
     """Draws WS and both AUC of every peer against its training time, with floor and trivial model."""
     from matplotlib.figure import Figure
-
-    from calosim.pictures.style import looks, plain_log, save
 
     def value(line: Line, panel: str) -> tuple[float, float, float] | None:
         if panel == "ws":
@@ -253,4 +253,4 @@ def draw(lines: list[Line], path: Path) -> None:
     figure.legend(
         handles, labels, loc="outside lower center", ncols=min(4, len(panels) + 1), frameon=False, fontsize="small"
     )
-    save(figure, path)
+    return save(figure, path)

@@ -82,7 +82,7 @@ def _said(found: Mapping[str, Option], texts: Mapping[str, str], prefix: str) ->
 
 def _options(found: Mapping[str, str]) -> Iterable[str]:
     """Lines of names, with what is said of them beside or below."""
-    width = min(shutil.get_terminal_size().columns, 120)
+    width = min(max(shutil.get_terminal_size().columns, 48), 120)
     for name, text in found.items():
         begin = f"  {name:<22}" if len(name) < 22 else f"  {name}\n{'':24}"
         yield begin + ("\n" + " " * 24).join(textwrap.wrap(text, width - 24, break_on_hyphens=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
 import sys
 import time
@@ -20,6 +21,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 
 from calosim import __version__
 from calosim.files import atomic_write, read_npz, write_json, write_npz
+from calosim.models.checkpoints import read_checkpoint
 from calosim.models.provenance import split_unlike
 from calosim.runs import FORMAT, Run, git_hash, identity
 from calosim.showers.datamodule import describe, generated
@@ -60,6 +62,49 @@ class RunCheckpoint(ModelCheckpoint):
                 print(f"{path} holds the average of the weights since epoch {averaging[0].swa_start + 1}")
 
 
+def _found_again(state: dict[str, Any], callback: ModelCheckpoint) -> dict[str, Any]:
+    """What a ModelCheckpoint remembers, with the paths of its files as they lie in its folder by now.
+
+    Lightning forgets the best where the folder is spelled otherwise than in the checkpoint. A file that is gone is no best,
+    and what a file says of itself counts: it may be younger than the checkpoint.
+
+    Args:
+        state: Its state in a checkpoint.
+        callback: The callback that takes it over.
+    """
+    folder = str(callback.dirpath)
+
+    def here(path: str) -> str:
+        found = os.path.join(folder, os.path.relpath(path, state["dirpath"])) if path else ""
+        return found if os.path.isfile(found) else ""
+
+    scores = {here(path): score for path, score in state["best_k_models"].items()}
+    if state["monitor"] and callback.filename and callback.save_top_k == 1:
+        scores.setdefault(here(os.path.join(state["dirpath"], callback.filename + callback.FILE_EXTENSION)))
+    own = {path: _own_score(path, callback.state_key, score) for path, score in scores.items() if path}
+    models = {path: score for path, score in own.items() if score is not None}
+    best, worst = (min, max) if callback.mode == "min" else (max, min)
+    return state | {
+        "dirpath": callback.dirpath,
+        "best_k_models": models,
+        "best_model_path": best(models, key=models.__getitem__) if models else here(state["best_model_path"]),
+        "best_model_score": best(models.values(), default=None),
+        "kth_best_model_path": worst(models, key=models.__getitem__) if models else "",
+        "kth_value": worst(models.values(), default=state["kth_value"]),
+        "last_model_path": here(state["last_model_path"]),
+    }
+
+
+def _own_score(path: str, key: str, remembered: Any) -> Any:
+    """The score with which a checkpoint was written, by what its callback of that key remembers in it; None if it is damaged."""
+    try:
+        state = read_checkpoint(path).get("callbacks", {}).get(key, {})
+    except ValueError:
+        return None
+    name = os.path.basename(path)
+    return next((s for p, s in state.get("best_k_models", {}).items() if os.path.basename(p) == name), remembered)
+
+
 class RunRecord(SaveConfigCallback):
     """Makes the run folder, and a log without a terminal, explain itself.
 
@@ -87,6 +132,13 @@ class RunRecord(SaveConfigCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on counting."""
         self._done |= state_dict
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Finds the best checkpoints again, wherever their folder lies by now and however it is spelled."""
+        states = checkpoint["callbacks"]
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.state_key in states:
+                states[callback.state_key] = _found_again(states[callback.state_key], callback)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Starts the clock; writes down with what it trains, what a resumption changed, and that the run is not finished."""

@@ -6,17 +6,18 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 
-from calosim.cli.words import TOOLS
+from calosim.cli.errors import one_line
+from calosim.cli.words import TOOLS, checked
 from calosim.files import check_not_read, check_writable, expanded, shipped_words
 
-__all__ = ["run", "simulate"]
+__all__ = ["resolved", "run", "simulate"]
 
 
 def run(argv: list[str]) -> None:
@@ -24,20 +25,7 @@ def run(argv: list[str]) -> None:
 
     The fields of an argument that is a dataclass are options like any other.
     """
-    module, _, name = TOOLS[argv[0]].partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    description = (function.__doc__ or "").split("\n\n")[0]
-    parser = ArgumentParser(prog=f"calosim {argv[0]}", description=description, exit_on_error=False)
-    parser.add_argument("-c", "--config", action="config", help="Read options from a YAML file.")
-    groups: dict[str, Any] = {n: kind for n, kind in get_type_hints(function).items() if is_dataclass(kind)}
-    parser.add_function_arguments(function, as_group=False, skip=set(groups))
-    for kind in groups.values():
-        parser.add_class_arguments(kind, as_group=False, sub_configs=True)
-    parser.add_argument("--trust", type=list[str] | str, default=[], help="Modules whose models may be loaded: mine.")
-    for action in parser._actions:
-        if action.default in (True, False) and isinstance(action.default, bool) and action.option_strings:
-            # `--quiet` alone says `--quiet true`.
-            action.nargs, action.const = "?", True
+    function, parser, groups = _parser(argv[0])
     options = parser.parse_args(shipped_words(argv[1:]))
     if options.get("quiet"):
         os.environ["TQDM_DISABLE"] = "1"  # for what shows progress without being told by an argument
@@ -57,6 +45,39 @@ def run(argv: list[str]) -> None:
     for n, kind in groups.items():
         values[n] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
     function(**values)
+
+
+def resolved(verb: str, words: Sequence[str]) -> dict[str, Any]:
+    """All options of ``calosim VERB WORDS``, as its tool understands them.
+
+    Raises:
+        ValueError: If the command would refuse them.
+    """
+    _, *words = checked([verb, *words])
+    try:
+        options = _parser(verb)[1].parse_args(shipped_words(list(words)))
+    except ArgumentError as error:
+        raise ValueError(one_line(str(error))) from None
+    return {name: value for name, value in expanded(options).as_dict().items() if name not in ("config", "trust")}
+
+
+def _parser(verb: str) -> tuple[Callable[..., Any], ArgumentParser, dict[str, Any]]:
+    """A tool's function, the parser of its options, and the dataclasses that some of them make, by argument."""
+    module, _, name = TOOLS[verb].partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    description = (function.__doc__ or "").split("\n\n")[0]
+    parser = ArgumentParser(prog=f"calosim {verb}", description=description, exit_on_error=False)
+    parser.add_argument("-c", "--config", action="config", help="Read options from a YAML file.")
+    groups: dict[str, Any] = {n: kind for n, kind in get_type_hints(function).items() if is_dataclass(kind)}
+    parser.add_function_arguments(function, as_group=False, skip=set(groups))
+    for kind in groups.values():
+        parser.add_class_arguments(kind, as_group=False, sub_configs=True)
+    parser.add_argument("--trust", type=list[str] | str, default=[], help="Modules whose models may be loaded: mine.")
+    for action in parser._actions:
+        if action.default in (True, False) and isinstance(action.default, bool) and action.option_strings:
+            # `--quiet` alone says `--quiet true`.
+            action.nargs, action.const = "?", True
+    return function, parser, groups
 
 
 def simulate(

@@ -35,7 +35,7 @@ from calosim.cli.session import (
 )
 from calosim.cli.words import MODELS
 from calosim.files import expanded, shipped_config, shipped_words
-from calosim.loggers import wandb_offline_without_key
+from calosim.loggers import wandb_offline_where_needed
 
 # So that `--model Teacher` finds them by their short names.
 from calosim.models import Acceptance, CalosimModule, FineTune, PhotonSum, Student, Teacher  # noqa: F401
@@ -162,7 +162,7 @@ class CalosimCLI(LightningCLI):
             if idle or (name.endswith("ProgressBar") and trainer.get("enable_progress_bar") is False):
                 trainer.callbacks = [other for other in as_list(trainer.callbacks) if other is not callback]
         if any("Wandb" in logger.class_path for logger in loggers):
-            wandb_offline_without_key()
+            wandb_offline_where_needed()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, which writes checkpoints whole or not at all; without the two where it is told to write none."""

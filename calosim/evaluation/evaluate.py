@@ -31,6 +31,7 @@ from calosim.evaluation.stored import Evaluation
 from calosim.evaluation.tables import as_csv, as_markdown
 from calosim.evaluation.variants import measure_variants
 from calosim.files import atomic_write, check_writable, write_json, write_npz
+from calosim.models.checkpoints import weights_of
 from calosim.models.photons import PhotonSum
 from calosim.models.shape import ShapeModule
 from calosim.particles import STUDY_PARTICLES, particle_symbol
@@ -122,6 +123,7 @@ def evaluate(
     options = (models, floors, protocol, classifier)
     results: dict[str, Any] = {"calosim": __version__, "git": git_hash()}
     results |= {"arguments": {**given, **{key: value for some in options for key, value in asdict(some).items()}}}
+    results["weights"] = weights_of([*models.paths, models.acceptance], out)
     results |= _description(work, floors)
     results["photon_sum"] = _judge_sums(work)
     if models.acceptance:
@@ -352,7 +354,7 @@ def _save(folder: Path, results: dict[str, Any], arrays: dict[str, np.ndarray], 
     """Writes tables, and the arrays and pictures of images where there are any; prints the tables."""
     if arrays:
         write_npz(folder / Evaluation.ANSWERS, **arrays)
-        _draw(folder, arrays, work)
+    pictures = _draw(folder, arrays, work) if arrays else []
     if "acceptance" in results:
         draw_acceptance(results["acceptance"], folder / "acceptance.png")
     tables = as_markdown(results)
@@ -361,11 +363,12 @@ def _save(folder: Path, results: dict[str, Any], arrays: dict[str, np.ndarray], 
     write_json(folder / Evaluation.RECORD, results)
     print(tables)
     names = ", ".join((Evaluation.TABLES, Evaluation.NUMBERS, Evaluation.RECORD))
-    print(f"Tables: {folder}: {names}", end="")
-    print(f"\nPictures: {folder}/responses.png, {folder}/channels.png" if arrays else "")
+    print(f"Tables: {folder}: {names}")
+    if drawn := [str(path) for path in pictures if path]:
+        print(f"Pictures: {', '.join(drawn)}")
 
 
-def _draw(folder: Path, arrays: dict[str, np.ndarray], work: _Work) -> None:
+def _draw(folder: Path, arrays: dict[str, np.ndarray], work: _Work) -> list[Path | None]:
     """Draws responses to some primaries, Monte Carlo above and generated below, and the channel distributions."""
     from calosim.pictures import channel_histograms, image_rows
 
@@ -373,6 +376,9 @@ def _draw(folder: Path, arrays: dict[str, np.ndarray], work: _Work) -> None:
     above, below = (
         arrays[f"examples_{side}"][:5, :2].reshape(-1, *detector.shape) for side in ("reference", "generated")
     )
-    image_rows(above, below, np.repeat(arrays["examples_labels"][:5], 2).tolist(), folder / "responses.png")
+    labels = np.repeat(arrays["examples_labels"][:5], 2).tolist()
     generated = arrays["chain_channels" if "chain_channels" in arrays else "shape_channels"][0, :, 0]
-    channel_histograms(arrays["reference"], generated, detector.channel_names(), folder / "channels.png")
+    return [
+        image_rows(above, below, labels, folder / "responses.png"),
+        channel_histograms(arrays["reference"], generated, detector.channel_names(), folder / "channels.png"),
+    ]

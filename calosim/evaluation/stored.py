@@ -53,6 +53,13 @@ class Evaluation:
         return read_json(self.folder / self.RECORD)
 
     @cached_property
+    def older(self) -> str:
+        """Which models have other weights by now than those that were judged, in words; empty if none."""
+        from calosim.models.checkpoints import older  # with torch, which most readers can do without
+
+        return older(self.record.get("weights"), self.folder)
+
+    @cached_property
     def metrics(self) -> dict[str, dict[str, dict[str, float]]]:
         """By candidate, ``mean`` and ``std`` of all metrics; those of the Monte Carlo itself by ``monte_carlo``."""
         images = self.record["images"] | {"monte_carlo": {"mean": self.record.get("monte_carlo", {})}}

@@ -25,6 +25,7 @@ from calosim.explain.save import TARGETS, save_explanation
 from calosim.explain.shap import NAMES, ShapSettings, compare_explainers, explained, import_shap
 from calosim.explain.surrogates import PosteriorMeans, SurrogateSettings, center_surrogates
 from calosim.files import check_writable
+from calosim.models.checkpoints import weights_of
 from calosim.models.photons import PhotonSum
 from calosim.particles import particle_code, particle_name
 from calosim.runs import git_hash
@@ -84,6 +85,7 @@ def explain(
     values, targets = _attributions(functions, features, background, settings, quiet)
     results: dict[str, Any] = {
         **{"calosim": __version__, "git": git_hash(), "arguments": arguments | asdict(settings) | asdict(surrogates)},
+        "weights": weights_of((shape, photons), folder),
         **{"data": describe(primaries.data), "particle": primaries.name, "rows": len(features)},
         **{"background": len(background), "posterior": settings.posterior, "method": settings.method},
         **({"surrogates": fits} if fits else {}),

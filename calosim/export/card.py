@@ -9,7 +9,7 @@ from calosim.export.client import CLASSIFIER, GENERATOR, SIMULATOR, scales_name
 from calosim.files import markdown_table, read_json
 from calosim.runs import Run
 
-__all__ = ["card", "check_tables"]
+__all__ = ["card", "check_tables", "not_quoted"]
 
 #: O2's keys of a detector's generator (Detectors/ZDC/simulation/include/ZDCSimulation/ZDCSimParam.h).
 _KEYS = {"zn": "Neutron", "zp": "Proton"}
@@ -127,6 +127,8 @@ def _quality(record: dict[str, Any]) -> str:
     if not path.is_file():
         return f"Not evaluated. What `calosim evaluate` writes to {run.folder.name}/{Run.EVALUATION} before an export comes here."
     judged = read_json(path)
+    if said := not_quoted(record):
+        return said
     tested = judged.get("classifier", {}).get("candidates", {})
     rows = []
     for title, found in judged.get("images", {}).items():
@@ -134,6 +136,22 @@ def _quality(record: dict[str, Any]) -> str:
         areas = [f"{verdicts[judge]['auc']:.3f}" if judge in verdicts else "" for judge in JUDGES]
         rows.append([title, *(f"{found['mean'][f'{m}_all']:.2f}" for m in METRICS), *areas])
     return markdown_table(["all particles", *METRICS.values(), *(f"AUC of {judge}" for judge in JUDGES)], rows)
+
+
+def not_quoted(record: dict[str, Any]) -> str:
+    """Why the evaluation of the shape model is not quoted, in words: it is of other weights; empty if it is, or there is none."""
+    run = Run(record["models"]["shape"]["run"])
+    path = run / Run.EVALUATION / "evaluation.json"
+    judged = read_json(path) if path.is_file() else {}
+    known = {told["hash"] for told in judged.get("weights", [])}
+    roles = ["shape", *(["photons"] if judged.get("photons") else [])] if judged else []
+    lacking = [role for role in roles if record["models"][role].get("weights") not in known]
+    return (
+        f"Not quoted: {run.folder.name}/{Run.EVALUATION} is of other weights than exported ({', '.join(lacking)}): older, or "
+        "of another model. Evaluate, and export again."
+        if lacking
+        else ""
+    )
 
 
 def check_tables(found: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from calosim.export.card import card, check_tables
-from calosim.export.client import CARD, CHECK, Client
+from calosim.export.client import CARD, CHECK, RECORD, Client
 from calosim.export.numbers import NORMALS, SEED, rows_of
-from calosim.files import atomic_write, write_json
+from calosim.files import atomic_write, read_json, write_json
 from calosim.metrics.wasserstein import wasserstein
+from calosim.models.checkpoints import weights_hash
 from calosim.showers.primaries import read_primaries
 from calosim.showers.reading import read
 from calosim.simulation.simulator import FastSimulator
@@ -63,6 +65,7 @@ def check_folder(folder: str, settings: CheckSettings) -> None:
     Raises:
         ValueError: If the check fails.
     """
+    check_files(Path(folder))
     client = Client(folder)
     source = settings.primaries or settings.montecarlo
     if source is None:
@@ -79,6 +82,24 @@ def check_folder(folder: str, settings: CheckSettings) -> None:
     if found["failed"]:
         raise ValueError(f"{folder}: the check failed: {'; '.join(found['failed'])}")
     print(f"{folder}: passed, by {found['responses']} responses, {found['dark']} of them dark")
+
+
+def check_files(folder: Path) -> None:
+    """Refuses files that are not those of which the folder's card tells, and models that are no longer those they were made of.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    for name, told in record.get("files", {}).items():
+        found = hashlib.sha256((folder / name).read_bytes()).hexdigest() if (folder / name).is_file() else "none"
+        if found != told["sha256"]:
+            raise ValueError(
+                f"{folder / name}: expected the file that was exported, of SHA-256 {told['sha256']}, got {found}"
+            )
+    for source in record.get("models", {}).values():
+        if Path(source["run"]).exists() and source.get("weights") not in (None, weights_hash(source["run"])):
+            raise ValueError(f"{folder}: older than the weights of {source['run']}; export them anew to check that")
 
 
 def _compare(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -12,13 +13,14 @@ import torch
 
 from calosim import __version__
 from calosim.export.builder import OPSET, require
-from calosim.export.card import card
+from calosim.export.card import card, not_quoted
 from calosim.export.check import CheckSettings, check_folder
 from calosim.export.client import CARD, CLASSIFIER, GENERATOR, RECORD, SIMULATOR, scales_name, scales_text
 from calosim.export.graph import classifier, generator, simulator
 from calosim.export.script import script
 from calosim.files import atomic_write, take_place, temporary_folder, write_json
 from calosim.models.acceptance import Acceptance
+from calosim.models.checkpoints import weights_hash
 from calosim.models.photons import PhotonSum
 from calosim.models.shape import ShapeModule
 from calosim.runs import Run, git_hash
@@ -78,6 +80,8 @@ def export(
         take_place(made, target)
     size = sum(map(len, files.values())) / 1e6
     print(f"{out}: {', '.join(files)} for {record['title']} ({size:.1f} MB), {CARD}")
+    if said := not_quoted(record):
+        print(f"calosim: {out}: {said}", file=sys.stderr)
     if to == "o2" and acceptance is None:
         print(f"{out}: O2 wants a {CLASSIFIER} too; make one with --acceptance")
 
@@ -103,6 +107,7 @@ def _record(models: dict[str, str], files: dict[str, bytes], to: str) -> dict[st
         told = run.record if (run / Run.RECORD).is_file() else {}
         sources[role] = {
             "run": str(Path(path).resolve()),
+            "weights": weights_hash(path),
             **{key: told.get(key) for key in ("model", "git", "seed", "parameters")},
             "data": {key: told.get("data", {}).get(key) for key in ("files", "data_hash", "split_by", "seed", "rows")},
         }

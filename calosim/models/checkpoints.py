@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import os
 import zipfile
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from calosim.files import read_json
 from calosim.models.base import CalosimModule
 from calosim.models.provenance import Lineage, first_not_finite, joined
 from calosim.runs import FORMAT, Run
 
-__all__ = ["MODULES", "TRUST", "lineages", "load_module", "read_checkpoint"]
+__all__ = [
+    "MODULES",
+    "TRUST",
+    "digest",
+    "lineages",
+    "load_module",
+    "older",
+    "read_checkpoint",
+    "weights_hash",
+    "weights_of",
+]
 
 #: Environment variable with the names of modules, separated by commas, whose classes a checkpoint may name too: `--trust`.
 TRUST = "CALOSIM_TRUST"
@@ -106,6 +122,85 @@ def lineages(path: str | Path) -> Lineage:
     except ValueError:  # a folder that tells of its data alone
         return own
     return joined(read_checkpoint(stored)["calosim"].get("lineage", []), own)
+
+
+def digest(weights: Mapping[str, torch.Tensor], what: str) -> str:
+    """A hash of some weights and of what they are of."""
+    found = hashlib.blake2b(what.encode(), digest_size=16)
+    for key, value in weights.items():
+        found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def weights_hash(path: str | Path) -> str:
+    """A hash of what a model answers with: weights and settings, wherever they are stored.
+
+    Args:
+        path: A checkpoint, a run folder (its best checkpoint is taken), or the folder of an ensemble, all of whose models count.
+
+    Raises:
+        ValueError: If there is none, or one is damaged.
+    """
+    run = Run(path)
+    if run.is_ensemble:
+        members = [(file.name, weights_hash(file)) for file in sorted(run.folder.glob("*.ckpt"))]
+        return hashlib.blake2b(json.dumps(members).encode(), digest_size=16).hexdigest()
+    file = run.checkpoint
+    stat = file.stat()
+    return _hash_of(file.resolve(), stat.st_mtime_ns, stat.st_size)
+
+
+@cache
+def _hash_of(file: Path, *_: int) -> str:
+    """The hash of a checkpoint's model, read once while the file is the same."""
+    checkpoint = read_checkpoint(file)
+    own = checkpoint["calosim"]
+    return digest(checkpoint["state_dict"], f"{own['class']} {json.dumps(own['init'], sort_keys=True, default=str)}")
+
+
+def weights_of(models: Iterable[str | Path | None], folder: str | Path) -> list[dict[str, str]]:
+    """What a result says of the weights that it is of, for :func:`older` to read.
+
+    Args:
+        models: Run folders, checkpoints and ensembles.
+        folder: The result's own folder: beside it a model is found again where both were copied or moved together.
+    """
+    here = os.path.realpath(folder)
+    return [
+        {"model": os.path.abspath(m), "beside": os.path.relpath(os.path.realpath(m), here), "hash": weights_hash(m)}
+        for m in models
+        if m
+    ]
+
+
+def older(weights: Iterable[Mapping[str, str]] | None, folder: str | Path) -> str:
+    """Which models have other weights by now than a result says, in words; empty if none, or if it does not say.
+
+    Args:
+        weights: Of :func:`weights_of`.
+        folder: The result's own folder.
+    """
+    found = []
+    for told in weights or ():
+        beside = os.path.normpath(os.path.join(os.path.realpath(folder), told["beside"]))
+        run, now = _found(Path(beside), Path(told["model"]))
+        if run is None:
+            continue  # nothing that is gone is younger
+        name = run.folder.resolve().name
+        if now != told["hash"]:
+            found.append(name)
+        elif run.is_ensemble and older(read_json(run / Run.ENSEMBLE).get("weights"), run.folder):
+            found.append(f"what {name} was made of")
+    return f"older than the weights of {', '.join(found)}" if found else ""
+
+
+def _found(*places: Path) -> tuple[Run | None, str]:
+    """The first of some places that holds a model, with the hash of its weights."""
+    for place in places:
+        with suppress(ValueError):
+            return Run(place), weights_hash(place)
+    return None, ""
 
 
 def load_module(path: str | Path, device: str | torch.device = "cpu") -> CalosimModule:

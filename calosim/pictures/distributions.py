@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from calosim.pictures.style import BAND, COLORS, looks, plain_log, save
+from calosim.pictures.style import BAND, COLORS, looks, picture, plain_log, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +34,7 @@ def channel_edges(largest: float, bins: int = 30) -> NDArray[np.float64]:
     return np.unique(np.round(np.linspace(0, np.sqrt(max(largest, 1.0) + 1), bins + 1) ** 2))
 
 
+@picture
 def channel_histograms(
     reference: NDArray, generated: NDArray, names: Sequence[str], path: str | os.PathLike[str]
 ) -> Path:
@@ -117,6 +118,7 @@ def _square_root(axis: Axes, last: float) -> None:
     axis.tick_params(axis="x", labelsize="small")
 
 
+@picture
 def spectra(
     sums: Mapping[str, NDArray], profiles: Mapping[str, NDArray], radii: NDArray, path: str | os.PathLike[str]
 ) -> Path:

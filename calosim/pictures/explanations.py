@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from calosim.pictures.style import COLORS, looks, plain_log, save, typeset
+from calosim.pictures.style import COLORS, looks, picture, plain_log, save, typeset
 
 __all__ = ["beeswarm", "importances", "predictive_intervals", "reliability_diagram"]
 
 
+@picture
 def beeswarm(
     values: NDArray, features: NDArray, names: Sequence[str], label: str, path: str | os.PathLike[str]
 ) -> Path:
@@ -58,6 +59,7 @@ def beeswarm(
     return save(figure, Path(path))
 
 
+@picture
 def importances(
     values: NDArray, errors: NDArray, names: Sequence[str], label: str, path: str | os.PathLike[str]
 ) -> Path:
@@ -85,6 +87,7 @@ def importances(
     return save(figure, Path(path))
 
 
+@picture
 def predictive_intervals(
     intervals: Mapping[str, NDArray],
     observed: NDArray,
@@ -136,6 +139,7 @@ def predictive_intervals(
     return save(figure, Path(path))
 
 
+@picture
 def reliability_diagram(curves: Mapping[str, Mapping[str, Sequence[float]]], path: str | os.PathLike[str]) -> Path:
     """Draws observed shares over predicted probabilities: ``predicted``, ``observed`` and ``rows`` of bins, by title."""
     from matplotlib.figure import Figure

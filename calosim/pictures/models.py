@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from calosim.pictures.style import looks, plain_log, save, typeset
+from calosim.pictures.style import looks, picture, plain_log, save, typeset
 
 __all__ = ["Curve", "Panel", "comparison", "training_curves"]
 
@@ -42,6 +42,7 @@ class Panel(NamedTuple):
     runs: dict[str, Curve]
 
 
+@picture
 def training_curves(panels: Mapping[str, Panel], path: str | os.PathLike[str]) -> Path:
     """Draws quantities over training steps, a panel for those that can be compared and a color for each run.
 
@@ -98,6 +99,7 @@ def _range(curves: Collection[Curve]) -> tuple[float, float]:
     return lowest - margin, highest + margin
 
 
+@picture
 def comparison(
     panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float] | None]]],
     columns: Sequence[str],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calosim.pictures.style import save, typeset
+from calosim.pictures.style import picture, save, typeset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +23,7 @@ SIDES = ("Monte Carlo", "generated")
 DARK = "#14122a"
 
 
+@picture
 def image_rows(reference: NDArray, generated: NDArray, labels: Sequence[str], path: str | os.PathLike[str]) -> Path:
     """Draws a row of Monte Carlo responses with the generated ones below, on one color scale.
 
@@ -58,6 +59,7 @@ def image_rows(reference: NDArray, generated: NDArray, labels: Sequence[str], pa
     return save(figure, Path(path))
 
 
+@picture
 def draws(reference: NDArray, generated: NDArray, labels: Sequence[str], path: str | os.PathLike[str]) -> Path:
     """Draws several Monte Carlo and generated responses to each primary, one primary a row, on one color scale.
 

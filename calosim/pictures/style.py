@@ -1,11 +1,13 @@
-"""What all pictures share: colors, the logarithmic axis without powers, and files that are whole or not there."""
+"""What all pictures share: their own settings, colors, the logarithmic axis without powers, files that are whole or not there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
+from functools import wraps
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec
 
 from calosim.files import writing
 
@@ -13,7 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["BAND", "COLORS", "DPI", "Look", "looks", "plain_log", "save", "typeset"]
+__all__ = ["BAND", "COLORS", "DPI", "Look", "looks", "picture", "plain_log", "save", "typeset"]
+
+Given = ParamSpec("Given")
 
 #: Models, in the order in which they are named; told apart by the color-blind too (Okabe and Ito, https://jfly.uni-koeln.de/color).
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
@@ -62,6 +66,35 @@ def plain_log(axis: Axis, digits: tuple[float, ...] = (1, 1.5, 2, 3, 5, 7)) -> N
 def typeset(symbol: str) -> str:
     """A particle's symbol as the drawing program sets it: Unicode has no capital S below the line."""
     return symbol.replace("K⁰S", r"K$_\mathrm{S}^{0}$").replace("K⁰L", r"K$_\mathrm{L}^{0}$")
+
+
+def picture(draw: Callable[Given, Path]) -> Callable[Given, Path | None]:
+    """Draws with matplotlib's own settings, whatever the user's are; what cannot be drawn costs a line, and no work.
+
+    Args:
+        draw: Draws into the file that is its last argument, and returns it.
+
+    Returns:
+        A function that does the same, and returns None where that fails; then there is no file, not even an older one.
+    """
+
+    @wraps(draw)
+    def drawn(*args: Given.args, **kwargs: Given.kwargs) -> Path | None:
+        try:
+            import matplotlib
+
+            with matplotlib.rc_context():
+                matplotlib.rcdefaults()
+                return draw(*args, **kwargs)
+        except Exception as error:  # fonts, backends, LaTeX and disks fail with a dozen types
+            path = Path(str(kwargs.get("path", args[-1] if args else "")))
+            if path.is_file():
+                path.unlink()
+            said = " ".join(str(error).split())[:200]
+            print(f"calosim: {path}: was not drawn ({type(error).__name__}: {said})", file=sys.stderr)
+            return None
+
+    return drawn
 
 
 def save(figure: Figure, path: Path) -> Path:

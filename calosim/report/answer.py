@@ -45,8 +45,7 @@ def answer(folders: Sequence[Path]) -> Section:
     drawn: Picture | None = None
     for found in judged:
         drawn = drawn or response_picture(found, *SHOWN)
-    if drawn is not None:
-        section.figures(drawn)
+    section.figures(drawn)
     lines = [line for found in judged for line in _lines(found, len(judged) > 1)]
     if lines:
         section.pieces.append(("verdicts", (HEADER, lines, LEGEND)))
@@ -97,6 +96,7 @@ def _lines(found: Evaluation, several: bool) -> list[tuple[Any, ...]]:
         judges = test.get("candidates", {}).get(title, {}).get("verdicts", {})
         areas = [_area(judges.get(judge)) for judge in ("images", "features")]
         called = f"{folder_name(Path(found.record['shape']))}: {title}" if several else title
+        called = f"{called} ({found.older})" if found.older else called
         seconds = found.record["images"][title]["seconds"]
         lines.append((called, ratio, *areas, f"{1000 * seconds:.2g}", verdict(test, title)))
     return lines

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from calosim.files import read_csv
 from calosim.particles import STUDY_PARTICLES, particle_symbol
-from calosim.report.page import Picture, Section
+from calosim.report.page import Section
 from calosim.report.sections import folder_name, picture_of
 from calosim.runs import Run
 
@@ -52,9 +52,10 @@ def curves(folders: Sequence[Path]) -> Section:
             panel = kinds.setdefault(kind, {}).setdefault(title, Panel(label, {}))
             panel.runs[called] = curve
     for kind, panels in kinds.items():
-        png = picture_of(partial(training_curves, panels))
         said = f"{kind}: {', '.join(dict.fromkeys(panel.label for panel in panels.values()))}"
-        section.figures(Picture(png, f"Training curves of {said}", CAPTION.format(said)))
+        section.figures(
+            picture_of(partial(training_curves, panels), f"Training curves of {said}", CAPTION.format(said))
+        )
     return section
 
 

@@ -76,9 +76,10 @@ class Section:
         """Adds a table."""
         self.pieces.append(("table", (head, rows)))
 
-    def figures(self, *pictures: Picture) -> None:
-        """Adds a picture, or several side by side."""
-        self.pieces.append(("figures", (pictures,)))
+    def figures(self, *pictures: Picture | None) -> None:
+        """Adds a picture, or several side by side; what could not be drawn is left out."""
+        if drawn := tuple(picture for picture in pictures if picture is not None):
+            self.pieces.append(("figures", (drawn,)))
 
     def fold(self, summary: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Adds a table that is shown when asked for."""

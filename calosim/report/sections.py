@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from calosim.detectors import Detector, get_detector
 from calosim.evaluation.definitions import DEFINITIONS, HEADER, RADII, TITLES
 from calosim.evaluation.stored import Evaluation
 from calosim.files import read_json, read_npz
+from calosim.models.checkpoints import older
 from calosim.particles import particle_symbol
 from calosim.report.page import Picture, Section
 from calosim.runs import Run
@@ -64,6 +64,7 @@ def evaluation(folder: Path) -> Section:
     found = Evaluation(folder)
     name = folder_name(folder)
     section = Section(f"evaluation-{name.replace('/', '-')}", f"Evaluation: {name}")
+    _warn(section, found.older)
     tables = folder / Evaluation.TABLES
     if tables.exists():
         section.markdown(tables.read_text(encoding="utf-8"))
@@ -90,9 +91,8 @@ def response_picture(found: Evaluation, primaries: int | None = None, responses:
         return None
     labels = found["examples_labels"].tolist()[:primaries]
     sides = [found[f"examples_{side}"][:primaries, :responses] for side in ("reference", "generated")]
-    png = picture_of(lambda path: draws(sides[0], sides[1], labels, path))
-    return Picture(
-        png,
+    return picture_of(
+        lambda path: draws(sides[0], sides[1], labels, path),
         f"Photon images of {', '.join(labels)}: Monte Carlo left, generated right",
         "Responses to the same primaries, one primary a row: the Monte Carlo's on the left, generated ones on the right, with "
         "their photon sums below. Responses to one primary differ; generated ones should differ as much.",
@@ -106,10 +106,9 @@ def _distributions(section: Section, arrays: Mapping[str, np.ndarray], detector:
     channels = {n: arrays[f"{n}_channels"][0].reshape(-1, 5) for n in TITLES if f"{n}_channels" in arrays}
     full = "chain" if "chain" in channels else "shape"
     names = detector.channel_names()
-    png = picture_of(lambda path: channel_histograms(arrays["reference"], channels[full], names, path))
     section.figures(
-        Picture(
-            png,
+        picture_of(
+            lambda path: channel_histograms(arrays["reference"], channels[full], names, path),
             "Histograms of photons in each of the five channels, with ratios below",
             f"Photons in each read-out channel, {TITLES[full]}, with the ratio to the Monte Carlo; bands are one standard "
             "deviation of the counts.",
@@ -118,10 +117,9 @@ def _distributions(section: Section, arrays: Mapping[str, np.ndarray], detector:
     sums = {"Monte Carlo": arrays["reference"].sum(1)} | {TITLES[n]: c.sum(1) for n, c in channels.items()}
     profiles = {"Monte Carlo": arrays["reference_profile"]} if "reference_profile" in arrays else {}
     profiles |= {TITLES[n]: arrays[f"{n}_profile"] for n in TITLES if f"{n}_profile" in arrays}
-    png = picture_of(lambda path: spectra(sums, profiles, RADII * detector.pitch, path))
     section.figures(
-        Picture(
-            png,
+        picture_of(
+            lambda path: spectra(sums, profiles, RADII * detector.pitch, path),
             "Spectrum of photon sums, and radial profile of showers",
             "Left: spectrum of photon sums. Right: mean share of the photons by distance from the shower's center of gravity.",
         )
@@ -132,6 +130,8 @@ def study(folder: Path) -> Section:
     """A comparison's tables and pictures."""
     name = folder.resolve().name
     section = Section(f"study-{name}", f"Study: {name}")
+    if (record := folder / "comparison.json").is_file():
+        _warn(section, older(read_json(record).get("weights"), folder))
     section.markdown((folder / "comparison.md").read_text(encoding="utf-8"))
     for path in sorted(folder.glob("comparison-*.png")):
         title = TITLES[path.stem.partition("-")[2]]
@@ -149,6 +149,7 @@ def study(folder: Path) -> Section:
 def explanation(folder: Path) -> Section:
     """An explanation's tables and pictures."""
     section = Section(f"explanation-{folder.resolve().name}", f"Explanation: {folder_name(folder)}")
+    _warn(section, older(read_json(folder / "explain.json").get("weights"), folder))
     section.markdown((folder / "explain.md").read_text(encoding="utf-8"))
     words = {
         "bar": "mean absolute SHAP values with their spread over the posterior",
@@ -168,9 +169,14 @@ def explanation(folder: Path) -> Section:
     return section
 
 
-def picture_of(draw: Callable[[Path], Any]) -> bytes:
-    """The bytes of a picture that a function draws into a file."""
+def _warn(section: Section, older: str) -> None:
+    """Says what is older than the models that it is of, before what it tells."""
+    if older:
+        section.markdown(f"**This is {older}: it tells of models that are no longer there.**")
+
+
+def picture_of(draw: Callable[[Path], Path | None], alt: str, caption: str) -> Picture | None:
+    """A picture that a function draws into a file; None where it could not."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "picture.png"
-        draw(path)
-        return path.read_bytes()
+        path = draw(Path(folder) / "picture.png")
+        return None if path is None else Picture(path.read_bytes(), alt, caption)

@@ -9,7 +9,7 @@ from typing import Any
 
 from calosim.evaluation.stored import Evaluation
 from calosim.files import read_csv, read_json
-from calosim.loggers import wandb_offline_without_key
+from calosim.loggers import wandb_offline_where_needed
 from calosim.report.page import Section
 from calosim.report.sections import folder_name
 from calosim.runs import Run
@@ -32,7 +32,7 @@ def log_report(
     import wandb
     from PIL import Image
 
-    wandb_offline_without_key()
+    wandb_offline_where_needed()
     config = {folder_name(folder): Run(folder).config for folder in found["training"]}
     with wandb.init(project=project, name=title, config=config, dir=str(page.parent)) as run:
         for section in sections:

@@ -41,7 +41,7 @@ def cached_arrays(files: Sequence[str], detector: str, cache_dir: str | None = N
     data_hash = content_hash(files, detector)
     named = f" {names}" if names != Names() else ""
     key = hashlib.blake2b(f"{_VERSION} {detector} {data_hash}{named}".encode(), digest_size=10).hexdigest()
-    places = [Path(cache_dir)] if cache_dir else [Path(files[0]).resolve().parent / ".calosim_cache", _user_cache()]
+    places = [Path(cache_dir)] if cache_dir else [Path(files[0]).resolve().parent / ".calosim_cache", *_user_cache()]
     for known in places:
         if _is_whole(known / key):
             return known / key
@@ -119,8 +119,10 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "calosim"
+def _user_cache() -> list[Path]:
+    """The user's cache folder; none for who has no home, as in a container."""
+    place = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return [Path(place) / "calosim"] if os.path.isabs(place) else []
 
 
 def _writable(folder: Path) -> bool:

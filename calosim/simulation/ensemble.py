@@ -13,7 +13,7 @@ import torch
 
 from calosim import __version__
 from calosim.files import atomic_write, take_place, temporary_folder, write_json
-from calosim.models.checkpoints import lineages, read_checkpoint
+from calosim.models.checkpoints import lineages, read_checkpoint, weights_of
 from calosim.models.photons import PhotonSum
 from calosim.models.provenance import joined
 from calosim.models.shape import ShapeModule
@@ -76,6 +76,7 @@ def save_ensemble(
         "photons": "photons.ckpt" if photons else None,
         "noise_removal": {str(code): method for code, method in together.noise_removal.items()},
         "sources": {name: str(run.checkpoint.resolve()) for name, run in sources.items()},
+        "weights": weights_of((run.checkpoint for run in sources.values()), target),
     }
     with temporary_folder(target.parent, folder) as temporary:
         made = temporary / target.name

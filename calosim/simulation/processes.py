@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from calosim.commands import look_here_last
 from calosim.simulation.threads import workers_on
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def _begin(load: Callable[..., FastSimulator], devices: Queue[str], threads: int
     """Makes a process's simulation, on the next device."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who gave the command interrupts, and is told
     torch.set_num_threads(threads)
+    look_here_last()
     _OWN.append(load(device=devices.get()))
 
 

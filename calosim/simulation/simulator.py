@@ -19,6 +19,7 @@ from torch import Tensor
 from calosim.files import read_json
 from calosim.models.acceptance import Acceptance
 from calosim.models.base import CalosimModule, evaluating
+from calosim.models.checkpoints import digest
 from calosim.models.photons import PhotonSum
 from calosim.models.provenance import not_seen
 from calosim.models.shape import ShapeModule
@@ -266,7 +267,7 @@ class FastSimulator:
 
     def fingerprint(self) -> str:
         """A hash of all that makes a response: weights and settings of the models, and the noise removal."""
-        digest = hashlib.blake2b(json.dumps(sorted(self.noise_removal.items())).encode(), digest_size=16)
+        found = hashlib.blake2b(json.dumps(sorted(self.noise_removal.items())).encode(), digest_size=16)
         parts: dict[Any, CalosimModule | None] = {
             "shape": self.shape,
             "photons": self.photons,
@@ -275,11 +276,8 @@ class FastSimulator:
         for name, part in {**parts, **self.members}.items():
             if part is not None:
                 settings = json.dumps(part.init, sort_keys=True, default=str)
-                digest.update(f"{name} {type(part).__name__} {settings}".encode())
-                for key, value in part.state_dict().items():
-                    digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-                    digest.update(value.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+                found.update(f"{name} {digest(part.state_dict(), f'{type(part).__name__} {settings}')}".encode())
+        return found.hexdigest()
 
     def outside(self, particles: np.ndarray, pdg: np.ndarray) -> dict[str, int]:
         """Counts primaries outside of what the models that answer them were trained on.

@@ -73,6 +73,7 @@ def compare(
     cells = fill_cells(rows, table, resamples, quiet) | judge_cells(rows, table.modes)
     comparison = Comparison(study, table, rows, cells, failed, chosen)
     text = comparison.markdown()
+    write_json(study.out / Comparison.RECORD, comparison.record())
     atomic_write(study.out / "comparison.csv", comparison.csv())
     if table.speed:
         speeds = measure_speeds(study, quiet)

@@ -6,7 +6,6 @@ import inspect
 import json
 import shlex
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -14,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from calosim.commands import own_command
 from calosim.files import markdown_table
 from calosim.montecarlo.simulate import simulate
 from calosim.runs import Run
 from calosim.showers.root import write
 from calosim.studies.finished import is_finished, unknown_origin
-from calosim.studies.plan import Plan, Step, command_words
-from calosim.studies.settings import files_of, simulated
+from calosim.studies.plan import Plan, Step
+from calosim.studies.settings import command_words, files_of, simulated
 
 __all__ = ["cost_table", "print_plan"]
 
@@ -158,9 +158,8 @@ def _probe(step: Step, files: Sequence[str]) -> float | None:
         run = Run(f"{folder}/run")
         words = [w if w != str(step.folder) else str(run.folder) for w in step.words]
         words += command_words({f"trainer.{key}": value for key, value in PROBE.items()} | {"data.files": list(files)})
-        command = [sys.executable, "-m", "calosim", "fit", *words]
         begin = time.perf_counter()
-        subprocess.run(command, capture_output=True, check=False)
+        subprocess.run(own_command(["fit", *words]), capture_output=True, check=False)
         took, found = time.perf_counter() - begin, run.training
     if found is None:
         return None

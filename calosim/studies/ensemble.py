@@ -9,13 +9,15 @@ import numpy as np
 from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.stored import Evaluation
 from calosim.files import read_json, write_json
+from calosim.models.checkpoints import older
 from calosim.particles import particle_code
-from calosim.runs import Run
+from calosim.runs import Run, difference, identity
 from calosim.simulation.ensemble import save_ensemble
-from calosim.simulation.simulator import NoiseRemoval
+from calosim.simulation.simulator import NoiseRemoval, read_ensemble
 from calosim.studies.layout import ENSEMBLE, Table
-from calosim.studies.plan import Plan, Step, command_words
+from calosim.studies.plan import Plan, Step
 from calosim.studies.runner import Execution, run_steps
+from calosim.studies.settings import command_words
 from calosim.studies.winners import mean_ranks
 
 __all__ = ["make_ensemble"]
@@ -56,8 +58,10 @@ def make_ensemble(
     removals = {particle: choice.noise_removal for particle, choice in choices.items()}
     folder = plan.out / ENSEMBLE
     record, choice = folder / "choice.json", {"chosen": chosen, "members": members, "removals": removals}
-    if folder.exists() and not (record.exists() and read_json(record) == choice):
+    if folder.exists() and (not record.exists() or difference(identity(read_json(record)), identity(choice))):
         return f"{folder} was made of other models; remove it"
+    if folder.exists() and (said := older(read_ensemble(folder).get("weights"), folder)):
+        return f"{folder} is {said}; remove it"
     if not folder.exists():
         photons = table.ensemble.get("photons")
         save_ensemble(

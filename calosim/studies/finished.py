@@ -16,7 +16,7 @@ _ADVICE = "to make it anew, or choose another `out`"
 
 
 def is_finished(step: Step) -> bool:
-    """Whether a step's result is there.
+    """Whether a step's result is there, of the weights that are there.
 
     Raises:
         ValueError: If it was made with other settings or from other data than the plan's.
@@ -29,6 +29,7 @@ def is_finished(step: Step) -> bool:
         check_training(step, "finished")
     else:
         _check_evaluation(step)
+        return not Evaluation(step.folder).older  # then it is made anew
     return True
 
 
@@ -89,9 +90,11 @@ def _check_data(step: Step) -> None:
 
 def _check_evaluation(step: Step) -> None:
     evaluation = Evaluation(step.folder)
-    arguments = evaluation.record["arguments"]
+    from calosim.cli.tools import resolved as ask  # with torch, which a plan's reading can do without
+
+    arguments, wanted = evaluation.record["arguments"], ask("evaluate", step.words)
     made = {key: arguments[key] for key in step.options if key in arguments}
-    differs = difference(made, {key: step.options[key] for key in made})
+    differs = difference(made, {key: wanted[key] for key in made})
     if not differs:
         split = Run(step.options["shape"]).split
         trained, judged = split and split["data_hash"], evaluation.record["data"]["data_hash"]

@@ -10,15 +10,12 @@ from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.stored import Evaluation
 from calosim.evaluation.tables import METRICS
 from calosim.particles import STUDY_PARTICLES, particle_code, particle_heading, particle_name
-from calosim.studies.plan import Plan
+from calosim.studies.plan import ENSEMBLE, REFERENCES, Plan
 
 __all__ = ["ENSEMBLE", "FORMATS", "HEADINGS", "REFERENCES", "Row", "Table", "judged_rows", "reference_rows"]
 
 HEADINGS = {key: heading for key, heading, _ in METRICS}
 FORMATS = {key: form for key, _, form in METRICS}
-#: Rows that are no model of the plan: the Monte Carlo itself and the trivial answer.
-REFERENCES = ("floor", "halves", "trivial")
-ENSEMBLE = "ensemble"
 
 
 @dataclass(frozen=True)
@@ -56,6 +53,9 @@ class Table:
         # One name of a particle in all tables, however the plan writes it.
         names = [p if p == "all" else particle_name(particle_code(p)) for p in given.get("particles", cls.particles)]
         table = cls(**{**given, "particles": names})
+        for what, entries in {"particles": names, "metrics": table.metrics, "modes": table.modes}.items():
+            check_once(f"{plan.path}: table.{what}", entries)
+        check_once(f"{plan.path}: table.ensemble", table.joined)
         for metric in table.metrics:
             if metric not in HEADINGS:
                 raise ValueError(f"{plan.path}: unknown metric {metric!r}; expected {', '.join(HEADINGS)}")
@@ -85,6 +85,16 @@ class Table:
     def columns(self) -> dict[str, str]:
         """Headings of the columns by particle."""
         return {p: particle_heading(p) for p in self.particles}
+
+
+def check_once(where: str, names: Sequence[Any]) -> None:
+    """Refuses what is named twice, and would count twice.
+
+    Raises:
+        ValueError: If something is.
+    """
+    if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+        raise ValueError(f"{where}: expected each once, got {twice[0]} twice")
 
 
 @dataclass
@@ -121,15 +131,10 @@ def judged_rows(plan: Plan) -> list[Row]:
     """A row for each label with a finished evaluation; one for each combination of values that are swept over."""
     rows: dict[str, Row] = {}
     for label in plan.trainings:
-        templates = (plan.entries["trainings"][label] or {}).get("options") or {}
-        # Only trainings that differ by chance are the same model: their spread is an uncertainty.
-        pooled = {str(templates.get(option)).strip("{}") for option in ("seed_everything", "data.particle")}
         for step in plan.runs(label):
             if evaluation := plan.judged(step):
-                swept = {name: value for name, value in step.values.items() if name not in pooled}
-                key = "-".join([label, *map(str, swept.values())])
-                words = ", ".join(f"{name} {value}" for name, value in swept.items())
-                row = rows.setdefault(key, Row(key, f"{plan.title(label)} ({words})" if swept else plan.title(label)))
+                key, title = plan.row(step)
+                row = rows.setdefault(key, Row(key, title))
                 particle = step.options.get("data.particle")
                 own = None if particle is None else particle_name(particle_code(particle))
                 row.evaluations.append((evaluation, own))

@@ -31,21 +31,32 @@ In a file that is included mappings are merged with the plan's, entry by entry; 
 from __future__ import annotations
 
 import itertools
-import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from calosim.evaluation.stored import Evaluation
 from calosim.files import find_config
+from calosim.particles import particle_code
 from calosim.runs import Run
 from calosim.studies.include import read_entries
-from calosim.studies.settings import fingerprint, resolved
+from calosim.studies.settings import command_words, fingerprint, resolved
 
-__all__ = ["Plan", "Step", "command_words", "load_plan"]
+__all__ = ["ENSEMBLE", "REFERENCES", "Plan", "Step", "load_plan"]
 
+#: Rows of tables that are no model of the plan: the Monte Carlo itself and the trivial answer; and the ensemble of the best.
+REFERENCES = ("floor", "halves", "trivial")
+ENSEMBLE = "ensemble"
+#: Names that a plan's own folder and tables have for something else than its trainings.
+TAKEN = ("logs", ENSEMBLE, *REFERENCES)
+#: Options whose values make other trainings of the same model, by chance or by the rows that it answers for.
+POOLED = ("seed_everything", "data.particle")
 #: Entries of a plan and of its trainings, and what they may be.
 ENTRIES: dict[str, Any] = {"out": str, "shared": str, "trainings": dict}
 ENTRIES |= dict.fromkeys(("simulate", "common", "evaluate", "validate", "table"), dict)
@@ -139,7 +150,11 @@ class Plan:
 
     def title(self, label: str) -> str:
         """What the tables call a training."""
-        return (self.entries["trainings"][label] or {}).get("title", label)
+        return _title(self.entries, label)
+
+    def row(self, step: Step) -> tuple[str, str]:
+        """The row of the tables that a training belongs to: its name, and what the tables call it."""
+        return _row(self.entries, step)
 
 
 def load_plan(path: str | Path, out: str | None = None, options: Mapping[str, Any] | None = None) -> Plan:
@@ -169,17 +184,34 @@ def load_plan(path: str | Path, out: str | None = None, options: Mapping[str, An
     reading.add_trainings()
     reading.add_evaluations("evaluate", "test", Run.EVALUATION)
     reading.add_evaluations("validate", "val", Run.VALIDATION)
+    reading.check_rows()
     trainings = {label: [step.name for step in steps] for label, steps in reading.runs.items()}
     return Plan(path, reading.out, reading.steps, trainings, entries)
 
 
-def command_words(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """Options as command-line words."""
-    return tuple(
-        w
-        for key, v in options.items()
-        for w in (f"--{key}", v if isinstance(v, str) else json.dumps(v, allow_nan=False))
-    )
+def _title(entries: Mapping[str, Any], label: str) -> str:
+    return (entries["trainings"][label] or {}).get("title") or label
+
+
+def _row(entries: Mapping[str, Any], step: Step) -> tuple[str, str]:
+    """See :meth:`Plan.row`: only trainings that differ by chance are the same model, whose spread is an uncertainty."""
+    templates = (entries["trainings"][step.label] or {}).get("options") or {}
+    pooled = {str(templates.get(option)).strip("{}") for option in POOLED}
+    swept = {name: value for name, value in step.values.items() if name not in pooled}
+    title, words = _title(entries, step.label), ", ".join(f"{name} {value}" for name, value in swept.items())
+    return "-".join([step.label, *map(str, swept.values())]), f"{title} ({words})" if swept else title
+
+
+def _meaning(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as their values are understood: text as YAML, particles by their codes."""
+    found = {}
+    for name, value in options.items():
+        with suppress(yaml.YAMLError):
+            value = yaml.safe_load(value) if isinstance(value, str) else value
+        with suppress(ValueError, TypeError):
+            value = particle_code(value) if name == "data.particle" else value
+        found[name] = value
+    return found
 
 
 def _check_entries(where: str, entries: Any, known: Mapping[str, Any]) -> None:
@@ -213,11 +245,59 @@ class _Reading:
     options: Mapping[str, Any]
     steps: dict[str, Step] = field(default_factory=dict)
     runs: dict[str, list[Step]] = field(default_factory=dict)
+    _places: dict[str, str] = field(default_factory=dict)
+
+    def add(self, step: Step) -> None:
+        """Adds a step, whose name, log and place no other one has.
+
+        Raises:
+            ValueError: If one has: of two, one would vanish.
+        """
+        place = os.path.realpath(step.result if step.verb == "simulate" else step.folder)
+        log = f"log {step.name.replace('/', '_')}"
+        # An evaluation lies in the run folder of the training that it needs.
+        around = [str(parent) for parent in Path(place).parents if self._places.get(str(parent)) not in step.after]
+        within = [known for known in self._places if known.startswith(f"{place}/")]
+        for other in (self._places[known] for known in (log, place, *around, *within) if known in self._places):
+            raise ValueError(
+                f"{self.path}: {self.steps[other].verb} {other!r} and {step.verb} {step.name!r} would have one name or place "
+                f"({place}); expected names that differ"
+            )
+        self._places |= {log: step.name, place: step.name}
+        self.steps[step.name] = step
+
+    def check_rows(self) -> None:
+        """Refuses trainings that the tables could not tell apart, and one training that would count twice.
+
+        Raises:
+            ValueError: If there are some.
+        """
+        owners: dict[str, str] = {}
+        for label, steps in self.runs.items():
+            if label in TAKEN or "/" in label:
+                raise ValueError(
+                    f"{self.path}: training {label}: expected another name; / and {', '.join(TAKEN)} are taken"
+                )
+            seen: list[tuple[dict[str, Any], str]] = []
+            for step in steps:
+                meaning = _meaning(step.options)
+                if twice := [name for other, name in seen if other == meaning]:
+                    raise ValueError(
+                        f"{self.path}: {twice[0]} and {step.name} are the same training, which would count twice; expected "
+                        "values of `each` that make a difference"
+                    )
+                seen.append((meaning, step.name))
+            for name in {name for step in steps for name in {*_row(self.entries, step)}}:
+                if owners.setdefault(name, label) != label:
+                    raise ValueError(
+                        f"{self.path}: trainings {owners[name]} and {label} are both {name!r} in the tables; expected titles "
+                        "and names that differ"
+                    )
 
     def add_data(self) -> None:
         for file, given in (self.entries.get("simulate") or {}).items():
             words = command_words({**given, "out": file})
-            self.steps[file] = Step(file, file, {}, "simulate", words, Path(file), tuple(self.steps), given)
+            self.add(Step(file, file, {}, "simulate", words, Path(file), tuple(self.steps), given))
 
     def add_trainings(self) -> None:
         data = tuple(self.steps)
@@ -234,7 +314,7 @@ class _Reading:
                 folder = self.shared_folder(label, words, needs) if shared else self.out / name
                 words = (*words, "--run", str(folder))
                 step = Step(name, label, values, "fit", words, folder / Run.TRAINING, (*data, *needs), given, shared)
-                self.steps[name] = step
+                self.add(step)
                 self.runs.setdefault(label, []).append(step)
 
     def add_evaluations(self, entry: str, split: str, sub: str) -> None:
@@ -247,15 +327,17 @@ class _Reading:
                 given, needs = self.resolve({**(self.entries[entry] or {}), **(own or {})}, run.values)
                 folder, name = (self.out / run.name if run.shared else run.folder) / sub, f"{run.name}-{sub}"
                 given |= {"shape": str(run.folder), "split": split, "out": str(folder)}
-                self.steps[name] = Step(
-                    name,
-                    label,
-                    run.values,
-                    "evaluate",
-                    command_words(given),
-                    folder / Evaluation.RECORD,
-                    (run.name, *needs),
-                    given,
+                self.add(
+                    Step(
+                        name,
+                        label,
+                        run.values,
+                        "evaluate",
+                        command_words(given),
+                        folder / Evaluation.RECORD,
+                        (run.name, *needs),
+                        given,
+                    )
                 )
 
     def shared_folder(self, label: str, words: tuple[str, ...], needs: list[str]) -> Path:

@@ -80,7 +80,7 @@ class _Study:
 
     def stand(self, step: Step) -> tuple[str, str]:
         """How a step stands, in a word and in more; it is submitted if nothing is known of it."""
-        if is_finished(step):
+        if is_finished(step) and (step.verb != "evaluate" or not {*self.jobs, *self.failed}.intersection(step.after)):
             return "finished", unknown_origin(step)
         lock = hold(beside(step, self.plan.out, "lock"))
         if isinstance(lock, str):
@@ -91,7 +91,7 @@ class _Study:
             if blocked := [need for need in step.after if need in self.failed]:
                 return self.fail(step, f"needs {blocked[0]}, which failed")
             if known.get("job") not in self.states:
-                if known and not self.retry:
+                if known and not self.retry and not step.result.exists():
                     words = last_line(Path(known["log"])) or "it left no log; was it cancelled?"
                     return self.fail(
                         step, f"job {known['job']}: {words} (see {known['log']}; --retry submits it again)"

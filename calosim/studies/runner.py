@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from calosim.commands import own_command
 from calosim.slurm import Slurm
 from calosim.studies.finished import is_finished, unknown_origin
 from calosim.studies.plan import Plan, Step
@@ -69,7 +69,11 @@ def run_steps(plan: Plan, execution: Execution = Execution(), quiet: bool = Fals
     """
     if execution.executor == "slurm":
         return submit_steps(plan, execution.slurm or Slurm(), execution.retry, quiet)
-    done = {name for name, step in plan.steps.items() if is_finished(step)}
+    done: set[str] = set()
+    for name, step in plan.steps.items():
+        # What is judged anew when its training is: an evaluation that is there is of weights that were there.
+        if is_finished(step) and (step.verb != "evaluate" or done.issuperset(step.after)):
+            done.add(name)
     with tqdm(total=len(plan.steps), initial=len(done), unit="step", disable=True if quiet else None) as progress:
         study = _Study(plan, list(range(execution.jobs)), progress, quiet, done)
         for line in filter(None, map(unknown_origin, plan.steps.values())):
@@ -194,7 +198,7 @@ class _Study:
                 log.flush()
                 # It holds the lock too: whatever becomes of the study, a step that runs is not begun again.
                 child = subprocess.Popen(
-                    [sys.executable, "-m", "calosim", *words],
+                    own_command(words),
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=os.environ | {"TQDM_DISABLE": "1"} | _share(self.jobs, slot),

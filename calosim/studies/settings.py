@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from calosim.files import find_config
 from calosim.runs import identity
 from calosim.showers.recipe import current_hash, primaries_hash
 
-__all__ = ["files_of", "fingerprint", "resolved", "simulated"]
+__all__ = ["command_words", "files_of", "fingerprint", "resolved", "simulated"]
 
 #: Options that stand in the settings as they are given, and where, and change nothing else.
 _VERBATIM: dict[str, tuple[str, ...]] = {
@@ -26,8 +25,19 @@ _VERBATIM: dict[str, tuple[str, ...]] = {
     "--model.init_from": ("model", "init_args", "init_from"),
     "--run": ("run",),
 }
+#: Options of ``simulate`` that change no shower.
+_HOW = ("out", "workers", "quiet")
 #: Settings by configuration files and words, without the values of those options.
 _READ: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+
+def command_words(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Options as command-line words."""
+    return tuple(
+        w
+        for key, v in options.items()
+        for w in (f"--{key}", v if isinstance(v, str) else json.dumps(v, allow_nan=False))
+    )
 
 
 def resolved(words: Sequence[str]) -> dict[str, Any]:
@@ -62,10 +72,9 @@ def files_of(settings: Mapping[str, Any]) -> list[str]:
 
 def simulated(given: Mapping[str, Any]) -> dict[str, Any]:
     """What determines the showers of ``calosim simulate``: the settings that are given, and defaults for the rest."""
-    from calosim.cli.tools import simulate
+    from calosim.cli.tools import resolved as ask
 
-    defaults = {name: parameter.default for name, parameter in inspect.signature(simulate).parameters.items()}
-    return {name: given.get(name, value) for name, value in defaults.items() if name not in ("out", "workers", "quiet")}
+    return {name: value for name, value in ask("simulate", command_words(given)).items() if name not in _HOW}
 
 
 def fingerprint(settings: Mapping[str, Any], simulate: Mapping[str, Mapping[str, Any]]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -36,6 +38,8 @@ class Comparison:
         failed: Why steps failed, by name.
         chosen: The label that answers in the ensemble, by particle; empty without an ensemble.
     """
+
+    RECORD: ClassVar[str] = "comparison.json"
 
     plan: Plan
     table: Table
@@ -75,6 +79,16 @@ class Comparison:
         data = self.rows[0].evaluations[0][0].record["data"]["data_hash"]
         sections.append(f"Made with calosim {__version__}, git {git_hash()}, from data {data}.")
         return "\n\n".join(filter(None, sections)) + "\n"
+
+    def record(self) -> dict[str, Any]:
+        """What it was made with and from, and the weights that it is of, see :func:`calosim.models.checkpoints.older`."""
+        found: dict[str, dict[str, str]] = {}
+        for evaluation in (evaluation for row in self.rows for evaluation, _ in row.evaluations):
+            for told in evaluation.record.get("weights", []):
+                place = os.path.realpath(evaluation.folder / told["beside"])
+                found[told["model"]] = told | {"beside": os.path.relpath(place, os.path.realpath(self.plan.out))}
+        data = self.rows[0].evaluations[0][0].record["data"]["data_hash"]
+        return {"calosim": __version__, "git": git_hash(), "data_hash": data, "weights": list(found.values())}
 
     def csv(self) -> str:
         """All cells."""

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from callbacks import CheckerboardValidation
 from calosim.detectors import DETECTORS
 from calosim.metrics.wasserstein import CheckerboardWasserstein
-from calosim.pictures import image_rows
 from calosim.showers.record import Showers
 
 ZN = DETECTORS["zn"]
@@ -236,9 +235,14 @@ def test_bad_options_are_named(option):
         CheckerboardValidation(**{option: 0})
 
 
-def test_pictures_need_a_label_each(tmp_path):
-    with pytest.raises(ValueError, match="2 Monte Carlo images, 2 generated ones and 1 labels"):
-        image_rows(np.zeros((2, 4, 4)), np.zeros((2, 4, 4)), ["gamma"], tmp_path / "picture.png")
+def test_a_picture_that_fails_ends_no_training(tmp_path, monkeypatch, capsys):
+    def fail(figure, path):
+        raise RuntimeError("latex could not be found")
+
+    monkeypatch.setattr("calosim.pictures.responses.save", fail)
+    trainer, _, _ = fit(tmp_path, [CheckerboardValidation(pictures=1)])
+    assert "was not drawn (RuntimeError: latex could not be found)" in capsys.readouterr().err
+    assert trainer.callback_metrics["val/ws"] > 0
 
 
 if __name__ == "__main__":

@@ -11,9 +11,6 @@ import torch
 
 from calosim.runs import FORMAT, Run
 
-# The run that is gone on with was copied.
-pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
-
 
 def logged(path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))

@@ -14,9 +14,6 @@ from calosim.files import read_csv
 from calosim.models.photons import PhotonSum
 from calosim.runs import Run
 
-# The run that is gone on with was copied.
-pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
-
 JOB = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "test"}
 
 

@@ -16,10 +16,8 @@ import yaml
 
 from calosim.cli.record import WholeCheckpoints
 from calosim.cli.session import said_words
+from calosim.files import read_csv
 from calosim.runs import Run
-
-# The run that is gone on with was copied.
-pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
 
 
 def weights(path) -> dict[str, torch.Tensor]:
@@ -104,6 +102,82 @@ def test_what_is_stored_can_be_run_again_in_another_folder(train, command, tmp_p
     assert command("fit", "-c", moved / Run.CONFIG, "--ckpt_path", "last", "--trainer.max_epochs", 3) == 0
     assert torch.load(moved.last, weights_only=True)["epoch"] == 2
     assert not first.folder.exists()
+
+
+#: Ways to name a run folder, or to have it elsewhere: from the folder as it was trained to its configuration.
+SPELLINGS = {
+    "relative": lambda folder: os.path.relpath(folder),
+    "roundabout": lambda folder: f"{folder.parent}/{folder.name}/../{folder.name}/",
+    "linked": lambda folder: (folder.parent / "link").symlink_to(folder) or folder.parent / "link",
+    "copied": lambda folder: shutil.copytree(folder, folder.parent / "copy"),
+    "moved": lambda folder: shutil.move(folder, folder.parent / "moved"),
+}
+
+
+@pytest.fixture(scope="module")
+def worsening(once, root_file, command):
+    """A photon-sum model whose validation loss rises after its second epoch, of those it has had."""
+
+    def make(folder):
+        words = [
+            "--model.hidden",
+            "[8]",
+            "--model.components",
+            2,
+            "--model.members",
+            3,
+            "--data.batch_size",
+            64,
+            "--quiet",
+        ]
+        words += ["--model.scheduler", "null", "--model.optimizer.lr", 0.3, "--trainer.max_epochs", 2]
+        own = {"class_path": "ModelCheckpoint", "init_args": {"filename": "own", "monitor": "val/loss"}}
+        words += ["--trainer.callbacks", json.dumps([own])]
+        assert command("fit", "-c", "conf/photons.yaml", "--data.files", root_file, *words, "--run", folder / "r") == 0
+
+    return once("worsening", make) / "r"
+
+
+def losses(run) -> list[float]:
+    """Validation losses, epoch by epoch."""
+    return [float(row["val/loss"]) for row in read_csv(run / Run.METRICS) if row["val/loss"]]
+
+
+def kept_loss(path) -> float:
+    """The validation loss of the epoch whose weights a best checkpoint holds."""
+    checkpoint = torch.load(path, weights_only=True)
+    return losses(Run(path))[checkpoint["epoch"]]
+
+
+@pytest.mark.parametrize("spelled", SPELLINGS.values(), ids=SPELLINGS)
+def test_the_best_stays_however_its_folder_is_spelled_and_wherever_it_lies(spelled, worsening, tmp_path, command):
+    run = Run(spelled(shutil.copytree(worsening, tmp_path / "r")))
+    assert command("fit", "-c", f"{run.folder}/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", 3) == 0
+    assert min(losses(run)) == kept_loss(run.best) < losses(run)[-1]  # or this tells nothing
+    checkpoints = sorted(path.name for path in run.best.parent.iterdir())
+    assert checkpoints == ["best.ckpt", "last.ckpt", "own.ckpt"]
+    assert kept_loss(run.best.with_name("own.ckpt")) == min(losses(run))
+
+
+def test_the_best_stays_when_a_training_goes_on_from_before_it(worsening, tmp_path, command):
+    run = Run(shutil.copytree(worsening, tmp_path / "r"))
+    state = torch.load(run.last, weights_only=True)
+    early = run.best.with_name("early.ckpt")
+    for callback in state["callbacks"].values():  # as one of the first epoch's beginning knows none
+        callback |= (
+            {"best_k_models": {}, "best_model_path": "", "best_model_score": None} if "monitor" in callback else {}
+        )
+    torch.save(state, early)
+    assert command("fit", "-c", run / Run.CONFIG, "--ckpt_path", early, "--trainer.max_epochs", 3) == 0
+    assert kept_loss(run.best) == min(losses(run)) < losses(run)[-1]
+
+
+def test_a_best_that_is_gone_or_damaged_is_no_best(worsening, tmp_path, command):
+    for name, spoil in {"gone": lambda path: path.unlink(), "damaged": lambda path: path.write_bytes(b"PK")}.items():
+        run = Run(shutil.copytree(worsening, tmp_path / name))
+        spoil(run.best)
+        assert command("fit", "-c", run / Run.CONFIG, "--ckpt_path", "last", "--trainer.max_epochs", 3) == 0
+        assert kept_loss(run.best) == losses(run)[-1]
 
 
 def test_a_run_goes_on_in_its_own_folder_only(train, error_of, photons, again):

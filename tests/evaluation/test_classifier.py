@@ -25,7 +25,7 @@ ONE = ClassifierOptions(classifier_seeds=1)
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
-    monkeypatch.setattr("calosim.evaluation.evaluate._draw", lambda *_: None)
+    monkeypatch.setattr("calosim.evaluation.evaluate._draw", lambda *_: [])
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,7 @@ def test_photon_sums_do_not_depend_on_what_else_is_judged(judged, run_folders, t
 
 def test_another_simulation_is_a_floor_on_all_rows(judged, run_folders, root_file, tmp_path, monkeypatch):
     """The same file stands for it: every row is answered with a response to its own primary."""
-    monkeypatch.setattr("calosim.evaluation.evaluate._draw", lambda *_: None)  # the pictures take longest
+    monkeypatch.setattr("calosim.evaluation.evaluate._draw", lambda *_: [])  # the pictures take longest
     models = Models(str(run_folders["teacher"]))
     evaluate(str(tmp_path), models, floors=FloorOptions(str(root_file)), protocol=FEW, quiet=True)
     results, answers = read_json(tmp_path / "evaluation.json"), read_npz(tmp_path / "answers.npz")

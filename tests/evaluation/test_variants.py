@@ -38,7 +38,7 @@ def test_unrounded_channels_are_of_the_same_draws(run_folders, data):
 
 @pytest.mark.parametrize("kind", ["teacher", "splits"])
 def test_an_evaluation_has_a_table_of_them(kind, run_folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("calosim.evaluation.evaluate._draw", lambda *_: None)
+    monkeypatch.setattr("calosim.evaluation.evaluate._draw", lambda *_: [])
     protocol = Protocol(runs=2, responses=2, rows=20, variants=list(VARIANTS))
     settings = {"floors": FloorOptions(references=False), "classifier": ClassifierOptions(classifier=False)}
     evaluate(str(tmp_path), Models(str(run_folders[kind])), protocol=protocol, quiet=True, **settings)

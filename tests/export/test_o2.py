@@ -94,9 +94,45 @@ def test_a_card_shows_the_evaluation_of_the_shape_model(exported, tmp_path):
     (tmp_path / "evaluation").mkdir()
     means = {title: {"mean": {"ws_all": 1, "mae_cond_all": 2}} for title in ("chain", "floor")}
     areas = {"chain": {"verdicts": {"images": {"auc": 0.5}, "features": {"auc": 0.6}}}}
-    found = {"images": means, "classifier": {"candidates": areas}}
+    found = {"images": means, "classifier": {"candidates": areas}, "photons": ["x"]}
+    found["weights"] = [{"hash": record["models"][role]["weights"]} for role in ("photons", "shape")]
     (tmp_path / "evaluation" / "evaluation.json").write_text(json.dumps(found))
     assert "| chain | 1.00 | 2.00 | 0.500 | 0.600 |\n| floor | 1.00 | 2.00 |  |  |" in card(record)
+
+
+def test_an_evaluation_of_other_weights_is_not_quoted(run_folders, tmp_path, command, capfd, train_on):
+    run = shutil.copytree(run_folders["splits"], tmp_path / "r")
+    models = ["--shape", run, "--photons", run_folders["photons"]]
+    judge = ["--rows", 20, "--runs", 1, "--responses", 2, "--classifier", "false", "--quiet"]
+    assert command("evaluate", *models, *judge, "--out", run / "evaluation") == 0
+    assert command("export", *models, "--out", tmp_path / "fresh") == 0
+    assert "Not quoted" not in capfd.readouterr().err
+    assert "| full chain |" in (tmp_path / "fresh" / CARD).read_text()
+    train_on(run)
+    assert command("export", *models, "--out", tmp_path / "stale") == 0
+    said = "Not quoted: r/evaluation is of other weights than exported (shape)"
+    assert said in capfd.readouterr().err
+    assert said in (text := (tmp_path / "stale" / CARD).read_text())
+    assert "| full chain |" not in text
+
+
+def test_a_check_is_of_the_files_and_models_that_were_exported(
+    exported, run_folders, tmp_path, error_of, train_on, command
+):
+    folder = shutil.copytree(exported, tmp_path / "o2")
+    words = ["export", "--check", folder, "--primaries", "conf/demo/primaries.csv"]
+    content = (folder / "generator.onnx").read_bytes()
+    (folder / "generator.onnx").write_bytes((folder / "classifier.onnx").read_bytes())
+    assert "generator.onnx: expected the file that was exported, of SHA-256" in error_of(*words)
+    (folder / "generator.onnx").unlink()
+    assert "got none" in error_of(*words)
+    (folder / "generator.onnx").write_bytes(content)
+    run = shutil.copytree(run_folders["splits"], tmp_path / "r")
+    record = json.loads((folder / "export.json").read_text())
+    record["models"]["shape"]["run"] = str(run)
+    (folder / "export.json").write_text(json.dumps(record))
+    train_on(run)
+    assert f"older than the weights of {run}" in error_of(*words)
 
 
 def test_nothing_is_written_over(exported, run_folders, error_of):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from calosim.flows import FlowConfig
-from calosim.models.checkpoints import load_module
+from calosim.models.checkpoints import load_module, older, weights_hash, weights_of
 from calosim.models.photons import PhotonSum
 from calosim.models.shape import ShapeModule
 from calosim.models.teacher import Teacher
@@ -121,3 +121,35 @@ def test_a_checkpoint_of_another_class_is_named(run_folders):
 def test_a_run_folder_may_be_moved(run_folders, tmp_path):
     shutil.copytree(run_folders["photons"], tmp_path / "elsewhere")
     assert isinstance(load_module(tmp_path / "elsewhere"), PhotonSum)
+
+
+def test_weights_have_one_hash_wherever_they_are_stored(run_folders, tmp_path, train_on):
+    run = shutil.copytree(run_folders["photons"], tmp_path / "r")
+    found = weights_hash(run)
+    state = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    for name, changed in {
+        "stripped": {"optimizer_states": [], "callbacks": {}},
+        "other settings": {"calosim": {**state["calosim"], "init": {**state["calosim"]["init"], "hidden": [9]}}},
+    }.items():
+        torch.save(state | changed, tmp_path / f"{name}.ckpt")
+    assert weights_hash(tmp_path / "stripped.ckpt") == weights_hash(run_folders["photons"]) == found
+    train_on(run)
+    assert len({found, weights_hash(run), weights_hash(tmp_path / "other settings.ckpt")}) == 3
+
+
+def test_a_result_is_older_than_weights_that_changed_since(run_folders, tmp_path, train_on):
+    run = shutil.copytree(run_folders["photons"], tmp_path / "r")
+    told = weights_of([run, None], run / "evaluation")
+    copy = shutil.copytree(run, tmp_path / "copy")
+    train_on(copy)
+    # The copy's evaluation is of the copy, the other of what it lies in, and one that lies elsewhere of what it names.
+    assert older(told, copy / "evaluation") == "older than the weights of copy"
+    assert older(told, run / "evaluation") == older(told, tmp_path / "deep" / "elsewhere") == ""
+    train_on(run)
+    assert (
+        older(told, run / "evaluation") == older(told, tmp_path / "deep" / "elsewhere") == "older than the weights of r"
+    )
+    moved = shutil.move(run, tmp_path / "moved")
+    assert older(told, moved / "evaluation") == "older than the weights of moved"
+    shutil.rmtree(moved)
+    assert older(told, tmp_path / "deep" / "elsewhere") == older(None, copy) == ""

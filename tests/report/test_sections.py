@@ -7,7 +7,10 @@ import shutil
 import pytest
 
 from calosim.evaluation.stored import Evaluation
-from calosim.report.sections import evaluation, explanation, study, trainings
+from calosim.files import read_json, write_json
+from calosim.models.checkpoints import weights_of
+from calosim.report.answer import answer
+from calosim.report.sections import evaluation, explanation, picture_of, study, trainings
 from calosim.runs import Run
 
 
@@ -72,3 +75,41 @@ def test_a_run_of_another_format_is_refused(tmp_path):
     (tmp_path / Run.RECORD).write_text("{}")
     with pytest.raises(ValueError, match="expected a run of format"):
         trainings([tmp_path])
+
+
+def test_what_could_not_be_drawn_is_left_out(folders, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("calosim.pictures.distributions.save", lambda figure, path: 1 / 0)
+        section = evaluation(folders / "judged")
+    assert len(section.pictures) == len(evaluation(folders / "judged").pictures) - 2 > 0
+    assert capsys.readouterr().err.count("was not drawn (ZeroDivisionError") == 2
+    assert picture_of(lambda path: None, "", "") is None
+
+
+def test_what_is_older_than_the_weights_says_so(folders, tmp_path, train_on):
+    everything = shutil.copytree(folders, tmp_path / "all")
+    record = read_json(everything / "judged" / Evaluation.RECORD)
+    write_json(
+        everything / "study" / "comparison.json",
+        {"weights": weights_of([everything / "teacher"], everything / "study")},
+    )
+    explained = read_json(everything / "explained" / "explain.json")
+    told = {"weights": weights_of([everything / "<photons> & co"], everything / "explained")}
+    write_json(everything / "explained" / "explain.json", explained | told)
+    assert [told["model"] for told in record["weights"]] == [
+        str(folders / name) for name in ("teacher", "<photons> & co")
+    ]
+
+    def words() -> list[str]:
+        sections = evaluation(everything / "judged"), study(everything / "study"), explanation(everything / "explained")
+        return [str(section.pieces[0][1][0]) for section in (*sections, answer([everything / "judged"]))]
+
+    assert "older than" not in str(words())
+    for name in ("teacher", "<photons> & co"):
+        train_on(everything / name)
+    judged, compared, explained = words()[:3]
+    assert "This is older than the weights of teacher, &lt;photons&gt; &amp; co" in judged
+    assert "This is older than the weights of teacher" in compared
+    assert "This is older than the weights of &lt;photons&gt; &amp; co" in explained
+    lines = next(piece[1] for name, piece in answer([everything / "judged"]).pieces if name == "verdicts")
+    assert all("(older than the weights of teacher" in line[0] for line in lines)

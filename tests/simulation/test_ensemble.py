@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from calosim.flows import FlowConfig
+from calosim.models.checkpoints import older, weights_of
 from calosim.models.finetune import FineTune
 from calosim.models.photons import PhotonSum
 from calosim.models.teacher import Teacher
@@ -153,3 +154,12 @@ def test_ensembles_that_cannot_be(ensemble, run_folders, tmp_path):
         (damaged / Run.ENSEMBLE).write_text(text)
         with pytest.raises(ValueError, match=rf"simulator.json: {said}"):
             FastSimulator.load(damaged.folder)
+
+
+def test_an_ensemble_is_older_than_members_that_were_trained_on(run_folders, tmp_path, train_on):
+    run = shutil.copytree(run_folders["teacher"], tmp_path / "r")
+    save_ensemble(str(tmp_path / "e"), str(run), {"lambda": str(run_folders["teacher"])})
+    told = weights_of([tmp_path / "e"], tmp_path / "evaluation")
+    assert older(told, tmp_path / "evaluation") == ""
+    train_on(run)
+    assert older(told, tmp_path / "evaluation") == "older than the weights of what e was made of"

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import pytest
 import yaml
 
 from calosim.__main__ import main
+from calosim.cli.tools import resolved
 from calosim.files import read_json, write_json
+from calosim.models.checkpoints import weights_of
 from calosim.runs import Run, difference, identity
 from calosim.showers.recipe import read_recipe
 from calosim.showers.root import write
 from calosim.studies.finished import is_finished, unknown_origin
 from calosim.studies.plan import load_plan
+from calosim.studies.settings import command_words, simulated
 
 
 @pytest.fixture
@@ -109,6 +113,49 @@ def test_an_evaluation_of_other_settings_or_of_another_training_is_noticed(judge
     write_json(step.result, {**record, "data": {**record["data"], "data_hash": "y"}})
     with pytest.raises(ValueError, match="it has data of hash y instead of x"):
         is_finished(step)
+
+
+@pytest.mark.parametrize("photons", ["./x", "[./x]", ["./x"]])
+def test_an_evaluations_options_are_compared_as_the_command_understands_them(photons, judged, tmp_path, monkeypatch):
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path)
+    asked = {"photons": photons, "runs": "2", "classifier": "false", "noise_removal_of": "[neutron=1]"}
+    words = [*command_words(asked), "--out", "o", "--shape", "s"]
+    step = load_plan(judged).steps["good-evaluation"]
+    step = dataclasses.replace(step, options={**asked, "out": "o", "shape": "s"}, words=tuple(words))
+    record, made = read_json(step.result), resolved("evaluate", words)
+    assert (made["photons"], made["runs"], made["classifier"]) == (["./x"], 2, False)
+    # Made by another spelling of the folder.
+    write_json(step.result, {**record, "arguments": made | {"photons": [str(tmp_path / "x")]}})
+    assert is_finished(step)
+    write_json(step.result, {**record, "arguments": made | {"photons": [str(tmp_path)]}})
+    with pytest.raises(ValueError, match="it has photons="):
+        is_finished(step)
+
+
+def test_an_evaluation_of_weights_that_changed_is_made_anew(judged, run_folders, tmp_path, train_on):
+    step = load_plan(judged).steps["good-evaluation"]
+    run = shutil.copytree(run_folders["photons"], tmp_path / "trained")
+    write_json(step.result, read_json(step.result) | {"weights": weights_of([run], step.folder)})
+    assert is_finished(step)
+    train_on(run)
+    assert not is_finished(step)
+
+
+def test_a_particle_has_one_meaning_and_a_folder_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [identity({"data": {"particle": name}}) for name in ("lambda", "3122", 3122)]
+    assert names == [{"data.particle": 3122}] * 3
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert not difference({"model.init_from": "a"}, {"model.init_from": str(tmp_path / "a")})
+    assert difference({"model.init_from": "a"}, {"model.init_from": "b"})
+    assert difference({"x": "gone"}, {"x": "./gone"})  # names of nothing are names
+
+
+def test_data_are_compared_as_the_command_understands_them():
+    assert simulated({"primaries": "20", "keep_dark": "true"}) == simulated({"primaries": 20, "keep_dark": True})
+    assert simulated({"primaries": "20"})["seed"] == 1
 
 
 def test_differences_are_few():

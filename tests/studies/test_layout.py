@@ -17,6 +17,10 @@ from calosim.studies.plan import load_plan
         ({"metrics": ["x"]}, "unknown metric 'x'"),
         ({"ensemble": {"default": "a"}}, "expected table.ensemble with default, members"),
         ({"ensemble": {"default": "a", "members": ["y"]}}, "names y"),
+        ({"ensemble": {"default": "a", "members": ["a"]}}, "table.ensemble: expected each once, got a twice"),
+        ({"metrics": ["ws", "ws"]}, "table.metrics: expected each once, got ws twice"),
+        ({"modes": ["shape", "shape"]}, "table.modes: expected each once"),
+        ({"particles": ["lambda", 3122]}, "table.particles: expected each once, got lambda twice"),
     ],
 )
 def test_a_bad_table_is_refused(make_plan, table, message):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from calosim.studies.plan import load_plan
@@ -58,6 +60,47 @@ def test_names_stand_for_values_and_run_folders(tmp_path, make_plan):
 def test_a_bad_plan_is_refused(make_plan, entries, message):
     with pytest.raises(ValueError, match=message):
         load_plan(make_plan(**entries))
+
+
+#: Trainings, entries beside them, and what is said: of two of a name, one would vanish.
+TWO_OF_A_NAME = {
+    "value": ({"a": {"each": {"s": [1]}}, "a-1": {}}, {}, "'a-1' and fit 'a-1' would have one name"),
+    "same text": ({"a": {"each": {"s": [1, "1"]}, "options": {"seed_everything": "{s}"}}}, {}, "one name"),
+    "log": ({"a": {"each": {"s": ["b/c", "b_c"]}, "options": {"x": "{s}"}}}, {}, "one name"),
+    "inside": ({"a": {"each": {"s": ["b", "b/c"]}, "options": {"x": "{s}"}}}, {}, "one name or place"),
+    "around": ({"a": {"each": {"s": ["b/c", "b"]}, "options": {"x": "{s}"}}}, {}, "one name or place"),
+    "evaluation": ({"a": {}, "a-evaluation": {}}, {"evaluate": {}}, "one name"),
+    "file": ({}, {"simulate": {"d/x.root": {}, "d/../d/x.root": {}}}, "one name or place"),
+    "taken": ({"ensemble": {}}, {}, "training ensemble: expected another name"),
+    "floor": ({"floor": {}}, {}, "training floor: expected another name"),
+    "folder": ({"a/checkpoints": {}}, {}, "training a/checkpoints: expected another name"),
+    "title": ({"a": {"title": "b"}, "b": {}}, {}, "trainings a and b are both 'b' in the tables"),
+    "row": (
+        {"a": {"each": {"x": ["b"], "s": [1, 2]}, "options": {"seed_everything": "{s}"}}, "a-b": {}},
+        {},
+        "trainings a and a-b are both 'a-b'",
+    ),
+    "unused": ({"a": {"each": {"s": [1, 2]}}}, {}, "a-1 and a-2 are the same training"),
+    "number": ({"a": {"each": {"s": [1, 1.0]}, "options": {"x": "{s}"}}}, {}, "a-1 and a-1.0 are the same training"),
+    "particle": (
+        {"a": {"each": {"p": ["lambda", 3122]}, "options": {"data.particle": "{p}"}}},
+        {},
+        "a-lambda and a-3122 are the same training",
+    ),
+}
+
+
+@pytest.mark.parametrize(("trainings", "entries", "said"), TWO_OF_A_NAME.values(), ids=TWO_OF_A_NAME)
+def test_two_of_a_name_are_refused(trainings, entries, said, make_plan):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        load_plan(make_plan(trainings=trainings, **entries))
+
+
+def test_a_name_that_stands_twice_in_a_file_is_refused(make_plan):
+    path = make_plan(trainings={"a": {}})
+    path.write_text(path.read_text().replace("  a: {}", "  a: {title: x}\n  a: {title: y}"))
+    with pytest.raises(ValueError, match=r"plan.yaml: expected YAML \(a is there twice, again in line"):
+        load_plan(path)
 
 
 def test_what_is_the_same_is_shared(tmp_path, make_plan):
