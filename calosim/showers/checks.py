@@ -18,7 +18,6 @@ from calosim.showers.record import FEATURES, TABULATED, Showers, Where
 __all__ = [
     "agreed_detector",
     "check_image_shape",
-    "check_mass_shell",
     "check_primaries",
     "check_showers",
     "detector_of_shape",
@@ -205,8 +204,8 @@ def check_primaries(particles: np.ndarray, pdg: np.ndarray, source: str, where: 
     """Checks features (N, 9) and PDG codes (N,), as :func:`check_showers` does.
 
     Raises:
-        ValueError: If a feature is not finite, an energy not positive, a mass or charge not that of its PDG code, or an energy is
-            beyond any collider's.
+        ValueError: If a feature is not finite, an energy not positive or beyond any collider's, a mass or charge not that of its
+            PDG code, or energy, momentum and mass do not belong together.
     """
     expected = (len(pdg), len(FEATURES))
     if particles.shape != expected:
@@ -232,9 +231,10 @@ def check_primaries(particles: np.ndarray, pdg: np.ndarray, source: str, where: 
                 f"{source}: {where(at[0])}: {FEATURES[k]} is {particles[at[0], k]:g}; "
                 f"expected {true[at]:g} {unit} for PDG code {pdg[at]}"
             )
+    _check_mass_shell(particles, source, where)
 
 
-def check_mass_shell(particles: np.ndarray, source: str, where: Where) -> None:
+def _check_mass_shell(particles: np.ndarray, source: str, where: Where) -> None:
     r"""Checks that energy, momentum and mass of primaries (N, 9) belong together, :math:`E^2 = p^2 + m^2`.
 
     Raises:

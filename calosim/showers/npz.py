@@ -108,12 +108,15 @@ def _npz_pair_pieces(
     first = 0
     for table, images in zip(_npz_pieces(particles, rows), _npz_pieces(responses, rows), strict=True):
         where = partial(row_name, first)
-        features = table[:, : len(FEATURES)].astype(np.float64)
-        if table.shape[1] > len(FEATURES):
-            pdg = pdg_codes(table[:, -1], str(particles), where)
-        else:
-            pdg = infer_pdg(features, prefer, str(particles), where)
-        # Checked here because a message about a feature must name this file, not the one with the images.
-        check_primaries(features, pdg, str(particles), where)
+        try:
+            features = table[:, : len(FEATURES)].astype(np.float64)
+            if table.shape[1] > len(FEATURES):
+                pdg = pdg_codes(table[:, -1], str(particles), where)
+            else:
+                pdg = infer_pdg(features, prefer, str(particles), where)
+            # Checked here because a message about a feature must name this file, not the one with the images.
+            check_primaries(features, pdg, str(particles), where)
+        except ValueError as error:  # columns have no names here, and others may have been meant
+            raise ValueError(f"{error} (columns {', '.join(FEATURES)}, pdg)") from None
         yield Showers(features, pdg, photon_counts(images, str(responses), where), detector), where
         first += len(table)

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from calosim.showers.checks import (
-    check_mass_shell,
     check_primaries,
     existing_file,
     features_of,
@@ -91,7 +90,6 @@ class PrimariesFile:
         where, name = partial(row_name, first), str(self.path)
         particles, pdg = features_of(arrays, name, where)
         check_primaries(particles, pdg, name, where)
-        check_mass_shell(particles, name, where)
         return particles, pdg
 
 

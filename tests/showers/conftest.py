@@ -28,8 +28,9 @@ def _make(rows: int, detector: str = "zn", seed: int = 0, inputs: int | None = N
     inputs = rows if inputs is None else inputs
     pdg = rng.choice(list(PARTICLES), inputs).astype(np.int32)
     particles = rng.normal(size=(inputs, len(FEATURES)))
-    particles[:, 0] = 1 + rng.exponential(1000, inputs)
+    particles[:, 6] = rng.choice([-1, 1], inputs) * (1 + rng.exponential(1000, inputs))
     particles[:, 7:] = [PARTICLES[int(code)] for code in pdg]
+    particles[:, 0] = np.sqrt(np.square(particles[:, 4:7]).sum(1) + np.square(particles[:, 7] / 1000))
     images = rng.poisson(0.1, (rows, *DETECTORS[detector].shape)).astype(np.int16)
     chosen = rng.integers(inputs, size=rows)
     return Showers(particles[chosen], pdg[chosen], images, detector)
@@ -116,7 +117,7 @@ class Spoiler:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        neutron = {"mass": 939.5654, "charge": 0.0}
+        neutron = {"energy": 3.5893, "mass": 939.5654, "charge": 0.0}  # of 2 GeV/c along each axis
         images = np.zeros((self.rows, *self.shape), np.int16)
         images[:, 20, 22] = 17
         self.columns = {name: np.full(self.rows, neutron.get(name, 2.0)) for name in FEATURES}

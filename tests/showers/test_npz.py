@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calosim.showers import read
+from calosim.showers import Showers, read
 from calosim.showers.reading import checked_pieces, sources
 
 
@@ -99,3 +99,15 @@ def test_several_pairs_are_found_by_their_names(tmp_path, make, save_npz):
     with pytest.raises(ValueError, match=r"b_particles\.npz: which of 2 files holds its responses"):
         read([a, b, a_images, renamed])
     assert len(read([b, renamed])) == 4  # a single pair may be called anything
+
+
+def test_swapped_columns_are_refused(tmp_path, make, save_npz):
+    """Vertex for momentum: every number is good by itself, but energy and momentum are none of a particle's."""
+    showers = make(20)
+    swapped = showers.particles[:, [0, 4, 5, 6, 1, 2, 3, 7, 8]]
+    paths = save_npz(tmp_path, Showers(swapped, showers.pdg, showers.images, "zn"))
+    order = "energy, vx, vy, vz, px, py, pz, mass, charge, pdg"
+    with pytest.raises(
+        ValueError, match=rf"row \d+: energy is .* GeV; expected .* by its momentum and mass \(columns {order}\)"
+    ):
+        read(paths)
