@@ -104,7 +104,7 @@ def test_several_pairs_are_found_by_their_names(tmp_path, make, save_npz):
 def test_swapped_columns_are_refused(tmp_path, make, save_npz):
     """Vertex for momentum: every number is good by itself, but energy and momentum are none of a particle's."""
     showers = make(20)
-    swapped = showers.particles[:, [0, 4, 5, 6, 1, 2, 3, 7, 8]]
+    swapped = np.ascontiguousarray(showers.particles[:, [0, 4, 5, 6, 1, 2, 3, 7, 8]])
     paths = save_npz(tmp_path, Showers(swapped, showers.pdg, showers.images, "zn"))
     order = "energy, vx, vy, vz, px, py, pz, mass, charge, pdg"
     with pytest.raises(
