@@ -27,6 +27,6 @@ def probability(g: Builder, primary: Primary, model: Acceptance) -> str:
     """
     h = g("Cast", binned(g, primary.standardized(model.features), model.encoding), to=_DOUBLE)
     for depth, (weight, bias) in enumerate(layers(model.networks.draw(model.networks.members))):
-        product = g("MatMul", g.silu(h) if depth else h, weight.astype(np.float64))
+        product = g("MatMul", g.silu(h, np.float64(1)) if depth else h, weight.astype(np.float64))
         h = g("Add", product, bias[:, None].astype(np.float64))
-    return g("ReduceMean", g("Sigmoid", h), np.array([0]), keepdims=0)
+    return g("ReduceMean", g.sigmoid(h, np.float64(1)), np.array([0]), keepdims=0)

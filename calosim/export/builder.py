@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from calosim import __version__
 
-__all__ = ["IR_VERSION", "OPSET", "Builder", "Value", "require"]
+__all__ = ["IR_VERSION", "OPSET", "RUNTIMES", "Builder", "Value", "require"]
 
-#: The first operator set with bitwise operations; ONNX Runtime reads it since 1.14.
+#: The first operator set with bitwise operations.
 OPSET, IR_VERSION = 18, 8
+
+#: The oldest and the newest release of ONNX Runtime that files were loaded by, and images compared.
+RUNTIMES = "1.15.0", "1.32.0"
 
 Value = str | np.ndarray | np.generic | float | int
 
@@ -87,10 +90,9 @@ class Builder:
         Returns:
             The output's name.
         """
-        return self.several(operation, 1, *inputs, **attributes)[0]
+        return self._append(operation, 1, *inputs, **attributes)[0]
 
-    def several(self, operation: str, outputs: int, *inputs: Value, **attributes: Any) -> list[str]:
-        """Appends an operation with several outputs, whose names it returns."""
+    def _append(self, operation: str, outputs: int, *inputs: Value, **attributes: Any) -> list[str]:
         made = [f"v{self.made}_{i}" for i in range(outputs)]
         self.made += 1
         self.nodes.append(_Node(operation, [self._name(value) for value in inputs], made, attributes))
@@ -119,15 +121,52 @@ class Builder:
         """Pieces along an axis; without an operation where there is one."""
         if len(sizes) == 1:
             return [value]
-        return self.several("Split", len(sizes), value, np.asarray(sizes, np.int64), axis=axis)
+        return self._append("Split", len(sizes), value, np.asarray(sizes, np.int64), axis=axis)
 
     def pick(self, values: Value, at: Value) -> str:
         """Some of a vector's values, at positions (M,): many times faster than a plain gather of single numbers."""
         return self("GatherElements", values, at, axis=0)
 
-    def silu(self, value: str) -> str:
-        """The sigmoid-weighted linear unit."""
-        return self("Mul", value, self("Sigmoid", value))
+    def sigmoid(self, value: str, one: Value = 1.0) -> str:
+        """The logistic function, with a one of the value's type; see :meth:`silu`."""
+        return self("Div", one, self("Add", self("Exp", self("Neg", value)), one))
+
+    def silu(self, value: str, one: Value = 1.0) -> str:
+        """The sigmoid-weighted linear unit, with a one of the value's type.
+
+        As PyTorch has it, and not with ONNX's Sigmoid: runtimes fuse that with a product or with the layer before it
+        (QuickGelu, FusedGemm), and most of them then have no kernel for float64 and do not load the file.
+        """
+        return self("Div", value, self("Add", self("Exp", self("Neg", value)), one))
+
+    def _read(self, nodes: list[_Node], read: set[str]) -> list[_Node]:
+        """The operations whose outputs are read, all of them; adds to the names that are.
+
+        ONNX Runtime before 1.19 takes the memory of an output that nothing reads for others too early, and their values are
+        wrong then (its pull request 21019). So a split some of whose pieces are read becomes slices.
+        """
+        kept: list[_Node] = []
+        for node in reversed(nodes):
+            whole = node.operation != "Split" or read.issuperset(node.outputs)
+            for part in [node] if whole else self._slices(node):
+                if read.isdisjoint(part.outputs):
+                    continue
+                attributes = dict(part.attributes)
+                for name, branch in attributes.items():
+                    if isinstance(branch, _Branch):
+                        read.add(branch.value)
+                        attributes[name] = replace(branch, nodes=self._read(branch.nodes, read))
+                read.update(part.inputs)
+                kept.append(replace(part, attributes=attributes))
+        return kept[::-1]
+
+    def _slices(self, split: _Node) -> list[_Node]:
+        """A split's pieces, by an operation each."""
+        value, sizes = split.inputs
+        ends = np.cumsum(next(array for name, array in self.constants.values() if name == sizes))
+        axis = self._name(np.array([split.attributes["axis"]]))
+        edges = [self._name(np.array([end])) for end in (0, *ends)]
+        return [_Node("Slice", [value, *edges[i : i + 2], axis], [made], {}) for i, made in enumerate(split.outputs)]
 
     def _name(self, value: Value) -> str:
         if isinstance(value, str):
@@ -155,10 +194,11 @@ class Builder:
         value, name, shape = output
         # Names inside of a loop's body must not be those outside.
         inside = {n: f"one_{n}" if rows else n for n in (*inputs, name)}
-        nodes = [node.written(inside) for node in self.nodes]
+        read = {value}
+        nodes = [node.written(inside) for node in self._read(self.nodes, read)]
         nodes.append(helper.make_node("Identity", [value], [inside[name]]))
         given, made = [_info(n, 1, width) for n, width in inputs.items()], _info(name, *shape)
-        constants = [numpy_helper.from_array(array, n) for n, array in self.constants.values()]
+        constants = [numpy_helper.from_array(array, n) for n, array in self.constants.values() if n in read]
         if rows:
             as_row = [helper.make_node("Reshape", [f"{n}_row", "row_shape"], [inside[n]]) for n in inputs]
             constants.append(numpy_helper.from_array(np.array([1, -1]), "row_shape"))

@@ -12,6 +12,7 @@ import numpy as np
 
 from calosim.export.card import card, check_tables
 from calosim.export.client import CARD, CHECK, RECORD, Client
+from calosim.export.graph import LEAST
 from calosim.export.numbers import NORMALS, SEED, rows_of
 from calosim.files import atomic_write, read_json, write_json
 from calosim.metrics.wasserstein import wasserstein
@@ -22,12 +23,14 @@ from calosim.simulation.simulator import FastSimulator
 
 __all__ = ["CheckSettings", "check_folder"]
 
-#: Images that may differ from Python's: float32 sums of another order fall to the other side of a whole number.
+#: Images with light that may differ from Python's: float32 sums of another order fall to the other side of a whole number.
 MOST_DIFFERENT = 0.01
 
 #: Distances between samples that are larger than all but this share of those between shuffled ones are no chance.
 LEAST_CHANCE = 0.001
 
+#: Draws that tell how many responses a classifier cuts by chance.
+DRAWS = 100_000
 
 #: Responses that are timed, and how often each.
 TIMED = (50, 15)
@@ -108,12 +111,15 @@ def _compare(
     """What a check finds; under ``failed`` what is wrong, a line each."""
     failed, rng = client.wrong, np.random.default_rng(settings.seed)
     noise = rng.standard_normal((len(pdg), NORMALS)).astype(np.float32)
-    images = client.images(particles, noise)
+    images, simulated = client.images(particles, noise), client.simulates(particles)
     simulator = _simulator(client)
     equal = simulator.sample(particles, pdg, SEED, rows_of(noise))
-    differ = (images != equal).any((1, 2))
-    if differ.mean() > MOST_DIFFERENT:
-        failed.append(f"{differ.sum()} of {len(differ)} images differ from Python's with the same numbers")
+    differences = _differences(images, equal, simulated)
+    different, lit, cut, spared = (differences[key] for key in ("different_images", "lit", "cut", "spared"))
+    if different > MOST_DIFFERENT * lit:
+        failed.append(f"{different} of {lit} images with light differ from Python's with the same numbers")
+    if (rng.binomial(spared, LEAST, DRAWS) >= cut).mean() < LEAST_CHANCE:
+        failed.append(f"the classifier cut {cut} responses of {spared} that should have light in {LEAST:.1%} at most")
     other = simulator.sample(particles, pdg, SEED + 1 + settings.seed)
     channels = {"ONNX": images, "Python": equal, "Python, other numbers": other}
     if montecarlo is not None:
@@ -127,10 +133,9 @@ def _compare(
     reference = sums.get("Monte Carlo", sums["Python, other numbers"])
     return {
         "failed": failed,
+        "onnxruntime": client.runtime,
         "responses": len(pdg),
-        "dark": int((images.sum((1, 2)) == 0).sum()),
-        "different_images": int(differ.sum()),
-        "moved_photons": int(np.abs(images - equal).sum() // 2),
+        **differences,
         **_times(client, particles, noise),
         "distance": distance,
         "chance": chance,
@@ -138,6 +143,27 @@ def _compare(
         "mean": {name: value.mean(0).tolist() for name, value in sums.items()},
         "ws": {name: wasserstein(reference, value).tolist() for name, value in sums.items()},
         "channels": list(client.detector.channel_names("o2")),
+    }
+
+
+def _differences(images: np.ndarray, equal: np.ndarray, simulated: np.ndarray) -> dict[str, int]:
+    """How images (N, nx, ny) differ from Python's with the same numbers.
+
+    What the classifier cut is told apart: Python's images, ``equal``, know none. Of ``simulated`` rows (N,) it let the
+    generator be asked; ``lit`` of them have light in either image.
+    """
+    light = images.any((1, 2)) | equal.any((1, 2))
+    differ = (images != equal).any((1, 2)) & simulated
+    change = (images - equal)[differ]
+    more, fewer = (np.maximum(c, 0).sum((1, 2)) for c in (change, -change))
+    return {
+        "dark": int((~images.any((1, 2))).sum()),
+        "lit": int((light & simulated).sum()),
+        "different_images": int(differ.sum()),
+        "different_sums": int((more != fewer).sum()),
+        "moved_photons": int(np.minimum(more, fewer).sum()),
+        "spared": int((~simulated).sum()),
+        "cut": int((light & ~simulated).sum()),
     }
 
 

@@ -6,6 +6,7 @@ References:
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ class Client:
     Attributes:
         record: What the folder says of itself.
         detector: The detector.
+        runtime: The version of ONNX Runtime.
     """
 
     def __init__(self, folder: str | Path):
@@ -94,15 +96,16 @@ class Client:
         if not (self.folder / RECORD).is_file():
             raise ValueError(f"{folder}: expected a folder made by calosim export, with {RECORD}")
         require("onnxruntime")
+        self.runtime = version("onnxruntime")
         self.record: dict[str, Any] = read_json(self.folder / RECORD)
         self.detector: Detector = get_detector(self.record["detector"])
+        for name in (GENERATOR, CLASSIFIER):
+            if not (self.folder / name).is_file():
+                raise ValueError(f"{folder}: expected {name}, as an export to O2 has it")
         self._open = {
             name: (_session(self.folder / name), read_scales(self.folder / scales_name(name)))
             for name in (GENERATOR, CLASSIFIER)
-            if (self.folder / name).is_file()
         }
-        if GENERATOR not in self._open:
-            raise ValueError(f"{folder}: expected {GENERATOR}, as an export to O2 has it")
 
     @property
     def wrong(self) -> list[str]:
@@ -129,9 +132,7 @@ class Client:
         return ((given - means) / scales).astype(np.float32)
 
     def simulates(self, particles: np.ndarray) -> np.ndarray:
-        """What the classifier says of primaries (N, 9); all are simulated where there is none. Booleans (N,)."""
-        if CLASSIFIER not in self._open:
-            return np.ones(len(particles), dtype=bool)
+        """What the classifier says of primaries (N, 9); booleans (N,)."""
         session, features = self._open[CLASSIFIER][0], self.standardized(particles, CLASSIFIER)
         name = session.get_inputs()[0].name
         return np.array([round(float(session.run(None, {name: row[None]})[0].flat[0])) != 0 for row in features])

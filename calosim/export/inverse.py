@@ -84,13 +84,13 @@ def _share(g: Builder, u: str, outputs: str, components: int) -> str:
     y = g("Cast", _searched(g, u, ends, mixed), to=_DOUBLE)
     weights, location, narrow = mixed
     for _ in range(_STEPS):
-        share = g("Sigmoid", g("Mul", g("Sub", y, location), narrow))
+        share = g.sigmoid(g("Mul", g("Sub", y, location), narrow), np.float64(1))
         parts = g("Mul", weights, share)
         off = g("Sub", g("ReduceSum", parts, np.array([0]), keepdims=1), u)
         slopes = g("Mul", g("Mul", parts, narrow), g("Sub", np.float64(1), share))
         slope = g("Max", g("ReduceSum", slopes, np.array([0]), keepdims=1), np.float64(1e-300))
         y = g("Min", g("Max", g("Sub", y, g("Div", off, slope)), ends[0]), ends[1])
-    return g("Sigmoid", y)
+    return g.sigmoid(y, np.float64(1))
 
 
 def _searched(g: Builder, u: str, ends: tuple[str, str], mixed: tuple[str, str, str]) -> str:

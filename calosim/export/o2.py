@@ -43,7 +43,8 @@ def export(
     Args:
         shape: Run folder or checkpoint of the shape model, of split coordinates.
         photons: Run folder or checkpoint of the photon-sum model.
-        acceptance: Run folder or checkpoint of the acceptance model; without it there is no classifier, which O2 wants.
+        acceptance: Run folder or checkpoint of the acceptance model; without it every primary leaves a response, and the
+            classifier, which O2 wants, says yes to all.
         to: o2, for the fast simulation of ALICE O2 (Detectors/ZDC/fastsimulation); or one file for any program with ONNX
             Runtime (onnx) or libtorch (torchscript).
         out: The folder to make.
@@ -82,8 +83,6 @@ def export(
     print(f"{out}: {', '.join(files)} for {record['title']} ({size:.1f} MB), {CARD}")
     if said := not_quoted(record):
         print(f"calosim: {out}: {said}", file=sys.stderr)
-    if to == "o2" and acceptance is None:
-        print(f"{out}: O2 wants a {CLASSIFIER} too; make one with --acceptance")
 
 
 def _files(models: dict[str, str], to: str) -> dict[str, bytes]:
@@ -92,10 +91,7 @@ def _files(models: dict[str, str], to: str) -> dict[str, bytes]:
     acceptance = Acceptance.load(models["acceptance"]) if "acceptance" in models else None
     if to != "o2":
         return {SIMULATOR[to]: (simulator if to == "onnx" else script)(shape, photons, acceptance)}
-    files = {GENERATOR: generator(shape, photons, acceptance)}
-    if acceptance is not None:
-        files[CLASSIFIER] = classifier(acceptance)
-    return files
+    return {GENERATOR: generator(shape, photons, acceptance), CLASSIFIER: classifier(shape.detector, acceptance)}
 
 
 def _record(models: dict[str, str], files: dict[str, bytes], to: str) -> dict[str, Any]:

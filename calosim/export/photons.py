@@ -47,7 +47,7 @@ def photon_sum(graph: Builder, primary: Primary, model: PhotonSum, numbers: str,
     h = binned(g, g("Cast", primary.standardized(model.features), to=_DOUBLE), networks[0][0])  # type: ignore[index]
     chosen = g("Cast", g("Mul", member, np.float64(len(networks))), to=_INT64)
     for depth, tables in enumerate(layers(networks)):
-        h = g("Gemm", g.silu(h) if depth else h, *(_one(g, table, chosen) for table in tables))
+        h = g("Gemm", g.silu(h, np.float64(1)) if depth else h, *(_one(g, table, chosen) for table in tables))
     assert isinstance(head, MixtureHead)
     return _drawn(g, head, h, primary.energy, drawn)
 
@@ -97,7 +97,7 @@ def _drawn(g: Builder, head: MixtureHead, outputs: str, energy: str, numbers: li
     location, raw = g.split(g("Gather", rest, chosen, axis=1), (1, 1))
     scale = g("Exp", g("Div", raw, g("Add", g("Div", g("Abs", raw), np.float64(7)), one)))
     y = g("Log", g("Div", v, g("Sub", one, v)))
-    share = g("Sigmoid", g("Add", location, g("Mul", scale, y)))
+    share = g.sigmoid(g("Add", location, g("Mul", scale, y)), one)
     n = g("Sub", capacity, lower)
     usual = g("Add", g("Min", g("Floor", g("Mul", share, g("Add", n, one))), n), lower)
     far = g("Div", artefact, np.float64(head.weight))

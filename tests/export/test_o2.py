@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 
 import numpy as np
 import pytest
 
+from calosim.export.builder import Builder
 from calosim.export.card import card
+from calosim.export.check import _differences
 from calosim.export.client import CARD, CHECK, Client, read_scales, scales_text
 
 
@@ -29,7 +32,12 @@ def test_the_folder_is_what_o2_expects(exported):
     assert text == b"#means\n" + b"0.0\n" * 9 + b"\n#scales\n" + b"1.0\n" * 9
     assert Client(exported).wrong == []
     card = (exported / CARD).read_text()
-    for word in ("ZDCSimParam.ZDCFastSimModelPathNeutron=generator.onnx", "data hash", "Not checked yet", "MB"):
+    keys = (
+        "ZDCFastSimModelPathNeutron=generator.onnx",
+        "ZDCFastSimClassifierPath=classifier.onnx",
+        "buildBeamLine=false",
+    )
+    for word in (*keys, "maxAbsZTracking=1200", "data hash", "Not checked yet", "MB", "ONNX Runtime", "so unlikely"):
         assert word in card
 
 
@@ -43,8 +51,9 @@ def test_a_check_passes_and_is_kept_in_the_card(exported, root_file, tmp_path, c
     assert json.loads((folder / CHECK).read_text())["reference"] == "Monte Carlo"
     assert command("export", *words, "--montecarlo", root_file) == 0
     found = json.loads((folder / CHECK).read_text())
-    assert found["responses"] == 40
+    assert found["responses"] == found["lit"] + found["dark"] == 40
     assert found["failed"] == []
+    assert 0 < found["dark"] < 40
     assert "| Monte Carlo |" in (folder / CARD).read_text()
 
 
@@ -56,10 +65,58 @@ def test_a_check_finds_files_that_are_not_of_these_models(exported, run_folders,
     (folder / "export.json").write_text(json.dumps(record))
     line = error_of("export", "--check", folder, "--montecarlo", root_file, "--most", 40, "--shuffles", 20)
     assert "the check failed: " in line
-    assert "of 40 images differ from Python's" in line
+    assert "images with light differ from Python's" in line
+    assert "the classifier cut" not in line
     record["models"]["shape"]["run"] = "/nowhere"
     (folder / "export.json").write_text(json.dumps(record))
     assert "no longer there to compare with" in error_of("export", "--check", folder, "--montecarlo", root_file)
+
+
+def test_what_a_classifier_cuts_is_told_apart(exported, tmp_path, command, error_of):
+    folder = tmp_path / "o2"
+    shutil.copytree(exported, folder)
+    words = ["--check", folder, "--primaries", "conf/demo/primaries.csv", "--responses", 40, "--shuffles", 9]
+    g = Builder()
+    no = g("Mul", g("ReduceSum", "features", np.array([1]), keepdims=1), 0.0)
+    (folder / "classifier.onnx").write_bytes(g.model({"features": 9}, (no, "simulate", (1, 1)), ""))
+    line = error_of("export", *words)
+    assert re.search(r"the classifier cut [1-9]\d* responses of \d+ that should have light in 0\.5% at most", line)
+    assert "differ from Python's" not in line
+    found = json.loads((folder / CHECK).read_text())
+    assert found["spared"] == found["dark"] == found["responses"] > found["cut"] > 0
+    assert found["lit"] == found["different_images"] == found["moved_photons"] == 0
+
+
+def test_differences_are_of_rows_with_light():
+    images, equal = np.zeros((2, 6, 2, 2), np.int64)
+    images[0] = equal[0] = 5  # the same
+    images[1, 0], equal[1, 0] = (4, 1), (2, 3)  # two photons moved
+    images[2, 1, 1] = 7  # light in one alone: seven photons that came from nowhere
+    equal[3] = 9  # cut
+    simulated = np.array([True, True, True, False, False, True])  # the last two are dark in both
+    found = _differences(images, equal, simulated)
+    assert found == {
+        "dark": 3,
+        "lit": 3,
+        "different_images": 2,
+        "different_sums": 1,
+        "moved_photons": 2,
+        "spared": 2,
+        "cut": 1,
+    }
+
+
+def test_without_an_acceptance_model_all_are_simulated(run_folders, root_file, tmp_path, command, error_of):
+    words = ["--shape", run_folders["splits"], "--photons", run_folders["photons"], "--out", tmp_path / "o2"]
+    assert command("export", *words) == 0
+    card = (tmp_path / "o2" / CARD).read_text()
+    assert "`classifier.onnx`: `features` as before; 1 always" in card
+    assert command("export", "--check", tmp_path / "o2", "--montecarlo", root_file, "--most", 40, "--shuffles", 9) == 0
+    found = json.loads((tmp_path / "o2" / CHECK).read_text())
+    assert (found["lit"], found["spared"], found["cut"]) == (40, 0, 0)
+    (tmp_path / "o2" / "classifier.onnx").unlink()
+    line = error_of("export", "--check", tmp_path / "o2", "--montecarlo", root_file)
+    assert "expected classifier.onnx, as an export to O2 has it" in line
 
 
 @pytest.mark.parametrize(
@@ -84,6 +141,7 @@ def test_a_folder_for_any_program(to, name, run_folders, tmp_path, command, erro
     card = (tmp_path / "any" / CARD).read_text()
     assert "`images` (N, 44, 44)" in card
     assert "ZDCSimParam" not in card
+    assert "classifier" not in card
     line = error_of("export", "--check", tmp_path / "any", "--primaries", "conf/demo/primaries.csv")
     assert "expected generator.onnx, as an export to O2 has it" in line
 
