@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -13,7 +14,8 @@ import pytest
 from calosim.export.builder import Builder
 from calosim.export.card import card
 from calosim.export.check import _differences
-from calosim.export.client import CARD, CHECK, Client, read_scales, scales_text
+from calosim.export.client import CARD, CHECK, RECORD, Client, read_scales, scales_text
+from calosim.files import read_json, write_json
 
 
 def test_the_folder_is_what_o2_expects(exported):
@@ -78,7 +80,11 @@ def test_what_a_classifier_cuts_is_told_apart(exported, tmp_path, command, error
     words = ["--check", folder, "--primaries", "conf/demo/primaries.csv", "--responses", 40, "--shuffles", 9]
     g = Builder()
     no = g("Mul", g("ReduceSum", "features", np.array([1]), keepdims=1), 0.0)
-    (folder / "classifier.onnx").write_bytes(g.model({"features": 9}, (no, "simulate", (1, 1)), ""))
+    content = g.model({"features": 9}, (no, "simulate", (1, 1)), "")
+    (folder / "classifier.onnx").write_bytes(content)
+    record = read_json(folder / RECORD)
+    record["files"]["classifier.onnx"]["sha256"] = hashlib.sha256(content).hexdigest()
+    write_json(folder / RECORD, record)
     line = error_of("export", *words)
     assert re.search(r"the classifier cut [1-9]\d* responses of \d+ that should have light in 0\.5% at most", line)
     assert "differ from Python's" not in line
@@ -116,7 +122,7 @@ def test_without_an_acceptance_model_all_are_simulated(run_folders, root_file, t
     assert (found["lit"], found["spared"], found["cut"]) == (40, 0, 0)
     (tmp_path / "o2" / "classifier.onnx").unlink()
     line = error_of("export", "--check", tmp_path / "o2", "--montecarlo", root_file)
-    assert "expected classifier.onnx, as an export to O2 has it" in line
+    assert "classifier.onnx: expected the file that was exported" in line
 
 
 @pytest.mark.parametrize(
