@@ -49,6 +49,8 @@ def compare(
     from calosim.studies.tables import Comparison
 
     table = Table.of(study)
+    for step in study.steps.values():
+        step.settings  # noqa: B018 - a step that its command would refuse ends the study before its first one
     if dry_run:
         print_plan(study, execution.jobs)
         return

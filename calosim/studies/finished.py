@@ -90,9 +90,7 @@ def _check_data(step: Step) -> None:
 
 def _check_evaluation(step: Step) -> None:
     evaluation = Evaluation(step.folder)
-    from calosim.cli.tools import resolved as ask  # with torch, which a plan's reading can do without
-
-    arguments, wanted = evaluation.record["arguments"], ask("evaluate", step.words)
+    arguments, wanted = evaluation.record["arguments"], step.settings
     made = {key: arguments[key] for key in step.options if key in arguments}
     differs = difference(made, {key: wanted[key] for key in made})
     if not differs:

@@ -109,15 +109,18 @@ class Step:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """All settings of a training, as ``calosim fit`` understands its words.
+        """All settings of a step, as its command understands its words.
 
         Raises:
             ValueError: If it does not.
         """
+        from calosim.cli.tools import resolved as ask
+
         try:
-            return resolved(self.words)
+            return resolved(self.words) if self.verb == "fit" else ask(self.verb, self.words)
         except ValueError as error:
-            raise ValueError(f"training {self.name}: {error}") from None
+            kind = "training" if self.verb == "fit" else "step"
+            raise ValueError(f"{kind} {self.name}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -79,3 +79,10 @@ def test_a_whole_study_with_its_ensemble(tmp_path, make_showers, make_plan, caps
     listing = capsys.readouterr().out
     assert re.search(r"^teacher +finished", listing, re.MULTILINE)
     assert re.search(r"^teacher-evaluation +to do", listing, re.MULTILINE)
+
+
+def test_what_an_evaluation_would_refuse_ends_a_study_before_its_trainings(make_plan, error_of):
+    plan = make_plan(trainings={"a": {"config": ["conf/photons.yaml"]}}, evaluate={"classifer": False})
+    for words in (["--dry_run"], []):
+        line = error_of("compare", "--plan", plan, *words)
+        assert "step a-evaluation: unknown option --classifer; did you mean --classifier?" in line
