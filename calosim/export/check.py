@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ class CheckSettings:
 
 
 def check_folder(folder: str, settings: CheckSettings) -> None:
-    """Runs the files of a folder as O2 does, prints what came out, and keeps it there.
+    """Runs the files of a folder as O2 does, prints what came out, and keeps it there, unless a larger check was passed before.
 
     Args:
         folder: A folder made by `calosim export`; the runs that it was made of must still be where they were.
@@ -79,8 +80,15 @@ def check_folder(folder: str, settings: CheckSettings) -> None:
     particles, pdg = (a[some].repeat(settings.responses, 0) for a in (particles, pdg))
     montecarlo = None if truth is None else truth.images if settings.primaries else truth.images[some]
     found = _compare(client, particles, pdg, montecarlo, settings)
-    write_json(Path(folder) / CHECK, {"settings": asdict(settings), **found})
-    atomic_write(Path(folder) / CARD, card(client.record, found))
+    before = read_json(Path(folder) / CHECK)["responses"] if (Path(folder) / CHECK).is_file() else 0
+    if before <= found["responses"] or found["failed"]:
+        write_json(Path(folder) / CHECK, {"settings": asdict(settings), **found})
+        atomic_write(Path(folder) / CARD, card(client.record, found))
+    else:
+        print(
+            f"calosim: {folder}: keeps its check by {before} responses; this one has {found['responses']}",
+            file=sys.stderr,
+        )
     print(check_tables(found))
     if found["failed"]:
         raise ValueError(f"{folder}: the check failed: {'; '.join(found['failed'])}")

@@ -47,7 +47,7 @@ def test_a_check_passes_and_is_kept_in_the_card(exported, root_file, tmp_path, c
     folder = tmp_path / "o2"
     shutil.copytree(exported, folder)
     words = ["--check", folder, "--most", 40, "--shuffles", 50]
-    assert command("export", *words, "--primaries", "conf/demo/primaries.csv", "--responses", 5) == 0
+    assert command("export", *words, "--primaries", "conf/demo/primaries.csv") == 0
     assert "passed" in capsys.readouterr().out
     assert command("export", *words, "--montecarlo", root_file, "--primaries", "conf/demo/primaries.csv") == 0
     assert json.loads((folder / CHECK).read_text())["reference"] == "Monte Carlo"
@@ -56,7 +56,12 @@ def test_a_check_passes_and_is_kept_in_the_card(exported, root_file, tmp_path, c
     assert found["responses"] == found["lit"] + found["dark"] == 40
     assert found["failed"] == []
     assert 0 < found["dark"] < 40
-    assert "| Monte Carlo |" in (folder / CARD).read_text()
+    kept = (folder / CARD).read_text()
+    assert "| Monte Carlo |" in kept
+    capsys.readouterr()
+    assert command("export", *words, "--primaries", "conf/demo/primaries.csv", "--responses", 2) == 0
+    assert re.search(r"keeps its check by 40 responses; this one has \d+\n", capsys.readouterr().err)
+    assert (folder / CARD).read_text() == kept
 
 
 def test_a_check_finds_files_that_are_not_of_these_models(exported, run_folders, root_file, tmp_path, error_of):
