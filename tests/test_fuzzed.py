@@ -22,7 +22,7 @@ import yaml
 
 from calosim.files import read_npz
 from calosim.models.checkpoints import load_module
-from calosim.showers import read, write
+from calosim.showers import convert, read, write
 from calosim.showers.primaries import read_primaries
 from calosim.studies.finished import is_finished
 from calosim.studies.layout import Table
@@ -30,6 +30,8 @@ from calosim.studies.plan import load_plan
 
 #: Seconds and bytes that a damaged file may cost.
 PATIENCE, MEMORY = 20, 2 << 30
+#: Files that ROOT wrote, with every kind of branch.
+FORMS = {"o2sim-split99-zstd", "o2sim-split0-default", "nested", "vector", "rntuple", "snapshot"}
 #: Numbers that are more than there is.
 EXTREME = (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x00\x00\x00\x00", b"\xff\xff\xff\x7f", b"\x40\x00\x00\x00")
 #: Words in the place of a number or a name.
@@ -165,6 +167,8 @@ def kinds(make_showers, run_folders, tmp_path_factory) -> dict[str, list[Kind]]:
     showers = make_showers().select(np.arange(12))
     write(folder / "a.root", showers)
     root = (folder / "a.root").read_bytes()
+    convert(str(folder / "a.root"), str(folder / "a.h5"), quiet=True)
+    by_root = sorted(path for path in (Path(__file__).parent / "data" / "root").glob("*.root") if path.stem in FORMS)
 
     def npz(array: np.ndarray) -> bytes:
         stream = io.BytesIO()
@@ -204,6 +208,8 @@ def kinds(make_showers, run_folders, tmp_path_factory) -> dict[str, list[Kind]]:
         Kind("c.csv", table, lambda p: read([p, folder / "image.txt"], "zn"), True),
         Kind("c.txt", image, lambda p: read([folder / "table.csv", p], "zn"), True),
         Kind("primaries.csv", primaries, read_primaries, True),
+        Kind("a.h5", (folder / "a.h5").read_bytes(), read),
+        *(Kind(path.name, path.read_bytes(), lambda p: read(p, "zn")) for path in by_root),
     ]
     stored = {name: run_folders[name] / "checkpoints" / "best.ckpt" for name in ("splits", "photons")}
     models = [Kind(f"{name}.ckpt", path.read_bytes(), load_module) for name, path in stored.items()]
@@ -214,9 +220,9 @@ def kinds(make_showers, run_folders, tmp_path_factory) -> dict[str, list[Kind]]:
 @pytest.mark.parametrize(
     ("what", "count"),
     [
-        ("files", 70),
+        ("files", 140),
         ("models", 9),
-        pytest.param("files", 300, marks=pytest.mark.slow),
+        pytest.param("files", 600, marks=pytest.mark.slow),
         pytest.param("models", 100, marks=pytest.mark.slow),
     ],
 )

@@ -60,19 +60,22 @@ def _columns(path: Path, names: Names) -> Iterator[tuple[Any, dict[str, Any]]]:
         file = h5py.File(path, "r")
     with file:
         found = {}
+        with reading_file(path):
+            there = list(file)
         for name in COLUMNS:
             called = names.columns.get(name, _SHOWERS if name == "response" else name)
             with reading_file(path):
                 data = file.get(called)
+                kind = data.dtype if isinstance(data, h5py.Dataset) else None
             if data is None and name in TABULATED:
                 continue
-            if not isinstance(data, h5py.Dataset):
-                has = ", ".join(file) or "nothing"
+            if kind is None:
+                has = ", ".join(there) or "nothing"
                 raise ValueError(
                     f"{path}: has no dataset {called!r}; expected {_SHOWERS} with {', '.join(COLUMNS[:-1])}, found {has}"
                 )
-            if data.dtype.kind not in "iuf":
-                raise ValueError(f"{path}: dataset {called!r} holds {data.dtype}; expected numbers")
+            if kind.kind not in "iuf":
+                raise ValueError(f"{path}: dataset {called!r} holds {kind}; expected numbers")
             found[name] = data
         yield file, found
 
@@ -90,18 +93,18 @@ def hdf5_source(path: Path, wanted: str | None, names: Names = Names()) -> Sourc
         ValueError: If the file is bad, or holds another detector.
     """
     with _columns(path, names) as (file, data):
-        shape, rows, narrow = (
-            data["response"].shape,
-            len(data["response"]),
-            data["response"].dtype in (np.int8, np.int16),
-        )
-        for name, values in data.items():
-            if name != "response" and values.shape not in ((rows,), (rows, 1)):
+        with reading_file(path):
+            shapes = {name: values.shape for name, values in data.items()}
+            narrow, named = data["response"].dtype in (np.int8, np.int16), file.attrs.get("detector")
+        named = named.decode(errors="replace") if isinstance(named, bytes) else named and str(named)
+        rows, shape = (shapes["response"] or (0,))[0], shapes["response"][1:]
+        for name, each in shapes.items():
+            if name != "response" and each not in ((rows,), (rows, 1)):
                 raise ValueError(
-                    f"{path}: dataset {name!r} has shape {values.shape}; expected ({rows},), a number for each shower"
+                    f"{path}: dataset {name!r} has shape {each}; expected ({rows},), a number for each shower"
                 )
-        detector = file.attrs.get("detector") or detector_of_shape(shape[1:], str(path), wanted)
-        check_image_shape(shape[1:], detector, str(path))
+        detector = named or detector_of_shape(shape, str(path), wanted)
+        check_image_shape(shape, detector, str(path))
     agreed_detector(detector, wanted, str(path))
 
     def pieces(most: int) -> Iterator[tuple[Showers, Where]]:

@@ -111,7 +111,8 @@ def open_tree(path: Path, names: Names = Names()) -> Iterator[Tree]:
             raise ValueError(f"{path}: has no tree {known[0]!r}; found {has} (another is named with --tree)")
         with reading_file(path):
             tree = file[found]
-        if not hasattr(tree, "num_entries"):  # neither a TTree nor an RNTuple
+            is_table = hasattr(tree, "num_entries")  # a TTree or an RNTuple
+        if not is_table:
             kind = file.classname_of(found)
             raise ValueError(
                 f"{path}: {found!r} is a {kind}; expected a TTree or an RNTuple (uproot writes one with mktree)"
@@ -131,11 +132,10 @@ class Tree:
     """
 
     def __init__(self, path: Path, file: Any, tree: Any, name: str, columns: Mapping[str, str]):
-        self.name, self.rows = name, int(tree.num_entries)
-        self.size = int(getattr(tree, "uncompressed_bytes", 0))
-        self._path, self._tree, self._columns = path, tree, columns
+        self.name, self._path, self._tree, self._columns = name, path, tree, columns
         self.texts = _texts(path, file)
         with reading_file(path):
+            self.rows, self.size = int(tree.num_entries), int(getattr(tree, "uncompressed_bytes", 0))
             paths = tree.keys()
         # Branches below others go by their path, with points too, and by their own name where that is one branch's.
         leaves = [p.rpartition("/")[2] for p in paths]

@@ -53,6 +53,9 @@ def test_other_peoples_files(tmp_path, make, check_equal):
             file[name] = showers.particles[:, [k]]
         file["pdg"], file["cells"] = showers.pdg, showers.images.astype(np.float32)
     check_equal(read(tmp_path / "a.hdf5", columns={"response": "cells"}), showers, 1e-7)
+    with h5py.File(tmp_path / "a.hdf5", "a") as file:
+        file.attrs["detector"] = np.bytes_(b"zp")
+    check_equal(read(tmp_path / "a.hdf5", columns={"response": "cells"}), showers, 1e-7)
     with pytest.raises(ValueError, match=r"has no dataset 'showers'; expected showers with energy, .*, found cells"):
         read(tmp_path / "a.hdf5")
 
@@ -69,6 +72,7 @@ def test_training_data(hdf5, tmp_path):
     [
         ({"showers": np.zeros((20, 6480))}, r"images of shape \(6480,\) fit no detector"),
         ({"showers": np.zeros((20, 9, 16, 45))}, r"images of shape \(9, 16, 45\) fit no detector"),
+        ({"showers": 3}, r"dataset 'energy' has shape \(20,\); expected \(0,\)"),
         ({"vz": None}, "has no dataset 'vz'"),
         ({"vz": np.zeros(19)}, r"dataset 'vz' has shape \(19,\); expected \(20,\)"),
         ({"pdg": np.full(20, b"n")}, "dataset 'pdg' holds .*; expected numbers"),
