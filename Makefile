@@ -2,7 +2,9 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash -o pipefail
 PYTHON ?= python3
+# An environment and the versions in it: the pinned ones, or those of `make test-lowest` and `make test-newest`.
 VENV := .venv
+CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 CALOSIM := $(BIN)/calosim
 STAMP := $(VENV)/.installed
@@ -14,6 +16,8 @@ PLAN ?= conf/study/compare.yaml
 # Tests are many small jobs: two processes halve the time, and the one that is done first takes over from the other.
 JOBS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+# What CI runs with the lowest and the newest versions, TESTS=core: the chain, every file of settings, export and readers.
+CORE := tests/test_chain.py tests/test_conf.py tests/export tests/showers
 need = $(or $($(1)),$(error name a run folder: make $@ $(1)=runs/...))
 # Strategies that start from scratch are overlays on the teacher's configuration, the others start from the baseline.
 SCRATCH := individual baseline_long
@@ -24,10 +28,20 @@ help:  ## print the targets
 	@echo 'calosim: fast simulation of ALICE forward calorimeters'
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | expand -t 18
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	@touch $@
+
+# The newest versions are what pip takes by itself. torch stays the pinned one: others are gigabytes.
+.venv-newest.txt: constraints.txt
+	grep '^torch==' $< > $@
+
+# The lower bounds of pyproject.toml, and the newest versions of what calosim does not name.
+.venv-lowest.txt: .venv-newest.txt pyproject.toml
+	$(PYTHON) -m venv $(@:.txt=)
+	$(@:.txt=)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(@:.txt=)/bin/uv pip compile --quiet --resolution lowest-direct --extra dev --constraints $< --python $(@:.txt=) pyproject.toml --output-file $@
 
 install: $(STAMP)  ## make .venv and install calosim with everything its targets need
 
@@ -98,7 +112,15 @@ demo: | $(STAMP)  ## simulate, train, generate, evaluate, explain and report in 
 
 test: | $(STAMP)  ## lint, types and tests (eight to ten minutes on two cores); JOBS=4
 	$(MAKE) --no-print-directory lint
-	$(PYTEST)
+	$(MAKE) --no-print-directory pytest
+
+pytest: | $(STAMP)
+	$(PYTEST) $(patsubst core,$(CORE),$(TESTS))
+
+test-lowest:  ## tests with the lowest versions that pyproject.toml allows, in .venv-lowest; TESTS=core for a part
+test-newest:  ## tests with the newest versions, in .venv-newest; TESTS=core for a part
+test-lowest test-newest: test-%:
+	$(MAKE) --no-print-directory pytest VENV=.venv-$* CONSTRAINTS=.venv-$*.txt
 
 test-all: | $(STAMP)  ## all tests, the slow ones too
 	$(PYTEST) -m "slow or not slow"
@@ -123,7 +145,7 @@ peers: data/study.root data/study-floor.root data/study-same-sums.root  ## flow 
 	$(BIN)/python -m benchmarks.peers $(ARGS) --speed
 	$(BIN)/python -m benchmarks.peers $(ARGS) --judge
 
-clean:  ## remove the virtual environment, the demo and caches; data/ and runs/ stay
-	rm -rf $(VENV) demo .pytest_cache .ruff_cache .mypy_cache *.egg-info
+clean:  ## remove the virtual environments, the demo and caches; data/ and runs/ stay
+	rm -rf $(VENV) .venv-lowest* .venv-newest* demo .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
-.PHONY: help install data calibrate train-teacher train-photons train-acceptance train-student train-focal ablation finetune compare explain report export demo test test-all lint bench bench-gpu peers clean
+.PHONY: help install data calibrate train-teacher train-photons train-acceptance train-student train-focal ablation finetune compare explain report export demo test pytest test-lowest test-newest test-all lint bench bench-gpu peers clean
