@@ -1,4 +1,4 @@
-"""Weights & Biases without an account or a network: offline where there is no key, or no server to be reached."""
+"""Loggers beside the CSV files: Weights & Biases without an account or a network, MLflow without a server."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["wandb_offline_where_needed"]
+from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+__all__ = ["MLflow", "wandb_offline_where_needed"]
 
 #: Modes of wandb in which it asks no server.
 ALONE = ("offline", "dryrun", "disabled")
@@ -63,3 +68,23 @@ def _answers(server: str) -> bool:
     asking.start()
     asking.join(PATIENCE)
     return any(heard)
+
+
+class MLflow(MLFlowLogger):
+    """Lightning's logger for MLflow, without telemetry, for files too, and for trainings that go on.
+
+    Files, since databases need more packages and lock out other trainings on a cluster. MLflow keeps them up for who asks for
+    them by an environment variable.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        super().__init__(*args, **kwargs)
+        self._goes_on = self._run_id is not None
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Mapping[str, Any]) -> None:  # type: ignore[override]
+        """Writes the settings of a run's first session: MLflow refuses others for what it has, and run.json tells of changes."""
+        if not self._goes_on:
+            super().log_hyperparams(dict(params))

@@ -213,6 +213,11 @@ class Run:
         return None if last is None else last.name.rpartition("-")[2]
 
     @property
+    def mlflow(self) -> str | None:
+        """The identifier of the run at MLflow, as the last session that logged there told it."""
+        return read_json(self / self.RECORD).get("mlflow") if (self / self.RECORD).is_file() else None
+
+    @property
     def training(self) -> dict[str, Any] | None:
         """Time and samples of a training that came to its end, else None."""
         path = self / self.TRAINING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ BASES = {
     "data/zp.yaml": "photons.yaml",
     "data/focal_h.yaml": "photons.yaml",
     "cluster/slurm.yaml": "photons.yaml",
+    "logger/mlflow.yaml": "photons.yaml",
     "logger/wandb.yaml": "photons.yaml",
     "demo/photons.yaml": "photons.yaml",
     "photons/published.yaml": "photons.yaml",
@@ -121,9 +123,12 @@ def teacher_of(showers_of, run_folders, once, fit):
 
 
 @pytest.mark.parametrize("name", [f for f in FILES if f not in {*TOOLS, *PLANS, *COMMON}])
-def test_training_configuration(name, tmp_path, monkeypatch, showers_of, teacher_of):
+def test_training_configuration(name, tmp_path, monkeypatch, showers_of, teacher_of, caplog):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SILENT", "true")
+    called: list[object] = []
+    if name == "logger/mlflow.yaml":
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **_: called.append(words) or [])
     base = BASES.get(name, name)
     detector = yaml.safe_load((CONF / name).read_text()).get("data", {}).get("detector", "zn")
     model = yaml.safe_load((CONF / base).read_text())["model"]["class_path"]
@@ -153,6 +158,22 @@ def test_training_configuration(name, tmp_path, monkeypatch, showers_of, teacher
         assert main(["fit", *files, *words, "--ckpt_path", "last"]) == 0
         written = [path.stem for path in tmp_path.rglob("run-*.wandb")]
         assert written == [f"run-{Run(tmp_path / 'run').wandb}"] * 2, "expected two sessions of one offline W&B run"
+    if name == "logger/mlflow.yaml":
+        from mlflow import MlflowClient
+        from mlflow.environment_variables import MLFLOW_DISABLE_TELEMETRY
+
+        words[words.index("--trainer.max_epochs") + 1] = "2"
+        assert main(["fit", *files, *words, "--ckpt_path", "last"]) == 0
+        client = MlflowClient(f"file:{tmp_path / 'runs' / 'mlflow'}")
+        (run,) = client.search_runs([client.get_experiment_by_name("calosim").experiment_id])
+        assert run.info.run_id == Run(tmp_path / "run").mlflow, "expected two sessions of one MLflow run"
+        assert run.info.status == "FINISHED"
+        assert run.data.params["config/trainer/max_epochs"] == "1"
+        assert run.info.run_name == str(tmp_path / "run")
+        assert [metric.value for metric in client.get_metric_history(run.info.run_id, "epoch")] == [0, 1]
+        assert MLFLOW_DISABLE_TELEMETRY.get()  # which it does not send from tests anyway
+        assert called == [], "expected no call of anything outside"
+        assert "WARNING" not in caplog.text
 
 
 @pytest.mark.parametrize("name", sorted(TOOLS))

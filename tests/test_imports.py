@@ -37,7 +37,7 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 #: Slow, optional or graphical: imported in the function that needs them.
-HEAVY = {"shap", "wandb", "matplotlib", "scipy", "sklearn", "onnx", "onnxruntime", "pandas"}
+HEAVY = {"shap", "wandb", "mlflow", "matplotlib", "scipy", "sklearn", "onnx", "onnxruntime", "pandas"}
 every = pytest.mark.parametrize("name", SOURCES)
 
 

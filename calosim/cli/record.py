@@ -21,6 +21,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 
 from calosim import __version__
 from calosim.files import atomic_write, read_npz, write_json, write_npz
+from calosim.loggers import MLflow
 from calosim.models.checkpoints import read_checkpoint
 from calosim.models.provenance import split_unlike
 from calosim.runs import FORMAT, Run, git_hash, identity
@@ -163,10 +164,13 @@ class RunRecord(SaveConfigCallback):
         total = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         rates = sorted({group.get("initial_lr", group["lr"]) for group in groups})
-        more = {
+        more: dict[str, Any] = {
             "batch_size": {"process": data.batch_size, "total": total},
             "learning_rate": rates[0] if len(rates) == 1 else rates,
         }
+        for logger in trainer.loggers:
+            if isinstance(logger, MLflow):
+                more["mlflow"] = logger.run_id
         write_json(run / Run.RECORD, record | more)
 
     def _settings(self) -> str:

@@ -146,7 +146,10 @@ class CalosimCLI(LightningCLI):
         """Points loggers and further checkpoint callbacks at the run folder; leaves out what has nothing to work with."""
         trainer, loggers = config.trainer, as_list(config.trainer.get("logger"))
         for logger in loggers:
-            if "save_dir" in logger.get("init_args", {}):
+            if logger.class_path.endswith("MLflow"):  # all runs are in one place, which need not be here
+                logger.init_args.run_id = logger.init_args.get("run_id") or run.mlflow
+                logger.init_args.run_name = logger.init_args.get("run_name") or str(run.folder)
+            elif "save_dir" in logger.get("init_args", {}):
                 logger.init_args.save_dir = str(run.folder)
             if logger.class_path.endswith("CSVLogger") and (run / Run.METRICS).exists():
                 # CSVLogger starts its file anew; what was logged before must stay.
@@ -189,8 +192,8 @@ def train(argv: list[str]) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # A folder of its own is chosen below where one holds metrics already.
     warnings.filterwarnings("ignore", message="Experiment logs directory")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_worth_a_line)
-    logging.getLogger("lightning.pytorch.trainer.connectors.signal_connector").addFilter(_is_worth_a_line)
+    for name in ("utilities.rank_zero", "trainer.connectors.signal_connector", "loggers.mlflow"):
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_worth_a_line)
     os.environ.pop("CALOSIM_RUN", None) if "LOCAL_RANK" not in os.environ else None
     # Processes that Lightning launches repeat sys.argv, and the run's record quotes it.
     sys.argv[1:] = shipped_words(said_words(argv))
@@ -225,8 +228,9 @@ def train(argv: list[str]) -> None:
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:
-    """Whether what Lightning logs is news: not its advertisement, nor a signal of which we speak ourselves."""
-    return not any(words in str(record.msg) for words in ("litlogger", "KeyboardInterrupt", "Received SIGTERM"))
+    """Whether what Lightning logs is news: not its advertisement, a new experiment, nor a signal of which we speak ourselves."""
+    words = ("litlogger", "not found. Creating it", "KeyboardInterrupt", "Received SIGTERM")
+    return not any(each in str(record.msg) for each in words)
 
 
 def _way_on(run: Run) -> str:

@@ -79,7 +79,7 @@ def logarithms(g: Builder, counts: str) -> str:
     .. math:: v = (1 + 2^{-23}) \log(1 + n)
 
     Half of that share makes up for the rounding of v to float32, half for the client's: expm1 of v is more than n by at least
-    the distance of n to the next float32, and by less than a photon to n = 490,000. It is on average
+    the distance of n to the next float32, and by less than a photon to n = 480,000. It is on average
     6e-7 n at n = 100 and 1.1e-6 n at 10,000, so that sums are right to some hundred thousand photons.
 
     Args:

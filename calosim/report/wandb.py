@@ -9,7 +9,6 @@ from typing import Any
 
 from calosim.evaluation.stored import Evaluation
 from calosim.files import read_csv, read_json
-from calosim.loggers import wandb_offline_where_needed
 from calosim.report.page import Section
 from calosim.report.sections import folder_name
 from calosim.runs import Run
@@ -31,6 +30,8 @@ def log_report(
     """
     import wandb
     from PIL import Image
+
+    from calosim.loggers import wandb_offline_where_needed  # with lightning, which a page needs not
 
     wandb_offline_where_needed()
     config = {folder_name(folder): Run(folder).config for folder in found["training"]}
