@@ -17,7 +17,7 @@ PLAN ?= conf/study/compare.yaml
 JOBS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 # What CI runs with the lowest and the newest versions, TESTS=core: the chain, every file of settings, export and readers.
-CORE := tests/test_chain.py tests/test_conf.py tests/export tests/showers
+CORE := tests/test_chain.py tests/test_conf.py tests/export tests/data
 need = $(or $($(1)),$(error name a run folder: make $@ $(1)=runs/...))
 # Strategies that start from scratch are overlays on the teacher's configuration, the others start from the baseline.
 SCRATCH := individual baseline_long
@@ -80,8 +80,8 @@ finetune: $(DATA)  ## fine-tune BASELINE=runs/teacher/... for one particle; STRA
 compare: | $(STAMP)  ## the whole fine-tuning study, PLAN=conf/study/compare.yaml; ARGS="--jobs 2"
 	$(CALOSIM) compare --plan $(PLAN) $(ARGS)
 
-explain: | $(STAMP)  ## SHAP values: PHOTONS=runs/photonsum/... [SHAPE=runs/teacher/...] OUT=runs/explain
-	$(CALOSIM) explain --photons $(call need,PHOTONS) $(if $(SHAPE),--shape $(SHAPE)) --out $(or $(OUT),runs/explain) $(ARGS)
+explain: | $(STAMP)  ## SHAP values: PHOTONS=runs/photonsum/... [SHOWER=runs/teacher/...] OUT=runs/explain
+	$(CALOSIM) explain --photons $(call need,PHOTONS) $(if $(SHOWER),--shower $(SHOWER)) --out $(or $(OUT),runs/explain) $(ARGS)
 
 report: | $(STAMP)  ## one HTML page about RUNS="runs/a,runs/b" (default runs), OUT=report.html
 	$(CALOSIM) report --runs "[$(or $(RUNS),runs)]" --out $(or $(OUT),report.html) $(ARGS)
@@ -92,8 +92,8 @@ $(DARK): | $(STAMP)
 train-acceptance: $(DARK)  ## train the model of whether there is a response at all, on data/zn-dark.root
 	$(CALOSIM) fit -c conf/acceptance.yaml $(ARGS)
 
-export: | $(STAMP)  ## files for ALICE O2: SHAPE=runs/student/... PHOTONS=runs/photonsum/... [ACCEPTANCE=runs/acceptance/...] OUT=runs/export
-	$(CALOSIM) export --shape $(call need,SHAPE) --photons $(call need,PHOTONS) $(if $(ACCEPTANCE),--acceptance $(ACCEPTANCE)) --out $(or $(OUT),runs/export) $(ARGS)
+export: | $(STAMP)  ## files for ALICE O2: SHOWER=runs/student/... PHOTONS=runs/photonsum/... [ACCEPTANCE=runs/acceptance/...] OUT=runs/export
+	$(CALOSIM) export --shower $(call need,SHOWER) --photons $(call need,PHOTONS) $(if $(ACCEPTANCE),--acceptance $(ACCEPTANCE)) --out $(or $(OUT),runs/export) $(ARGS)
 
 train-photons: $(DATA)  ## train the photon-sum model; ARGS="-c conf/photons/published.yaml"
 	$(CALOSIM) fit -c conf/photons.yaml $(ARGS)
@@ -105,8 +105,8 @@ demo: | $(STAMP)  ## simulate, train, generate, evaluate, explain and report in 
 	$(CALOSIM) simulate --primaries demo/zn.root --split test --responses_per_primary 250 --match_sums 8 --seed 3 --out demo/zn-same-sums.root
 	$(CALOSIM) fit -c conf/photons.yaml -c conf/demo/photons.yaml --run demo/photons
 	$(CALOSIM) fit -c conf/teacher.yaml -c conf/demo/teacher.yaml --run demo/teacher
-	$(CALOSIM) generate --shape demo/teacher --photons demo/photons --primaries conf/demo/primaries.csv --responses 100 --out demo/generated.root
-	$(CALOSIM) evaluate -c conf/demo/evaluate.yaml --shape demo/teacher --photons "[demo/photons]" --floor demo/zn-other-seed.root --shape_floor demo/zn-same-sums.root --out demo/evaluation
+	$(CALOSIM) generate --shower demo/teacher --photons demo/photons --primaries conf/demo/primaries.csv --responses 100 --out demo/generated.root
+	$(CALOSIM) evaluate -c conf/demo/evaluate.yaml --shower demo/teacher --photons "[demo/photons]" --floor demo/zn-other-seed.root --shape_floor demo/zn-same-sums.root --out demo/evaluation
 	$(CALOSIM) explain -c conf/demo/explain.yaml
 	$(CALOSIM) report --runs "[demo]" --title "calosim demo" --out demo/report.html
 

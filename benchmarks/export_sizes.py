@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from calosim.__main__ import main as calosim
+from calosim.data.primaries import read_primaries
 from calosim.evaluation.definitions import TITLES
 from calosim.export.client import Client
 from calosim.export.numbers import NORMALS
-from calosim.files import markdown_table, read_json
+from calosim.io import markdown_table, read_json
 from calosim.runs import Run
-from calosim.showers.primaries import read_primaries
 
 #: Hidden units of the coarse part's layers, and of local networks.
 SIZES = ((64, 32), (128, 64), (256, 96), (384, 128))
@@ -39,9 +39,9 @@ def run(made: Path, *words: object) -> None:
 
 
 def measure(run_folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """What evaluation, export and check say of a shape model."""
+    """What evaluation, export and check say of a shower model."""
     out = Path(f"{run_folder}-o2")
-    stages = ["--shape", run_folder, "--photons", options.out / "photons"]
+    stages = ["--shower", run_folder, "--photons", options.out / "photons"]
     rows = ["--rows", options.rows, "--classifier_rows", options.rows, "--classifier_seeds", 2, "--runs", 3]
     judged = run_folder / Run.EVALUATION
     run(judged, "evaluate", *stages, "--floor", options.floor, *rows, "--quiet", "true", "--out", judged)
@@ -97,7 +97,7 @@ def main() -> None:
     found = {}
     for hidden, local in SIZES:
         folder = options.out / f"{hidden}-{local}"
-        sizes = ["--model.coordinates.hidden", hidden, "--model.coordinates.local_hidden", local]
+        sizes = ["--model.representation.hidden", hidden, "--model.representation.local_hidden", local]
         run(folder / "training.json", "fit", "-c", "conf/teacher.yaml", *training, folder, *sizes)
         found[folder] = measure(folder, options)
     teacher, student = options.out / "{}-{}".format(*TAUGHT), options.out / "student"

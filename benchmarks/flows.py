@@ -299,11 +299,11 @@ def main() -> None:
 
     repetitions = 2 if args.quick else 5
     if args.run:
-        from calosim.models.shape import ShapeModule
+        from calosim.models.shower import ShowerModel
 
-        module = ShapeModule.load(args.run)
+        module = ShowerModel.load(args.run)
         own = FlowConfig.from_plain(module.init["flow"])
-        size = Size(module.coordinates.size, own.hidden, own.transforms, module.features.width, own.bins)
+        size = Size(module.representation.size, own.hidden, own.transforms, module.features.width, own.bins)
     print(f"{args.run or args.size + ' size'}: {size}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| figure | batch | measured | ratio | aim | note |\n|---|---|---|---|---|---|")
     report = partial(show, aims=args.size == "reference" and not args.run)

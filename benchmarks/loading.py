@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from calosim import draws
-from calosim.files import markdown_table
+from calosim import rng
+from calosim.data import write
+from calosim.data.datamodule import RootDataModule
 from calosim.flows import FlowConfig
+from calosim.io import markdown_table
 from calosim.models.base import fit_sample
 from calosim.models.teacher import Teacher
 from calosim.montecarlo import simulate
-from calosim.shapes import PixelConfig
-from calosim.showers import write
-from calosim.showers.datamodule import RootDataModule
+from calosim.representations import PixelConfig
 
 SIZES = {"demo": FlowConfig(transforms=2, hidden=(128, 128), bins=4), "reference": FlowConfig()}
 
@@ -69,7 +69,7 @@ def training_step(data: RootDataModule, flow: FlowConfig, batch: dict[str, torch
     teacher = Teacher("zn", flow, PixelConfig())
     rows, particles, images = fit_sample(data)
     teacher.features.fit(particles, images.flatten(1).sum(1))
-    teacher.coordinates.fit(images, draws.row_keys(rows, draws.FIT_STREAM))
+    teacher.representation.fit(images, rng.row_keys(rows, rng.FIT_STREAM))
     optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:

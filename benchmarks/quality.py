@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calosim import draws
+from calosim import rng
 from calosim.detectors import Detector, get_detector
 from calosim.flows import maf
 from calosim.montecarlo.simulate import simulate
-from calosim.shapes import FeatureScaler, PixelConfig
+from calosim.representations import FeatureScaler, PixelConfig
 
 from .flows import Size, log_prob, nflows_model, zuko_model
 
@@ -39,7 +39,7 @@ class Data:
         _, primary = np.unique(showers.particles, axis=0, return_inverse=True)
         validation = torch.as_tensor(primary.reshape(-1) % 5 == 0)
         sums = images.flatten(1).sum(1)
-        keys = draws.row_keys(torch.arange(len(images)), 1)
+        keys = rng.row_keys(torch.arange(len(images)), 1)
         scaler = FeatureScaler(detector, photon_sum=True)
         logits = PixelConfig(standardize=standardize).build(detector)
         scaler.fit(particles[~validation], sums[~validation])

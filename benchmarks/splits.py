@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from calosim.models.shape import ShapeModule
+from calosim.models.shower import ShowerModel
 from calosim.models.student import Student
 from calosim.models.teacher import Teacher
 from calosim.montecarlo.simulate import simulate
-from calosim.shapes import SplitConfig
+from calosim.representations import SplitConfig
 
 WARM_UP = 2
 
@@ -45,7 +45,7 @@ class Data:
 
 
 def train(
-    model: ShapeModule, data: Data, steps: int, rate: float, loss: Callable[[dict[str, Tensor], int], Tensor]
+    model: ShowerModel, data: Data, steps: int, rate: float, loss: Callable[[dict[str, Tensor], int], Tensor]
 ) -> None:
     """A plain training, to have realistic showers."""
     optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=rate, fused=True)
@@ -59,7 +59,7 @@ def train(
 def make(data: Data, device: torch.device, steps: int) -> tuple[Teacher, Student]:
     """A teacher and its student."""
     torch.manual_seed(0)
-    teacher = Teacher("zn", coordinates=SplitConfig(local_share=0.5)).to(device).train()
+    teacher = Teacher("zn", representation=SplitConfig(local_share=0.5)).to(device).train()
     teacher.features.fit(data.particles, data.photon_sum)
     train(teacher, data, steps, 6e-3, lambda batch, n: -teacher.log_likelihood(batch, n).mean())
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +84,7 @@ def milliseconds(case: Callable[[int], object], device: torch.device, seconds: f
     return 1e3 * statistics.median(times[WARM_UP:])
 
 
-def sampling(model: ShapeModule, data: Data, size: int) -> Callable[[int], object]:
+def sampling(model: ShowerModel, data: Data, size: int) -> Callable[[int], object]:
     def case(n: int) -> object:
         batch = data.batch(size, n)
         return model.generate(batch["particles"], batch["images"].flatten(1).sum(1), 0, batch["rows"])
@@ -92,7 +92,7 @@ def sampling(model: ShapeModule, data: Data, size: int) -> Callable[[int], objec
     return case
 
 
-def stepping(model: ShapeModule, data: Data, size: int, rate: float = 1e-5) -> Callable[[int], object]:
+def stepping(model: ShowerModel, data: Data, size: int, rate: float = 1e-5) -> Callable[[int], object]:
     optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=rate, fused=True)
 
     def case(n: int) -> object:

@@ -12,12 +12,12 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import NDArray
 
+from calosim.data.record import Showers
 from calosim.detectors import Convention
 from calosim.metrics.wasserstein import CheckerboardWasserstein
 from calosim.models.base import evaluating
 from calosim.particles import particle_symbol
-from calosim.pictures import image_rows
-from calosim.showers.record import Showers
+from calosim.plots import image_rows
 
 __all__ = ["CheckerboardValidation"]
 
@@ -28,7 +28,7 @@ CANDIDATES = 2048
 class CheckerboardValidation(pl.Callback):
     r"""Logs the checkerboard Wasserstein distance on the validation set and draws a row of pictures.
 
-    The shape model generates with the *true* photon sums, so that the numbers speak of the shape alone. They
+    The shower model generates with the *true* photon sums, so that the numbers speak of the shape alone. They
     are logged as ``val/ws``, by channel (``val/ws_tower1``) and by particle type (``val/ws_gamma``), and are
     the same for any number of processes: each generates its own share of the rows, then channel values are
     gathered. Pictures go to ``pictures/epoch=003.png`` in the run folder, Monte Carlo above and generated
@@ -44,7 +44,7 @@ class CheckerboardValidation(pl.Callback):
         generations: Responses generated for each row.
         pictures: The number of primaries in the picture, 0 for none; frequent particle types first.
         convention: The channel convention, see :meth:`calosim.detectors.Detector.masks`.
-        noise_removal: The noise removal after sampling, 1 to 4, where the model's coordinates have one; theirs if None.
+        requantization: The noise removal after sampling, 1 to 4, where the model's coordinates have one; theirs if None.
         seed: Seed of the choice of rows and of what is generated for them.
         batch_size: Responses generated at once.
 
@@ -63,7 +63,7 @@ class CheckerboardValidation(pl.Callback):
         generations: int = 1,
         pictures: int = 6,
         convention: Convention = "paper",
-        noise_removal: int | None = None,
+        requantization: int | None = None,
         seed: int = 0,
         batch_size: int = 256,
     ) -> None:
@@ -81,7 +81,7 @@ class CheckerboardValidation(pl.Callback):
         self.generations = generations
         self.pictures = pictures
         self.convention: Convention = convention
-        self.noise_removal = noise_removal
+        self.requantization = requantization
         self.seed = seed
         self.batch_size = batch_size
 
@@ -127,7 +127,7 @@ class CheckerboardValidation(pl.Callback):
             tensor(showers.photon_sum, torch.float32),
             seed=seed,
             rows=tensor(rows, torch.int64),
-            rounding=self.noise_removal,
+            requantization=self.requantization,
         )
 
     def _draw(self, trainer: pl.Trainer, pl_module: Any, datamodule: Any, candidates: NDArray) -> None:

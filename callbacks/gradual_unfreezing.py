@@ -16,7 +16,7 @@ __all__ = ["GradualUnfreezing"]
 
 
 class GradualUnfreezing(pl.Callback):
-    r"""Trains one part of a shape model first, then two, and so on.
+    r"""Trains one part of a shower model first, then two, and so on.
 
     Parts are what the module's ``stages(side)`` says: the transformations of a pixel flow, or the coarse part of split
     coordinates and the levels below it.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from calosim.files import atomic_write
+from calosim.io import atomic_write
 from calosim.metrics.diversity import diversity
 from calosim.particles import particle_name
 

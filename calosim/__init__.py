@@ -13,17 +13,17 @@ __version__ = "0.2.0"
 #: Where the public names live.
 _HOMES: dict[str, str] = {
     "FastSimulator": "calosim.simulation.simulator",
-    "PhotonSum": "calosim.models.photons",
-    "RootDataModule": "calosim.showers.datamodule",
-    "Showers": "calosim.showers.record",
+    "PhotonSum": "calosim.models.photon_sum",
+    "RootDataModule": "calosim.data.datamodule",
+    "Showers": "calosim.data.record",
     "Student": "calosim.models.student",
     "Teacher": "calosim.models.teacher",
-    "convert": "calosim.showers.reading",
+    "convert": "calosim.data.reading",
     "evaluate": "calosim.evaluation.evaluate",
     "get_detector": "calosim.detectors",
-    "read": "calosim.showers.reading",
+    "read": "calosim.data.reading",
     "simulate": "calosim.montecarlo.simulate",
-    "write": "calosim.showers.root",
+    "write": "calosim.data.root",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -20,7 +20,7 @@ VERBS: dict[str, str] = {
     "generate": "primaries in (ROOT or CSV), simulated responses out (ROOT)",
     "merge": "join the shards of one generation to what one run would have written",
     "evaluate": "judge a fast simulation on the test split, with floor and trivial model",
-    "ensemble": "join one shape model per particle, and a default, in one folder that simulates",
+    "ensemble": "join one shower model per particle, and a default, in one folder that simulates",
     "explain": "SHAP values of the photon sum and the shower center, and how sure the photon sum is",
     "report": "one self-contained HTML page from any set of run folders",
     "export": "trained models as files for other programs, ALICE O2 first; and their check",

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from calosim.files import PART, atomic_write, csv_text, read_csv, read_json, read_yaml
+from calosim.io import PART, atomic_write, csv_text, read_csv, read_json, read_yaml
 from calosim.particles import particle_code
 
 __all__ = ["FORMAT", "SPLIT", "Run", "difference", "git_hash", "identity"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from calosim.commands import own_command
-from calosim.files import atomic_write
+from calosim.io import atomic_write
 
 __all__ = [
     "SECONDS",

@@ -14,9 +14,9 @@ import pytest
 import torch
 from filelock import FileLock
 
+from calosim.data.record import Showers
+from calosim.data.root import write
 from calosim.detectors import DETECTORS
-from calosim.showers.record import Showers
-from calosim.showers.root import write
 
 # Tests are small operations: threads would wait for each other, all the more beside a second worker. Also in subprocesses.
 torch.set_num_threads(1)
@@ -27,7 +27,7 @@ SPECIES = {22: (0.0, 0.0, 30), 2112: (939.5654, 0.0, 20), 3122: (1115.683, 0.0, 
 #: The sizes of the tiny models, and what keeps their training quiet.
 TEACHER = ["--model.flow.hidden", "[8,8]", "--model.flow.transforms", "1", "--model.flow.bins", "4"]
 CALLBACK = ["--trainer.callbacks.rows", "8", "--trainer.callbacks.pictures", "2", "--data.batch_size", "64"]
-SPLITS = [f"--model.coordinates.{k}={v}" for k, v in {"hidden": 16, "event": 8, "local_hidden": 8}.items()]
+SPLITS = [f"--model.representation.{k}={v}" for k, v in {"hidden": 16, "event": 8, "local_hidden": 8}.items()]
 PHOTONS = ["--model.hidden", "[8]", "--model.components", "2", "--model.members", "3"]
 QUICK = ["--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
 QUICK += ["--trainer.enable_model_summary", "false"]
@@ -142,7 +142,7 @@ def fit() -> Callable[..., object]:
     from lightning import Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    from calosim.showers.datamodule import RootDataModule
+    from calosim.data.datamodule import RootDataModule
 
     def run(module, file, folder, epochs=1, ckpt_path=None, batch_size=32, trainer=None, **data):
         checkpoints = ModelCheckpoint(
@@ -195,7 +195,7 @@ def run_folders(root_file: Path, dark_file: Path, once, command) -> dict[str, Pa
         return once(name, make)
 
     return {
-        "teacher": train("teacher", ["teacher", "coordinates/pixels"], [*TEACHER, *CALLBACK]),
+        "teacher": train("teacher", ["teacher", "representation/pixels"], [*TEACHER, *CALLBACK]),
         "splits": train("splits", ["teacher"], [*SPLITS, *CALLBACK]),
         "photons": train("photons", ["photons"], PHOTONS),
         "acceptance": train(

@@ -19,7 +19,7 @@ KINDS = {
         {"coarse_steps": 2, "hidden": 16, "event": 8, "local_hidden": 8},
     ),
     "pixels": (
-        ["conf/teacher.yaml", "conf/coordinates/pixels.yaml"],
+        ["conf/teacher.yaml", "conf/representation/pixels.yaml"],
         {},
     ),
 }
@@ -45,12 +45,12 @@ def test_the_whole_chain(kind, fit_words, run_folders, root_file, command, tmp_p
 
     files, sizes = KINDS[kind]
     configs = [word for file in files for word in ("-c", file)]
-    size = FLOW if kind == "pixels" else [w for k, v in sizes.items() for w in (f"--model.coordinates.{k}", v)]
+    size = FLOW if kind == "pixels" else [w for k, v in sizes.items() for w in (f"--model.representation.{k}", v)]
     teacher, tuned, student = (tmp_path / name for name in ("teacher", "tuned", "student"))
     callback = ["--trainer.callbacks.rows", 4, "--trainer.callbacks.pictures", 1]
     run("fit", *configs, *fit_words, *size, *callback, "--run", teacher)
     stages = len(Teacher.load(teacher).stages("gauss"))
-    assert stages == (2 if kind == "pixels" else 1 + len(Teacher.load(teacher).coordinates.local))
+    assert stages == (2 if kind == "pixels" else 1 + len(Teacher.load(teacher).representation.local))
     for order in ("gd", "dg"):
         words = ["--data.particle", "gamma", "--model.init_from", teacher, "--trainer.max_epochs", stages]
         run("fit", "-c", f"conf/finetune/{order}.yaml", *fit_words, *words, *callback, "--run", f"{tuned}-{order}")
@@ -61,8 +61,8 @@ def test_the_whole_chain(kind, fit_words, run_folders, root_file, command, tmp_p
     assert isinstance(Student.load(student), Student)
     # The checkpoint says what it is made of, and the resolved settings can be run again.
     stored = torch.load(Run(teacher).checkpoint, weights_only=True)["calosim"]
-    assert (stored["format"], stored["class"], stored["init"]["coordinates"]["kind"]) == (2, "Teacher", kind)
-    assert yaml.safe_load((teacher / "config.yaml").read_text())["model"]["init_args"]["coordinates"]
+    assert (stored["format"], stored["class"], stored["init"]["representation"]["kind"]) == (2, "Teacher", kind)
+    assert yaml.safe_load((teacher / "config.yaml").read_text())["model"]["init_args"]["representation"]
     run("fit", "-c", teacher / "config.yaml", "--quiet", "--run", tmp_path / "again")
     again, first = (torch.load(Run(f).last, weights_only=True)["state_dict"] for f in (tmp_path / "again", teacher))
     assert all(torch.equal(again[name], first[name]) for name in first)
@@ -77,12 +77,12 @@ def test_the_whole_chain(kind, fit_words, run_folders, root_file, command, tmp_p
         "--photons",
         run_folders["photons"],
     )
-    run("generate", "--shape", tmp_path / "best", "--primaries", root_file, "--out", tmp_path / "fast.root", "--quiet")
+    run("generate", "--shower", tmp_path / "best", "--primaries", root_file, "--out", tmp_path / "fast.root", "--quiet")
     for shape in (teacher, student):
         words = ["--rows", 30, "--runs", 1, "--responses", 2, "--classifier", "false", "--quiet"]
         run(
             "evaluate",
-            "--shape",
+            "--shower",
             shape,
             "--photons",
             f"[{run_folders['photons']}]",
@@ -108,7 +108,7 @@ def test_rows_do_not_depend_on_their_batch_and_sums_are_conserved_by_splits(kind
 
 
 def test_noise_removals_belong_to_pixels(run_folders, root_file, command, tmp_path, capfd):
-    words = ["--shape", run_folders["splits"], "--photons", run_folders["photons"], "--primaries", root_file]
-    assert command("generate", *words, "--out", tmp_path / "x.root", "--noise_removal", 3) == 2
+    words = ["--shower", run_folders["splits"], "--photons", run_folders["photons"], "--primaries", root_file]
+    assert command("generate", *words, "--out", tmp_path / "x.root", "--requantization", 3) == 2
     assert "counts come out exactly" in capfd.readouterr().err
     assert not (tmp_path / "x.root").exists()

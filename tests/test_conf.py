@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from calosim.__main__ import main
+from calosim.data.root import write
 from calosim.models.teacher import Teacher
+from calosim.representations import SplitConfig
 from calosim.runs import Run
-from calosim.shapes import SplitConfig
-from calosim.showers.root import write
 from calosim.studies.layout import Table
 from calosim.studies.plan import load_plan
 from calosim.studies.settings import simulated
@@ -24,11 +24,11 @@ LIMITS = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--
 LIMITS += ["--trainer.enable_progress_bar", "false", "--data.batch_size", "16"]
 SMALL = {
     "Teacher": [
-        "--model.coordinates.hidden",
+        "--model.representation.hidden",
         "16",
-        "--model.coordinates.event",
+        "--model.representation.event",
         "8",
-        "--model.coordinates.local_hidden",
+        "--model.representation.local_hidden",
         "8",
     ],
     "PhotonSum": ["--model.hidden", "[8]"],
@@ -39,9 +39,9 @@ SMALL = {
 PIXELS = ["--model.flow.hidden", "[8,8]", "--model.flow.transforms", "1"]
 #: Further files that an overlay of pixel coordinates needs below it, and whose teacher its students need.
 BELOW = {
-    "demo/pixels.yaml": ["coordinates/pixels.yaml"],
-    "demo/pixels-student.yaml": ["coordinates/pixels-student.yaml"],
-    "student/compact.yaml": ["coordinates/pixels-student.yaml"],
+    "demo/pixels.yaml": ["representation/pixels.yaml"],
+    "demo/pixels-student.yaml": ["representation/pixels-student.yaml"],
+    "student/compact.yaml": ["representation/pixels-student.yaml"],
 }
 #: Which file an overlay lies on; others stand alone.
 BASES = {
@@ -56,8 +56,8 @@ BASES = {
     "photons/published.yaml": "photons.yaml",
     "demo/teacher.yaml": "teacher.yaml",
     "demo/student.yaml": "student.yaml",
-    "coordinates/pixels.yaml": "teacher.yaml",
-    "coordinates/pixels-student.yaml": "student.yaml",
+    "representation/pixels.yaml": "teacher.yaml",
+    "representation/pixels-student.yaml": "student.yaml",
     "demo/pixels.yaml": "teacher.yaml",
     "demo/pixels-student.yaml": "student.yaml",
     "student/compact.yaml": "student.yaml",
@@ -115,7 +115,7 @@ def teacher_of(showers_of, run_folders, once, fit):
         if detector == "zn":
             return run_folders["teacher" if pixels else "splits"]
         few = {"limit_train_batches": 1, "limit_val_batches": 1}
-        teacher = Teacher(detector, coordinates=SplitConfig(hidden=16, event=8, local_hidden=8))
+        teacher = Teacher(detector, representation=SplitConfig(hidden=16, event=8, local_hidden=8))
         make = lambda folder: fit(teacher, showers_of(detector), folder, detector=detector, trainer=few)  # noqa: E731
         return once(f"{detector}-teacher", make)
 
@@ -182,7 +182,7 @@ def test_tool_configuration(name, tmp_path, monkeypatch, run_folders):
     verb = Path(name).stem
     words = [*TOOLS[name], "--quiet"]
     if verb != "simulate":
-        words += ["--shape", str(run_folders["teacher"])]
+        words += ["--shower", str(run_folders["teacher"])]
         words += ["--photons", f"[{run_folders['photons']}]" if verb == "evaluate" else str(run_folders["photons"])]
     assert main([verb, "-c", str(CONF / name), *words]) == 0
     assert list(tmp_path.iterdir())

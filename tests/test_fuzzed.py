@@ -20,10 +20,10 @@ import pytest
 import torch
 import yaml
 
-from calosim.files import read_npz
+from calosim.data import convert, read, write
+from calosim.data.primaries import read_primaries
+from calosim.io import read_npz
 from calosim.models.checkpoints import load_module
-from calosim.showers import convert, read, write
-from calosim.showers.primaries import read_primaries
 from calosim.studies.finished import is_finished
 from calosim.studies.layout import Table
 from calosim.studies.plan import load_plan

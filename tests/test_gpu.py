@@ -7,12 +7,12 @@ import warnings
 import pytest
 import torch
 
-from calosim import draws
+from calosim import rng
 from calosim.flows import FlowConfig
-from calosim.models.photons import PhotonSum
+from calosim.models.photon_sum import PhotonSum
 from calosim.models.student import Student
 from calosim.models.teacher import Teacher
-from calosim.shapes import PixelConfig, SplitConfig
+from calosim.representations import PixelConfig, SplitConfig
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -20,10 +20,10 @@ ROWS = 64
 SMALL = FlowConfig(transforms=2, hidden=(32, 32), bins=4, dropout=0.0)
 SPLITS = SplitConfig(hidden=64, event=32, local_hidden=32)
 MODELS = {
-    "splits": lambda: Teacher("zn", coordinates=SPLITS),
+    "splits": lambda: Teacher("zn", representation=SPLITS),
     "pixels": lambda: Teacher("zn", SMALL, PixelConfig()),
-    "student of splits": lambda: Student("zn", coordinates=SPLITS, physics=True),
-    "student of pixels": lambda: Student("zn", flow=SMALL, coordinates=PixelConfig(), physics=True),
+    "student of splits": lambda: Student("zn", representation=SPLITS, physics=True),
+    "student of pixels": lambda: Student("zn", flow=SMALL, representation=PixelConfig(), physics=True),
 }
 
 
@@ -39,11 +39,11 @@ def primaries() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_draws_are_the_same_bits():
-    keys = draws.row_keys(torch.arange(1000), draws.BASE_STREAM, 7)
+    keys = rng.row_keys(torch.arange(1000), rng.BASE_STREAM, 7)
     counters = torch.arange(1000)
-    assert torch.equal(draws.uniform_at(keys, counters), draws.uniform_at(keys.cuda(), counters.cuda()).cpu())
-    assert torch.equal(draws.uniform(keys, 9), draws.uniform(keys.cuda(), 9).cpu())
-    torch.testing.assert_close(draws.normal(keys, 9), draws.normal(keys.cuda(), 9).cpu(), rtol=1e-5, atol=1e-6)
+    assert torch.equal(rng.uniform_at(keys, counters), rng.uniform_at(keys.cuda(), counters.cuda()).cpu())
+    assert torch.equal(rng.uniform(keys, 9), rng.uniform(keys.cuda(), 9).cpu())
+    torch.testing.assert_close(rng.normal(keys, 9), rng.normal(keys.cuda(), 9).cpu(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -54,11 +54,11 @@ def test_responses_are_those_of_a_cpu(name, primaries):
     here = model.generate(particles, photon_sum, 1, rows)
     there = model.cuda().generate(particles.cuda(), photon_sum.cuda(), 1, rows.cuda())
     assert there.is_cuda
-    if model.coordinates.nodes is not None:
+    if model.representation.nodes is not None:
         assert torch.equal(there.flatten(1).sum(1).cpu(), photon_sum)
     # The last bits of products differ: a split at the edge may go the other way, and all below it with it.
     same = (there.cpu() == here).flatten(1).all(1).float().mean()
-    assert same > (0.9 if model.coordinates.nodes is not None else 0.2)
+    assert same > (0.9 if model.representation.nodes is not None else 0.2)
 
 
 @pytest.mark.parametrize("name", [n for n in MODELS if not n.startswith("student")])
@@ -109,4 +109,4 @@ def test_a_training_step_waits_for_the_device_only_to_count_what_is_lit(name, pr
     finally:
         torch.cuda.set_sync_debug_mode("default")
     waits = [w for w in caught if "synchronizing" in str(w.message)]
-    assert len(waits) <= 2 * len(model.coordinates.local)
+    assert len(waits) <= 2 * len(model.representation.local)

@@ -97,7 +97,7 @@ def test_what_a_room_may_know_of_the_world(name):
     if name.startswith("calosim.flows"):
         assert not rooms(name)
         assert found <= {"torch", "zuko", "numpy"}
-    if name.startswith(("calosim.metrics", "calosim.shapes", "calosim.montecarlo")):
+    if name.startswith(("calosim.metrics", "calosim.representations", "calosim.montecarlo")):
         assert not found & {"lightning", "zuko"}  # no networks
     assert not {i.split(".")[0] for i in imports(name, everywhere=False)} & HEAVY
 

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from calosim.data.record import Showers
 from calosim.detectors import Detector
-from calosim.showers.record import Showers
 
 from .protocol import Batch, Batches, RealImagePeer, descend
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from calosim.data.record import Showers
 from calosim.detectors import Detector
-from calosim.showers.record import Showers
 
 from .networks import Decoder, Encoder
 from .protocol import Batches, RealImagePeer

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from calosim.data.datamodule import RootDataModule, describe
 from calosim.evaluation.answers import Answers, Candidate, ask, first_answers, measure, packed_answers
 from calosim.evaluation.classifier import judge_by_classifier
 from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.protocol import ClassifierOptions, FloorOptions
 from calosim.evaluation.references import Floors, Reference
 from calosim.evaluation.stored import Evaluation
-from calosim.files import read_npz, write_json, write_npz
+from calosim.io import read_npz, write_json, write_npz
 from calosim.metrics.wasserstein import wasserstein
-from calosim.showers.datamodule import RootDataModule, describe
 
 from .settings import Study, Try
 

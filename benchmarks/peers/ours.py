@@ -13,14 +13,14 @@ import torch
 import yaml
 from lightning import seed_everything
 
-from calosim import draws, models, shapes
+from calosim import models, representations, rng
+from calosim.data.record import Showers
 from calosim.detectors import Detector
-from calosim.files import find_config
+from calosim.io import find_config
 from calosim.models.checkpoints import load_module
-from calosim.models.shape import ShapeModule
+from calosim.models.shower import ShowerModel
 from calosim.models.student import Student
 from calosim.models.teacher import Teacher
-from calosim.showers.record import Showers
 
 from .protocol import Batches, Peer, descend, fit_rows
 
@@ -50,7 +50,7 @@ class ShapePeer(Peer):
         configs: Configuration files of ``calosim fit``, whose model, batch size and clipping are taken.
     """
 
-    module: ShapeModule
+    module: ShowerModel
 
     def __init__(self, detector: Detector, lr: float, configs: Sequence[str]):
         super().__init__(detector, lr)
@@ -80,7 +80,7 @@ class ShapePeer(Peer):
 
     def load(self, path: Path) -> None:
         module = load_module(path)
-        assert isinstance(module, ShapeModule)
+        assert isinstance(module, ShowerModel)
         self.module = module
 
 
@@ -89,11 +89,11 @@ class TeacherPeer(ShapePeer):
 
     def __init__(self, detector: Detector, lr: float, configs: Sequence[str]):
         super().__init__(detector, lr, configs)
-        coordinates = self.init["coordinates"]
-        config = getattr(shapes, coordinates["class_path"])(**coordinates["init_args"])
-        self.settings = {"flow": self.init.get("flow"), "coordinates": config, "physics": self.init["physics"]}
+        representation = self.init["representation"]
+        config = getattr(representations, representation["class_path"])(**representation["init_args"])
+        self.settings = {"flow": self.init.get("flow"), "representation": config, "physics": self.init["physics"]}
         self.module = Teacher(detector.name, **self.settings)
-        exact = self.module.coordinates.per == 1
+        exact = self.module.representation.per == 1
         self.nll_unit = "nats per image" if exact else "nats per pixel (density of noisy logits)"
 
     def fit(self, showers: Showers, minutes: float, seed: int) -> int:
@@ -103,7 +103,7 @@ class TeacherPeer(ShapePeer):
         rows = fit_rows(showers)
         images = torch.from_numpy(showers.images[rows])
         self.module.features.fit(torch.from_numpy(showers.particles[rows]), images.flatten(1).sum(1))
-        self.module.coordinates.fit(images, draws.row_keys(torch.from_numpy(rows), draws.FIT_STREAM))
+        self.module.representation.fit(images, rng.row_keys(torch.from_numpy(rows), rng.FIT_STREAM))
         module, batches = self.module, Batches(showers, self.batch_size, seed)
         return descend(
             budget, self.optimizer(), lambda b, step: -module.log_likelihood(b, step).mean(), batches, self.clip

@@ -14,10 +14,10 @@ import torch
 from lightning import seed_everything
 from torch import Tensor, nn
 
-from calosim import draws
+from calosim import rng
+from calosim.data.record import Showers
 from calosim.detectors import Detector
-from calosim.shapes import FeatureScaler
-from calosim.showers.record import Showers
+from calosim.representations import FeatureScaler
 
 from .counts import rounded, with_sum
 
@@ -83,7 +83,7 @@ class Batches:
         self.rng = np.random.default_rng(seed)
 
     def at(self, rows: np.ndarray) -> Batch:
-        """Rows (B,) as tensors, with the names of :class:`calosim.showers.datamodule.ShowerDataset`."""
+        """Rows (B,) as tensors, with the names of :class:`calosim.data.datamodule.ShowerDataset`."""
         arrays = (self.particles[rows], self.showers.pdg[rows].astype(np.int64), self.showers.images[rows], rows)
         return dict(zip(("particles", "pdg", "images", "rows"), map(torch.from_numpy, arrays), strict=True))
 
@@ -140,7 +140,7 @@ def fit_rows(showers: Showers) -> np.ndarray:
 class Peer(ABC):
     """A model of showers given the primary and the photon sum.
 
-    All peers see the same features, see :class:`calosim.shapes.FeatureScaler`, the photon sum among them.
+    All peers see the same features, see :class:`calosim.representations.FeatureScaler`, the photon sum among them.
 
     Args:
         detector: The detector.
@@ -278,7 +278,7 @@ class ImagePeer(Peer):
             for start in range(0, len(photon_sum), size):
                 part = slice(start, min(start + size, len(photon_sum)))
                 rows = torch.arange(part.start, part.stop)
-                z = draws.normal(draws.row_keys(rows, draws.BASE_STREAM, seed), noise)
+                z = rng.normal(rng.row_keys(rows, rng.BASE_STREAM, seed), noise)
                 primaries = torch.from_numpy(particles[part].astype(np.float32))
                 c = self.module["features"](primaries, torch.from_numpy(photon_sum[part]))
                 images.append(answer(z, c).numpy())

@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
+from calosim.data.datamodule import RootDataModule
 from calosim.detectors import Detector
 from calosim.evaluation.protocol import Protocol
 from calosim.evaluation.selection import Selection, select_rows
-from calosim.files import read_json, write_json
-from calosim.showers.datamodule import RootDataModule
+from calosim.io import read_json, write_json
 
 from .protocol import Peer
 

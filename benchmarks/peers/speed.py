@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from calosim.files import write_json
+from calosim.io import write_json
 
 from .protocol import Peer
 from .settings import Study, Try

@@ -10,8 +10,8 @@ from typing import Any
 from calosim import __version__
 from calosim.evaluation.definitions import TITLES, in_units
 from calosim.evaluation.stored import Evaluation
-from calosim.files import atomic_write, csv_text, markdown_table, read_json
-from calosim.pictures.style import looks, picture, plain_log, save
+from calosim.io import atomic_write, csv_text, markdown_table, read_json
+from calosim.plots.style import looks, picture, plain_log, save
 from calosim.runs import git_hash
 from calosim.studies.cells import Cell, fill_cells
 from calosim.studies.layout import FORMATS, HEADINGS, Row, Table

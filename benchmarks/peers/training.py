@@ -10,7 +10,7 @@ import torch
 
 from calosim.evaluation.protocol import Protocol
 from calosim.evaluation.selection import select_rows
-from calosim.files import write_json, write_npz
+from calosim.io import write_json, write_npz
 from calosim.metrics.wasserstein import wasserstein
 from calosim.runs import git_hash
 

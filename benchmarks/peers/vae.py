@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calosim.data.record import Showers
 from calosim.detectors import Detector
-from calosim.showers.record import Showers
 
 from .networks import Decoder, Encoder
 from .protocol import Batch, Batches, ImagePeer, descend

@@ -11,7 +11,7 @@ from calosim.cli.words import MODELS, TOOLS, TRAINER
 
 __all__ = ["help_text"]
 
-DATA = ("calosim.showers.datamodule", "RootDataModule")
+DATA = ("calosim.data.datamodule", "RootDataModule")
 JOB = ("calosim.slurm", "Slurm")
 CONFIG = "FILE: read options from a YAML file; later ones win, and options on the command line."
 TRUST = "Modules whose models may be loaded: mine. (list[str] | str, [] by default)"

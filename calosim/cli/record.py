@@ -20,12 +20,12 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from calosim import __version__
-from calosim.files import atomic_write, read_npz, write_json, write_npz
+from calosim.data.datamodule import describe, generated
+from calosim.io import atomic_write, read_npz, write_json, write_npz
 from calosim.loggers import MLflow
 from calosim.models.checkpoints import read_checkpoint
 from calosim.models.provenance import split_unlike
 from calosim.runs import FORMAT, Run, git_hash, identity
-from calosim.showers.datamodule import describe, generated
 from calosim.slurm import own_job
 
 #: What is told of a resumed session, beside its first step and its changes.
@@ -240,7 +240,7 @@ class RunRecord(SaveConfigCallback):
             "command": sys.argv[1:],
             "seed": self.config.get("seed_everything"),
             "model": type(pl_module).__name__,
-            "coordinates": pl_module.init.get("coordinates", {}).get("kind"),
+            "representation": pl_module.init.get("representation", {}).get("kind"),
             "parameters": sum(p.numel() for p in pl_module.parameters()),
             "processes": trainer.world_size,
             "job": own_job(),

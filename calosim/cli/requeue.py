@@ -10,7 +10,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from calosim.files import atomic_write
+from calosim.io import atomic_write
 from calosim.models.checkpoints import read_checkpoint
 from calosim.runs import Run
 from calosim.slurm import listen, own_job, requeue, told

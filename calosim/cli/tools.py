@@ -15,7 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from calosim.cli.errors import one_line
 from calosim.cli.words import TOOLS, checked
-from calosim.files import check_not_read, check_writable, expanded, shipped_words
+from calosim.io import check_not_read, check_writable, expanded, shipped_words
 
 __all__ = ["resolved", "run", "simulate"]
 
@@ -111,11 +111,11 @@ def simulate(
         workers: Threads.
         quiet: Show no progress.
     """
+    from calosim.data.recipe import read_recipe, write_recipe
+    from calosim.data.root import Writer, write
     from calosim.montecarlo import simulate as respond
     from calosim.montecarlo.given import match_to_file, primaries_of_file
     from calosim.montecarlo.simulate import MIN_PHOTONS
-    from calosim.showers.recipe import read_recipe, write_recipe
-    from calosim.showers.root import Writer, write
 
     Writer(out, detector)  # refuses a wrong name before the work, not after it
     check_writable(Path(out).parent)

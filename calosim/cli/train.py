@@ -34,7 +34,8 @@ from calosim.cli.session import (
     take_processes,
 )
 from calosim.cli.words import MODELS
-from calosim.files import expanded, shipped_config, shipped_words
+from calosim.data.datamodule import RootDataModule
+from calosim.io import expanded, shipped_config, shipped_words
 from calosim.loggers import wandb_offline_where_needed
 
 # So that `--model Teacher` finds them by their short names.
@@ -42,7 +43,6 @@ from calosim.models import Acceptance, CalosimModule, FineTune, PhotonSum, Stude
 from calosim.models.checkpoints import read_checkpoint
 from calosim.models.schedules import WarmupCosine  # noqa: F401
 from calosim.runs import Run
-from calosim.showers.datamodule import RootDataModule
 from calosim.slurm import forget
 
 __all__ = ["CalosimCLI", "resolved", "train"]

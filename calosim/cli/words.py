@@ -14,14 +14,14 @@ from typing import Any
 import yaml
 
 from calosim.cli.signatures import Option, constant, descriptions, method_options, options
-from calosim.files import find_config, read_yaml
+from calosim.io import find_config, read_yaml
 
 __all__ = ["MODELS", "TOOLS", "TRAINING", "Known", "checked", "submit_words", "tool_options", "training_options"]
 
 #: Where each tool's function lives; imported when it is called, so that one tool does not pay for another.
 TOOLS: dict[str, str] = {
     "simulate": "calosim.cli.tools:simulate",
-    "convert": "calosim.showers.reading:convert",
+    "convert": "calosim.data.reading:convert",
     "generate": "calosim.simulation.generate:generate",
     "merge": "calosim.simulation.shards:merge",
     "evaluate": "calosim.evaluation.evaluate:evaluate",
@@ -76,7 +76,7 @@ def training_options(verb: str) -> dict[str, Any]:
     known: dict[str, Any] = dict.fromkeys(
         ("config", "seed_everything", "model", "optimizer", "lr_scheduler", "run", "quiet")
     )
-    known |= {"data": options("calosim.showers.datamodule", "RootDataModule"), "trainer": options(*TRAINER)}
+    known |= {"data": options("calosim.data.datamodule", "RootDataModule"), "trainer": options(*TRAINER)}
     known |= {"best": checkpoint, "last": checkpoint}
     return known | {n: None for n in method_options(*TRAINER, verb) or {} if n not in GIVEN}
 

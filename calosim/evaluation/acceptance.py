@@ -15,7 +15,7 @@ from calosim.metrics.judges import auc
 from calosim.metrics.probability import brier_score, calibration_error, reliability
 from calosim.metrics.wasserstein import wasserstein
 from calosim.models.acceptance import Acceptance
-from calosim.models.photons import PhotonSum
+from calosim.models.photon_sum import PhotonSum
 from calosim.particles import groups, particle_heading
 from calosim.runs import Run
 
@@ -48,8 +48,8 @@ def judge_acceptance(
         rows, inputs = rows[own], inputs[own]
     model = Acceptance.load(run, device)
     total, pdg = data.arrays["photon_sum"][rows], data.arrays["pdg"][rows]
-    lit = total >= model.min_photons
-    if not len(rows) or lit.all() or not lit.any():
+    nonempty = total >= model.min_photons
+    if not len(rows) or nonempty.all() or not nonempty.any():
         raise ValueError(f"{run}: its {split} split has no attempts with and without a response to judge it on")
     ids, first, place = np.unique(inputs, return_index=True, return_inverse=True)
     particles = torch.from_numpy(data.arrays["particles"][rows[first]]).to(device, torch.float32)
@@ -57,17 +57,17 @@ def judge_acceptance(
     drawn = None
     if photons is not None and Run(photons).split == Run(run).split:
         drawn = _chain(model, PhotonSum.load(photons, device), particles[torch.from_numpy(place.ravel())], rows, seed)
-    report = {"model": acceptance_report(probability, lit, total, pdg, drawn)}
+    report = {"model": acceptance_report(probability, nonempty, total, pdg, drawn)}
     answering = rank_within(inputs) % 2 == 1
     tried = np.bincount(place.ravel()[answering], minlength=len(ids))
-    share = np.bincount(place.ravel()[answering], lit[answering], len(ids)) / np.maximum(tried, 1)
-    fair = ~answering & (tried[place.ravel()] > 0)
+    share = np.bincount(place.ravel()[answering], nonempty[answering], len(ids)) / np.maximum(tried, 1)
+    eligible = ~answering & (tried[place.ravel()] > 0)
     # Each attempt is answered by the one after it, of the same primary.
     other = np.full(len(rows), -1)
     order = np.lexsort((rank_within(inputs), inputs))
     other[order[:-1]] = np.where(inputs[order[:-1]] == inputs[order[1:]], order[1:], -1)
     report["floor"] = acceptance_report(
-        share[place.ravel()][fair], lit[fair], total[fair], pdg[fair], total[other[fair]]
+        share[place.ravel()][eligible], nonempty[eligible], total[eligible], pdg[eligible], total[other[eligible]]
     )
     return report
 
@@ -83,13 +83,13 @@ def _chain(model: Acceptance, sums: PhotonSum, particles: torch.Tensor, rows: np
 
 
 def acceptance_report(
-    probability: np.ndarray, lit: np.ndarray, total: np.ndarray, pdg: np.ndarray, drawn: np.ndarray | None
+    probability: np.ndarray, nonempty: np.ndarray, total: np.ndarray, pdg: np.ndarray, drawn: np.ndarray | None
 ) -> dict[str, dict[str, Any]]:
     """Scores of predicted probabilities of a response.
 
     Args:
         probability: With shape (N,).
-        lit: Whether there was one, shape (N,).
+        nonempty: Whether there was one, shape (N,).
         total: Photons of each attempt, shape (N,).
         pdg: PDG codes with shape (N,).
         drawn: Photons of a simulated attempt each, shape (N,), if there are any.
@@ -101,12 +101,12 @@ def acceptance_report(
     """
     report: dict[str, dict[str, Any]] = {}
     for name, some in groups(pdg):
-        p, y = probability[some], lit[some]
+        p, y = probability[some], nonempty[some]
         report[name] = {"rows": int(some.sum()), "share": float(y.mean()), "predicted": float(p.mean())}
         report[name] |= {"brier": brier_score(p, y), "auc": float(auc(p, y)[0]), "ece": calibration_error(p, y)}
         if drawn is not None:
             report[name]["w1"] = wasserstein(total[some], drawn[some])
-    curve = reliability(probability, lit)
+    curve = reliability(probability, nonempty)
     report["all"]["reliability"] = {key: values.tolist() for key, values in curve.items()}
     return report
 
@@ -135,7 +135,7 @@ def draw_acceptance(report: dict[str, dict[str, Any]], path: Path) -> None:
         report: From :func:`judge_acceptance`.
         path: The file to write.
     """
-    from calosim.pictures import reliability_diagram
+    from calosim.plots import reliability_diagram
 
     titles = {"model": "acceptance model", "floor": "floor (other attempts of the Monte Carlo)"}
     reliability_diagram({title: report[who]["all"]["reliability"] for who, title in titles.items()}, path)

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from calosim.data.record import Showers
 from calosim.detectors import Detector
 from calosim.evaluation.definitions import RADII, TITLES
 from calosim.metrics import channel_metrics
 from calosim.models.losses import shower_center
 from calosim.particles import groups
-from calosim.showers.record import Showers
 
 __all__ = [
     "Answers",
@@ -180,10 +180,10 @@ def _metrics(
     metrics.update(*(torch.from_numpy(np.asarray(x)) for x in (channels, reference, pdg.astype(np.int64), inputs)))
     result = {key: float(value) for key, value in metrics.compute().items()}
     for name, rows in groups(pdg):
-        lit = offsets[rows]
-        lit = lit[~np.isnan(lit)].astype(np.float64)
-        result[f"center_{name}"] = lit.mean() if len(lit) else float("nan")
-        result[f"center_sd_{name}"] = lit.std() if len(lit) else float("nan")
+        nonempty = offsets[rows]
+        nonempty = nonempty[~np.isnan(nonempty)].astype(np.float64)
+        result[f"center_{name}"] = nonempty.mean() if len(nonempty) else float("nan")
+        result[f"center_sd_{name}"] = nonempty.std() if len(nonempty) else float("nan")
     return result
 
 
@@ -197,10 +197,10 @@ def center_offsets(images: np.ndarray, particles: np.ndarray, detector: Detector
 def radial_profile(images: np.ndarray, detector: Detector) -> np.ndarray:
     """Mean share of an image's photons in each bin of :data:`RADII` around its center of gravity; dark ones count as 0."""
     x, y = (centers / detector.pitch for centers in detector.pixel_centers)
-    lit, i, j = np.nonzero(images)
-    share = images[lit, i, j] / images.sum((1, 2), dtype=np.float64)[lit]
-    centers = [np.bincount(lit, share * axis, len(images)) for axis in (x[i], y[j])]
-    radius = np.hypot(x[i] - centers[0][lit], y[j] - centers[1][lit])
+    nonempty, i, j = np.nonzero(images)
+    share = images[nonempty, i, j] / images.sum((1, 2), dtype=np.float64)[nonempty]
+    centers = [np.bincount(nonempty, share * axis, len(images)) for axis in (x[i], y[j])]
+    radius = np.hypot(x[i] - centers[0][nonempty], y[j] - centers[1][nonempty])
     return np.histogram(radius, RADII, weights=share)[0] / len(images)
 
 

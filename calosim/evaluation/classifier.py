@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from calosim.data.record import Showers
 from calosim.evaluation.protocol import ClassifierOptions
 from calosim.evaluation.references import Reference
 from calosim.evaluation.selection import Selection
-from calosim.files import markdown_table
+from calosim.io import markdown_table
 from calosim.metrics.classifier import MIN_PRIMARIES, ClassifierSettings, classifier_test
 from calosim.metrics.controls import classifier_controls
-from calosim.showers.record import Showers
 
 __all__ = ["classifier_rows", "classifier_tables", "judge_by_classifier"]
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from calosim.files import markdown_table
+from calosim.io import markdown_table
 
 __all__ = ["DEFINITIONS", "HEADER", "RADII", "TITLES", "Definition", "definition_table", "in_units", "with_spread"]
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from calosim import __version__
+from calosim.data.datamodule import RootDataModule, describe
 from calosim.evaluation.acceptance import draw_acceptance, judge_acceptance
 from calosim.evaluation.answers import Answers, Candidate, ask, first_answers, measure, packed_answers
 from calosim.evaluation.classifier import judge_by_classifier
@@ -25,20 +26,19 @@ from calosim.evaluation.photons import photon_report
 from calosim.evaluation.pools import Nearest
 from calosim.evaluation.protocol import ClassifierOptions, FloorOptions, Protocol
 from calosim.evaluation.references import Floors, Reference
-from calosim.evaluation.rounding import best_noise_removals
+from calosim.evaluation.requantization import best_requantizations
 from calosim.evaluation.selection import Selection, check_splits, select_rows, trained_data
 from calosim.evaluation.stored import Evaluation
 from calosim.evaluation.tables import as_csv, as_markdown
 from calosim.evaluation.variants import measure_variants
-from calosim.files import atomic_write, check_writable, write_json, write_npz
+from calosim.io import atomic_write, check_writable, write_json, write_npz
 from calosim.models.checkpoints import weights_of
-from calosim.models.photons import PhotonSum
-from calosim.models.shape import ShapeModule
+from calosim.models.photon_sum import PhotonSum
+from calosim.models.shower import ShowerModel
 from calosim.particles import STUDY_PARTICLES, particle_symbol
 from calosim.runs import git_hash
-from calosim.showers.datamodule import RootDataModule, describe
 from calosim.simulation.processes import devices_of
-from calosim.simulation.simulator import FastSimulator, NoiseRemoval, pick_device
+from calosim.simulation.simulator import FastSimulator, Requantization, pick_device
 
 __all__ = ["Models", "evaluate"]
 
@@ -54,32 +54,34 @@ class Models:
     """The models under judgement, and how their images become photon counts.
 
     Attributes:
-        shape: Run folder, checkpoint or ensemble of the shape model; without it only the photon sums are judged.
-        photons: Run folders or checkpoints of photon-sum models; the first is used with the shape model, all are compared.
-        noise_removal: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize; or best:
+        shower: Run folder, checkpoint or ensemble of the shower model; without it only the photon sums are judged.
+        photons: Run folders or checkpoints of photon-sum models; the first is used with the shower model, all are compared.
+        requantization: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize; or best:
             for each particle the one with the smallest Wasserstein distance on validation rows. An ensemble's own by
             default, else 3.
-        noise_removal_of: Exceptions by particle, for instance "[neutron=1,k0s=2]".
+        requantization_of: Exceptions by particle, for instance "[neutron=1,k0s=2]".
         acceptance: Run folder of an acceptance model, judged on the held-out attempts of its own data, with and without a
             response.
     """
 
-    shape: str | None = None
+    shower: str | None = None
     photons: list[str] | None = None
-    noise_removal: int | Literal["best"] | None = None
-    noise_removal_of: list[str] | None = None
+    requantization: int | Literal["best"] | None = None
+    requantization_of: list[str] | None = None
     acceptance: str | None = None
 
     @property
     def paths(self) -> list[str]:
-        """All that is judged, the shape model first.
+        """All that is judged, the shower model first.
 
         Raises:
             ValueError: If nothing is.
         """
-        paths = [path for path in (self.shape, *(self.photons or [])) if path]
+        paths = [path for path in (self.shower, *(self.photons or [])) if path]
         if not paths:
-            raise ValueError("nothing to evaluate: name a shape model with --shape or photon-sum models with --photons")
+            raise ValueError(
+                "nothing to evaluate: name a shower model with --shower or photon-sum models with --photons"
+            )
         return paths
 
 
@@ -97,14 +99,14 @@ def evaluate(
 ) -> None:
     """Judges a fast simulation on the test split and writes tables and pictures.
 
-    The data set and its split are those that the shape model (else the first photon-sum model) was trained with; a model
+    The data set and its split are those that the shower model (else the first photon-sum model) was trained with; a model
     of one particle is judged on that particle's rows.
 
     Args:
         out: Folder for the results.
         models: The models under judgement.
         files: Data files, if they are no longer where the models were trained.
-        data: Run folder whose data set and split are used; that of the shape model if not given.
+        data: Run folder whose data set and split are used; that of the shower model if not given.
         floors: What stands beside the models.
         protocol: Which rows are judged, and how often they are answered.
         classifier: Whether and how judges try to tell generated responses from the Monte Carlo's.
@@ -129,7 +131,7 @@ def evaluate(
     if models.acceptance:
         first = next(iter(work.photons), None)
         results["acceptance"] = judge_acceptance(models.acceptance, first, protocol.split, protocol.seed, work.device)
-    images, arrays = ({}, {}) if models.shape is None else _judge_images(work, classifier, others, quiet)
+    images, arrays = ({}, {}) if models.shower is None else _judge_images(work, classifier, others, quiet)
     _save(Path(out), results | images, arrays, work)
 
 
@@ -148,20 +150,20 @@ class _Work:
     rows: Selection
     references: dict[str, Reference]
 
-    def fair(self, name: str) -> np.ndarray:
+    def eligible(self, name: str) -> np.ndarray:
         """The rows on which a candidate, by its short name, may be judged, shape (N,)."""
         everywhere = np.ones(len(self.rows), dtype=bool)
-        return self.references[name].fair if name in self.references else everywhere
+        return self.references[name].eligible if name in self.references else everywhere
 
 
 def _prepare(
     models: Models, judge: str, files: list[str] | None, given: bool, protocol: Protocol, device: str, devices: int
 ) -> _Work:
     """Loads data and photon-sum models and chooses the rows; all that can be refused at once comes first."""
-    exceptions = NoiseRemoval(None, models.noise_removal_of or ()).by_code()
+    exceptions = Requantization(None, models.requantization_of or ()).by_code()
     where = pick_device(device)
     devices_of(where, devices)
-    data, particle = trained_data(judge, files, models.shape)
+    data, particle = trained_data(judge, files, models.shower)
     check_splits(judge, models.paths, given)
     photons = {run: PhotonSum.load(run, where) for run in models.photons or []}
     rows = select_rows(data, protocol, particle)
@@ -176,7 +178,7 @@ def _description(work: _Work, floors: FloorOptions) -> dict[str, Any]:
     found: dict[str, Any] = {
         "seed": protocol.seed,
         "split": protocol.split,
-        "shape": work.models.shape,
+        "shape": work.models.shower,
         "photons": list(work.photons),
         "rows": len(rows),
         "inputs": len(np.unique(rows.inputs)),
@@ -185,7 +187,9 @@ def _description(work: _Work, floors: FloorOptions) -> dict[str, Any]:
         "data": describe(work.data),
     }
     if own := work.references.get("floor") or work.references.get("halves"):
-        halves = f"{own.fair.sum()} rows, one half of each input's {protocol.split} responses, against the other half"
+        halves = (
+            f"{own.eligible.sum()} rows, one half of each input's {protocol.split} responses, against the other half"
+        )
         found |= {"floor_rows_without_their_input": own.lacking, "floor": floors.floor or halves}
     if own := work.references.get("shape_floor"):
         assert isinstance(own.chooser, Nearest)
@@ -216,8 +220,13 @@ def _judge_sums(work: _Work) -> dict[str, dict[str, dict[str, float]]]:
         sums[name] = reference.photon_sums(numbers // SUMS_PER_ROW, seed, numbers)
     report, true_sum = {}, showers.photon_sum
     for name, drawn in sums.items():
-        fair = work.fair(name)
-        some = drawn.reshape(-1, SUMS_PER_ROW)[fair], true_sum[fair], showers.pdg[fair], work.rows.inputs[fair]
+        eligible = work.eligible(name)
+        some = (
+            drawn.reshape(-1, SUMS_PER_ROW)[eligible],
+            true_sum[eligible],
+            showers.pdg[eligible],
+            work.rows.inputs[eligible],
+        )
         called = "floor of halves" if name == "halves" else name
         report[called] = photon_report(*some, work.protocol.resamples)
     return report
@@ -229,7 +238,7 @@ def _judge_images(
     """Images that simulation and references answer with, against the Monte Carlo's.
 
     Returns:
-        Results: ``noise_removal``, ``images`` by candidate, the ``monte_carlo`` itself, and tests; and the arrays of
+        Results: ``requantization``, ``images`` by candidate, the ``monte_carlo`` itself, and tests; and the arrays of
         ``answers.npz``.
     """
     rows, protocol = work.rows, work.protocol
@@ -240,19 +249,19 @@ def _judge_images(
     itself = ask(test, {"": lambda run, n: test.images[n]}, runs=1, responses=1, quiet=True)[""]
     reference = itself.channels[0, :, 0]
 
-    def measured(answer: Answers, fair: np.ndarray) -> dict[str, Any]:
-        data = {"reference": reference[fair], "pdg": test.pdg[fair], "inputs": rows.inputs[fair]}
-        some, natural = answer.of(fair), rows.natural[fair]
+    def measured(answer: Answers, eligible: np.ndarray) -> dict[str, Any]:
+        data = {"reference": reference[eligible], "pdg": test.pdg[eligible], "inputs": rows.inputs[eligible]}
+        some, natural = answer.of(eligible), rows.natural[eligible]
         found = measure(some, **data, detector=detector, natural=natural)
         return found | metric_intervals(some, found["mean"], data, natural, detector, protocol.resamples)
 
-    fair = {title: work.fair(name) for name, title in TITLES.items()}
-    results["images"] = {title: measured(answer, fair[title]) for title, answer in answers.items()}
+    eligible = {title: work.eligible(name) for name, title in TITLES.items()}
+    results["images"] = {title: measured(answer, eligible[title]) for title, answer in answers.items()}
     results["monte_carlo"] = measured(itself, np.ones(len(rows), dtype=bool))["mean"]
     if classifier.classifier:
         results |= _judge_by_tests(work, simulator, classifier, others, quiet)
     # Answers to a part of the rows cannot be compared row by row.
-    whole = {title: answer for title, answer in answers.items() if fair[title].all()}
+    whole = {title: answer for title, answer in answers.items() if eligible[title].all()}
     if protocol.variants:
         results["variants"] = measure_variants(simulator, rows, protocol, whole, reference)
     return results, {
@@ -281,18 +290,18 @@ def _judge_by_tests(
 def _simulator(work: _Work, quiet: bool) -> tuple[FastSimulator, dict[str, Any]]:
     """The fast simulation; and its noise removal for the results, with the distances by which it was chosen."""
     models, protocol = work.models, work.protocol
-    shape, results = str(models.shape), {}
+    shape, results = str(models.shower), {}
     methods = dict(work.exceptions)
-    if models.noise_removal == "best":
+    if models.requantization == "best":
         rows = protocol.rows_of_each or protocol.rows or 1000
-        best, results["noise_removal_ws"] = best_noise_removals(
-            ShapeModule.load(shape, work.device), work.data, rows, protocol.seed, quiet
+        best, results["requantization_ws"] = best_requantizations(
+            ShowerModel.load(shape, work.device), work.data, rows, protocol.seed, quiet
         )
         methods = best | methods
-    elif models.noise_removal is not None:
-        methods |= {0: models.noise_removal}
+    elif models.requantization is not None:
+        methods |= {0: models.requantization}
     simulator = FastSimulator.load(shape, next(iter(work.photons), None), methods, work.device, devices=work.devices)
-    return simulator, {**results, "noise_removal": simulator.noise_removal}
+    return simulator, {**results, "requantization": simulator.requantization}
 
 
 def _candidates(work: _Work, simulator: FastSimulator) -> dict[str, Candidate]:
@@ -370,7 +379,7 @@ def _save(folder: Path, results: dict[str, Any], arrays: dict[str, np.ndarray], 
 
 def _draw(folder: Path, arrays: dict[str, np.ndarray], work: _Work) -> list[Path | None]:
     """Draws responses to some primaries, Monte Carlo above and generated below, and the channel distributions."""
-    from calosim.pictures import channel_histograms, image_rows
+    from calosim.plots import channel_histograms, image_rows
 
     detector = work.rows.showers.geometry
     above, below = (

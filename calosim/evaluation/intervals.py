@@ -102,9 +102,9 @@ def resampled_metrics(
         runs = [resampled_wasserstein(data["reference"], run, group, counts) for run in channels]
         result["ws"] = np.mean(runs, axis=0)
     if "center" in metrics:
-        lit = ~np.isnan(offsets)
-        light = np.bincount(group, lit.sum((0, 2)).astype(np.float64))
-        total = np.bincount(group, np.where(lit, offsets, 0).sum((0, 2), dtype=np.float64))
+        nonempty = ~np.isnan(offsets)
+        light = np.bincount(group, nonempty.sum((0, 2)).astype(np.float64))
+        total = np.bincount(group, np.where(nonempty, offsets, 0).sum((0, 2), dtype=np.float64))
         result["center"] = resampled_mean(total / np.maximum(light, 1), light, counts)
     for name in set(conditional) & set(metrics):
         values, weights = np.zeros(len(ids)), np.zeros(len(ids))

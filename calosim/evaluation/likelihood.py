@@ -19,7 +19,7 @@ from calosim.evaluation.classifier import CONTROLS, DAMAGE
 from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.references import Reference
 from calosim.evaluation.selection import Selection
-from calosim.files import markdown_table
+from calosim.io import markdown_table
 from calosim.metrics.bootstrap import interval, resample, resampled_mean
 from calosim.metrics.classifier import MIN_PRIMARIES
 from calosim.metrics.controls import damaged
@@ -58,7 +58,7 @@ def judge_by_likelihood(
         the short names of candidate and controls, ``difference`` of it from theirs with ``error``, ``low`` and ``high`` by
         bootstrap over primaries. Or the ``reason`` why there is none.
     """
-    models = {0: simulator.shape, **simulator.members}
+    models = {0: simulator.shower, **simulator.members}
     if any(isinstance(model, Student) for model in models.values()):
         return {"reason": "is not made of students, whose likelihood takes long or is not known"}
     if (inputs := len(np.unique(rows.inputs))) < MIN_PRIMARIES:
@@ -71,7 +71,7 @@ def judge_by_likelihood(
         if len(np.unique(rows.inputs[own])) >= MIN_PRIMARIES:
             others["mc_sums"] = own, floor.images(positions[own])
     reference = _surprise(models, rows, images, every, quiet)
-    found: dict[str, Any] = {"per": "image" if simulator.shape.coordinates.per == 1 else "pixel"}
+    found: dict[str, Any] = {"per": "image" if simulator.shower.representation.per == 1 else "pixel"}
     found["monte_carlo"] = float(reference.mean())
     for name, (own, some) in others.items():
         difference = reference[own] - _surprise(models, rows, some, own, quiet)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from calosim import draws
+from calosim import rng
+from calosim.data.datamodule import RootDataModule
 from calosim.evaluation.intervals import LEAST_PRIMARIES
 from calosim.metrics.bootstrap import interval, resample, resampled_wasserstein
 from calosim.metrics.wasserstein import wasserstein
-from calosim.models.photons import PhotonSum
+from calosim.models.photon_sum import PhotonSum
 from calosim.particles import STUDY_PARTICLES, groups, particle_heading, particle_name
-from calosim.showers.datamodule import RootDataModule
 
 __all__ = [
     "INTERVALS",
@@ -132,7 +132,7 @@ def interval_contents(samples: np.ndarray, photon_sum: np.ndarray, seed: int = 0
     """
     below = (samples < photon_sum[:, None]).sum(1)
     equal = (samples == photon_sum[:, None]).sum(1)
-    u = draws.uniform(draws.row_keys(torch.arange(len(samples)), draws.EVALUATION_STREAM, seed), 1)[:, 0].numpy()
+    u = rng.uniform(rng.row_keys(torch.arange(len(samples)), rng.EVALUATION_STREAM, seed), 1)[:, 0].numpy()
     rank = (below + u * (equal + 1)) / (samples.shape[1] + 1)
     return np.abs(2 * rank - 1)
 
@@ -201,7 +201,7 @@ def draw_uncertainty(report: dict[str, Any], by_row: dict[str, np.ndarray], path
         by_row: From it as well.
         path: The file to write.
     """
-    from calosim.pictures import predictive_intervals
+    from calosim.plots import predictive_intervals
 
     shown = np.unique(np.linspace(0, len(by_row["rows"]) - 1, 120).astype(np.int64))
     curves, parts = {}, {}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from calosim import draws
+from calosim import rng
 from calosim.evaluation.selection import rank_within
 
 __all__ = ["Nearest", "Pool"]
@@ -38,8 +38,8 @@ class Pool:
 
     def draw(self, rows: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
         """Positions of answers to rows (B,), the draws keyed by numbers (B,); any response where none has either key."""
-        row_keys = draws.row_keys(torch.from_numpy(numbers), draws.EVALUATION_STREAM, seed)
-        u = draws.uniform(row_keys, 1)[:, 0].numpy().astype(np.float64)
+        row_keys = rng.row_keys(torch.from_numpy(numbers), rng.EVALUATION_STREAM, seed)
+        u = rng.uniform(row_keys, 1)[:, 0].numpy().astype(np.float64)
         position = (u * len(self.orders[0])).astype(np.int64)
         for wanted, order, present in zip(self.wanted[::-1], self.orders[::-1], self.sorted[::-1], strict=True):
             low, high = (np.searchsorted(present, wanted[rows], side=s) for s in ("left", "right"))

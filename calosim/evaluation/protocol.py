@@ -66,7 +66,7 @@ class FloorOptions:
         floor: Showers of the same primaries simulated with another seed (``calosim simulate --primaries FILE``). Without
             it, one half of each input's responses answers for the other, on whose rows alone the floor is judged then.
         shape_floor: The same with the photon sums of the judged rows (``calosim simulate --primaries FILE --match_sums 5``):
-            the floor of a shape model that is given true photon sums.
+            the floor of a shower model that is given true photon sums.
         references: Whether the floors and the trivial model are judged too.
     """
 
@@ -80,7 +80,7 @@ class ClassifierOptions:
     """Whether and how judges try to tell generated responses from the Monte Carlo's.
 
     Attributes:
-        classifier: Whether the shape model and the full chain take the classifier test, minutes for each; with a floor file
+        classifier: Whether the shower model and the full chain take the classifier test, minutes for each; with a floor file
             so does the Monte Carlo itself, as it is and damaged, to show how good the judges are.
         classifier_rows: About that many rows at most take it, of the whole split, whatever else is judged.
         classifier_seeds: Trainings of each judge, each tested on another fifth of the primaries; five test all of them.

@@ -8,13 +8,13 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from calosim.data.datamodule import RootDataModule
+from calosim.data.reading import checked_pieces, read, sources
+from calosim.data.recipe import read_recipe
+from calosim.data.record import Showers
 from calosim.evaluation.pools import Nearest, Pool
 from calosim.evaluation.protocol import FloorOptions
 from calosim.evaluation.selection import Selection, rank_within
-from calosim.showers.datamodule import RootDataModule
-from calosim.showers.reading import checked_pieces, read, sources
-from calosim.showers.recipe import read_recipe
-from calosim.showers.record import Showers
 
 __all__ = ["Floors", "Reference", "floor_of_halves", "floor_of_simulation", "floor_of_sums", "trivial_model"]
 
@@ -37,18 +37,18 @@ class Reference:
         chooser: Chooses the responses.
         images: From positions among the responses (B,) to photon counts (B, nx, ny).
         known: The rows that have responses to their own key, such as their primary, shape (N,).
-        fair: The rows on which the answers may be judged, shape (N,): not those that answer themselves.
+        eligible: The rows on which the answers may be judged, shape (N,): not those that answer themselves.
     """
 
     chooser: Chooser
     images: Callable[[np.ndarray], np.ndarray]
     known: np.ndarray
-    fair: np.ndarray
+    eligible: np.ndarray
 
     @property
     def lacking(self) -> int:
         """How many of the fair rows have no response to their own key."""
-        return int((~self.known[self.fair]).sum())
+        return int((~self.known[self.eligible]).sum())
 
     def positions(self, rows: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
         """Positions among the responses of answers to rows (B,), the draws keyed by numbers (B,); shape (B,)."""

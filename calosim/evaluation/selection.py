@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from calosim.data.datamodule import RootDataModule
+from calosim.data.record import Showers
 from calosim.evaluation.protocol import Protocol
 from calosim.models.checkpoints import lineages
 from calosim.runs import SPLIT, Run
-from calosim.showers.datamodule import RootDataModule
-from calosim.showers.record import Showers
 
 __all__ = ["Selection", "check_splits", "mixed_rows", "rank_within", "select_rows", "some_rows", "trained_data"]
 

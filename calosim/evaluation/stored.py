@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from calosim.files import open_npz, read_json
+from calosim.io import open_npz, read_json
 from calosim.particles import particle_code
 
 __all__ = ["Evaluation"]
@@ -87,8 +87,8 @@ class Evaluation:
                 self._arrays[name] = stored[name]
         return self._arrays[name]
 
-    def noise_removal(self, particle: str) -> int | None:
+    def requantization(self, particle: str) -> int | None:
         """The noise removal of a particle type or of ``all``, as chosen on validation rows; None if counts came out exactly."""
-        methods = self.record["noise_removal"]
+        methods = self.record["requantization"]
         code = 0 if particle == "all" else particle_code(particle)
         return methods.get(str(code), methods.get("0"))

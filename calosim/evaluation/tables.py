@@ -13,7 +13,7 @@ from calosim.evaluation.intervals import LEAST_PRIMARIES
 from calosim.evaluation.likelihood import likelihood_rows, likelihood_tables
 from calosim.evaluation.photons import INTERVALS, quantile_table, shown_particles
 from calosim.evaluation.variants import variant_rows, variant_tables
-from calosim.files import csv_text, markdown_table
+from calosim.io import csv_text, markdown_table
 from calosim.particles import particle_heading
 
 __all__ = ["METRICS", "as_csv", "as_markdown"]

@@ -12,7 +12,7 @@ from calosim.evaluation.answers import Answers
 from calosim.evaluation.definitions import TITLES, with_spread
 from calosim.evaluation.protocol import Protocol
 from calosim.evaluation.selection import Selection
-from calosim.files import markdown_table
+from calosim.io import markdown_table
 from calosim.metrics.variants import VARIANTS, variant_metrics
 from calosim.models.base import evaluating
 from calosim.simulation.simulator import FastSimulator
@@ -47,7 +47,7 @@ def measure_variants(
             model = title in (TITLES["shape"], TITLES["chain"])
             series: dict[str, list[float]] = {}
             for run, channels in enumerate(answer.channels):
-                if model and not VARIANTS[name].rounded and simulator.shape.coordinates.roundings:
+                if model and not VARIANTS[name].rounded and simulator.shower.representation.requantizations:
                     channels = unrounded_channels(simulator, rows, protocol, run, title == TITLES["chain"])
                 for key, value in variant_metrics(VARIANTS[name], reference[natural], channels[natural]).items():
                     series.setdefault(key, []).append(value)
@@ -74,7 +74,7 @@ def unrounded_channels(
     showers, responses, seed = rows.showers, protocol.responses, protocol.seed + run
     channels, codes = np.zeros((len(rows) * responses, 5)), np.repeat(showers.pdg, responses)
     rest = ~np.isin(codes, list(simulator.members))
-    for model, mine in ((simulator.shape, rest), *((m, codes == code) for code, m in simulator.members.items())):
+    for model, mine in ((simulator.shower, rest), *((m, codes == code) for code, m in simulator.members.items())):
         numbers = np.flatnonzero(mine)
         for part in np.split(numbers, range(BATCH, len(numbers), BATCH)):
             row = part // responses
@@ -85,7 +85,7 @@ def unrounded_channels(
                 total = simulator.photons.sample(features, seed, keys)
             x = model.generate_points(features, total, seed, keys)
             with evaluating(model):
-                images = model.coordinates.expected(x, total, noise=False)
+                images = model.representation.expected(x, total, noise=False)
             channels[part] = showers.geometry.channels(images).double().cpu().numpy()
     return channels.reshape(len(rows), responses, 5)
 

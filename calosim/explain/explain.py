@@ -19,18 +19,18 @@ from typing import Any, Literal
 import numpy as np
 
 from calosim import __version__
+from calosim.data.datamodule import RootDataModule, describe
+from calosim.data.record import FEATURES
 from calosim.evaluation.photons import photon_uncertainty
 from calosim.evaluation.selection import check_splits, some_rows, trained_data
 from calosim.explain.save import TARGETS, save_explanation
 from calosim.explain.shap import NAMES, ShapSettings, compare_explainers, explained, import_shap
 from calosim.explain.surrogates import PosteriorMeans, SurrogateSettings, center_surrogates
-from calosim.files import check_writable
+from calosim.io import check_writable
 from calosim.models.checkpoints import weights_of
-from calosim.models.photons import PhotonSum
+from calosim.models.photon_sum import PhotonSum
 from calosim.particles import particle_code, particle_name
 from calosim.runs import git_hash
-from calosim.showers.datamodule import RootDataModule, describe
-from calosim.showers.record import FEATURES
 from calosim.simulation.simulator import FastSimulator
 
 __all__ = ["explain"]
@@ -39,7 +39,7 @@ __all__ = ["explain"]
 def explain(
     out: str,
     photons: str | None = None,
-    shape: str | None = None,
+    shower: str | None = None,
     particle: str | int | None = None,
     files: list[str] | None = None,
     data: str | None = None,
@@ -55,8 +55,8 @@ def explain(
 
     Args:
         out: Folder for the results.
-        photons: Run folder or checkpoint of the photon-sum model; the ensemble's, if ``shape`` is one that holds it.
-        shape: Run folder, checkpoint or ensemble of the shape model. Surrogates of the x and y of the shower's center are
+        photons: Run folder or checkpoint of the photon-sum model; the ensemble's, if ``shower`` is one that holds it.
+        shower: Run folder, checkpoint or ensemble of the shower model. Surrogates of the x and y of the shower's center are
             trained on what it generates; without it only the photon sum is explained.
         particle: Explain this particle type alone; all types in their natural mix if not given.
         files: Data files, if they are no longer where the models were trained.
@@ -75,8 +75,8 @@ def explain(
     # What takes minutes comes after all that can be refused at once.
     folder = Path(out)
     check_writable(folder)
-    simulator, model = _models(photons, shape, settings.posterior, surrogates.devices)
-    primaries = _Primaries.of(photons, shape, particle, files, data)
+    simulator, model = _models(photons, shower, settings.posterior, surrogates.devices)
+    primaries = _Primaries.of(photons, shower, particle, files, data)
     chosen = primaries.rows("test", settings.rows)
     features = primaries.features(chosen)
     background = primaries.features(primaries.rows("train", settings.background))
@@ -85,7 +85,7 @@ def explain(
     values, targets = _attributions(functions, features, background, settings, quiet)
     results: dict[str, Any] = {
         **{"calosim": __version__, "git": git_hash(), "arguments": arguments | asdict(settings) | asdict(surrogates)},
-        "weights": weights_of((shape, photons), folder),
+        "weights": weights_of((shower, photons), folder),
         **{"data": describe(primaries.data), "particle": primaries.name, "rows": len(features)},
         **{"background": len(background), "posterior": settings.posterior, "method": settings.method},
         **({"surrogates": fits} if fits else {}),
@@ -99,20 +99,20 @@ def explain(
 
 
 def _models(
-    photons: str | None, shape: str | None, posterior: int, devices: int
+    photons: str | None, shower: str | None, posterior: int, devices: int
 ) -> tuple[FastSimulator | None, PhotonSum]:
-    """The simulation, if there is a shape model, and the photon-sum model with its number of networks to draw."""
+    """The simulation, if there is a shower model, and the photon-sum model with its number of networks to draw."""
     simulator: FastSimulator | None = None
-    if shape:
-        simulator = FastSimulator.load(shape, photons, devices=devices)
+    if shower:
+        simulator = FastSimulator.load(shower, photons, devices=devices)
         if simulator.photons is None:
-            raise ValueError(f"{shape}: holds no photon-sum model; name one with --photons")
+            raise ValueError(f"{shower}: holds no photon-sum model; name one with --photons")
         # Of a copy: the simulation keeps its own number of networks.
         model = copy.deepcopy(simulator.photons)
     elif photons:
         model = PhotonSum.load(photons)
     else:
-        raise ValueError("nothing to explain: name a photon-sum model with --photons or a shape model with --shape")
+        raise ValueError("nothing to explain: name a photon-sum model with --photons or a shower model with --shower")
     model.members = posterior
     return simulator, model
 
@@ -128,19 +128,19 @@ class _Primaries:
     def of(
         cls,
         photons: str | None,
-        shape: str | None,
+        shower: str | None,
         particle: str | int | None,
         files: list[str] | None,
         data: str | None,
     ) -> _Primaries:
         """See the arguments of :func:`explain`; refuses models that have seen the rows or know another particle."""
         code = None if particle is None else particle_code(particle)
-        judge = data or photons or str(shape)
-        source, own = trained_data(judge, files, shape or photons)
-        check_splits(judge, [model for model in (shape, photons) if model], data is not None)
+        judge = data or photons or str(shower)
+        source, own = trained_data(judge, files, shower or photons)
+        check_splits(judge, [model for model in (shower, photons) if model], data is not None)
         if own is not None and code not in (None, own):
             raise ValueError(
-                f"{shape or photons}: trained with {particle_name(own)} alone; expected that, got {particle}"
+                f"{shower or photons}: trained with {particle_name(own)} alone; expected that, got {particle}"
             )
         return cls(source, own if code is None else code)
 
@@ -176,7 +176,7 @@ def _functions(
     surrogates: SurrogateSettings,
     quiet: bool,
 ) -> tuple[dict[str, PosteriorMeans], dict[str, Any]]:
-    """What is explained, by target, and by axis how well its surrogate fits; none without a shape model."""
+    """What is explained, by target, and by axis how well its surrogate fits; none without a shower model."""
     functions = {"photon_sum": PosteriorMeans(model, settings.seed)}
     if simulator is None:
         return functions, {}

@@ -11,7 +11,7 @@ import numpy as np
 from calosim.evaluation.photons import draw_uncertainty
 from calosim.explain.shap import NAMES
 from calosim.explain.tables import tables_of
-from calosim.files import atomic_write, csv_text, write_json, write_npz
+from calosim.io import atomic_write, csv_text, write_json, write_npz
 
 __all__ = ["TARGETS", "save_explanation"]
 
@@ -69,7 +69,7 @@ def save_explanation(
 
 def _draw_targets(folder: Path, targets: Mapping[str, Any], stored: Mapping[str, np.ndarray]) -> None:
     """Two pictures of each target, the most important feature on top."""
-    from calosim.pictures import beeswarm, importances
+    from calosim.plots import beeswarm, importances
 
     for key, target in targets.items():
         label = "SHAP value of the {}, {}".format(*TARGETS[key])

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from calosim.showers.record import FEATURES
+from calosim.data.record import FEATURES
 from calosim.threads import one_thread
 
 __all__ = [

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from calosim.data.datamodule import RootDataModule
 from calosim.explain.shap import check_least, predict
 from calosim.models.heads import GaussianHead
 from calosim.models.losses import center_of_gravity
-from calosim.models.photons import PhotonSum
-from calosim.showers.datamodule import RootDataModule
+from calosim.models.photon_sum import PhotonSum
 from calosim.simulation.simulator import FastSimulator
 from calosim.threads import one_thread
 
@@ -107,7 +107,7 @@ class PosteriorMeans(nn.Module):
         self.moment = model.head.moment
 
     def forward(self, particles: Tensor) -> Tensor:
-        """Features (B, 9) in the units of :data:`calosim.showers.record.FEATURES` to means (B, K) in photons or cm."""
+        """Features (B, 9) in the units of :data:`calosim.data.record.FEATURES` to means (B, K) in photons or cm."""
         columns = self.scaler(particles)
         energy = particles[:, 0]
         return torch.stack([self.moment(network(columns).double(), energy) for network in self.networks], dim=1)
@@ -137,13 +137,13 @@ def fit_surrogate(
     Raises:
         ValueError: If too few rows have light, or the values are all the same.
     """
-    lit = ~np.isnan(values)
-    if lit.sum() < MIN_SURROGATE_ROWS:
+    nonempty = ~np.isnan(values)
+    if nonempty.sum() < MIN_SURROGATE_ROWS:
         raise ValueError(
             f"expected at least {MIN_SURROGATE_ROWS} generated responses with light to fit a surrogate of the shower "
-            f"center, got {lit.sum()}; raise surrogate_rows"
+            f"center, got {nonempty.sum()}; raise surrogate_rows"
         )
-    x, y = torch.from_numpy(particles[lit]), torch.from_numpy(values[lit]).float()
+    x, y = torch.from_numpy(particles[nonempty]), torch.from_numpy(values[nonempty]).float()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = CenterSurrogate(detector, posterior)
@@ -181,16 +181,16 @@ def surrogate_fit(
     Returns:
         ``r2`` of single responses; ``ceiling``, the share of the variance that lies between primaries and so the largest
         R² that any function of the primary can reach (None if no primary has two responses); ``residual_mean``,
-        ``residual_std`` and ``std`` (of the values) in cm; ``rows``, ``primaries`` and ``dark`` images left out.
+        ``residual_std`` and ``std`` (of the values) in cm; ``rows``, ``primaries`` and ``empty`` images left out.
 
     Raises:
         ValueError: If fewer than two rows have light.
     """
-    lit = ~np.isnan(values)
-    if lit.sum() < 2:
-        raise ValueError(f"expected at least 2 generated test responses with light, got {lit.sum()}")
-    y, groups = values[lit], np.unique(inputs[lit], return_inverse=True)[1].ravel()
-    residual = y - predict(function, particles[lit]).mean(1)
+    nonempty = ~np.isnan(values)
+    if nonempty.sum() < 2:
+        raise ValueError(f"expected at least 2 generated test responses with light, got {nonempty.sum()}")
+    y, groups = values[nonempty], np.unique(inputs[nonempty], return_inverse=True)[1].ravel()
+    residual = y - predict(function, particles[nonempty]).mean(1)
     total = float(np.square(y - y.mean()).sum())
     sizes = np.bincount(groups)
     within = float(np.square(y - (np.bincount(groups, y) / sizes)[groups]).sum())
@@ -201,9 +201,9 @@ def surrogate_fit(
         "residual_mean": float(residual.mean()),
         "residual_std": float(residual.std()),
         "std": float(y.std()),
-        "rows": int(lit.sum()),
+        "rows": int(nonempty.sum()),
         "primaries": len(sizes),
-        "dark": int((~lit).sum()),
+        "dark": int((~nonempty).sum()),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from calosim.evaluation.photons import uncertainty_table
 from calosim.explain.shap import NAMES
-from calosim.files import markdown_table
+from calosim.io import markdown_table
 
 __all__ = ["tables_of"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from calosim.export.builder import RUNTIMES
 from calosim.export.client import CLASSIFIER, GENERATOR, SIMULATOR, scales_name
-from calosim.files import markdown_table, read_json
+from calosim.io import markdown_table, read_json
 from calosim.runs import Run
 
 __all__ = ["card", "check_tables", "not_quoted"]
@@ -146,7 +146,7 @@ def _sources(record: dict[str, Any]) -> str:
 
 
 def _quality(record: dict[str, Any]) -> str:
-    """The metrics of the shape model's evaluation, with floor and trivial model, if there is one."""
+    """The metrics of the shower model's evaluation, with floor and trivial model, if there is one."""
     run = Run(record["models"]["shape"]["run"])
     path = run / Run.EVALUATION / "evaluation.json"
     if not path.is_file():
@@ -164,7 +164,7 @@ def _quality(record: dict[str, Any]) -> str:
 
 
 def not_quoted(record: dict[str, Any]) -> str:
-    """Why the evaluation of the shape model is not quoted, in words: it is of other weights; empty if it is, or there is none."""
+    """Why the evaluation of the shower model is not quoted, in words: it is of other weights; empty if it is, or there is none."""
     run = Run(record["models"]["shape"]["run"])
     path = run / Run.EVALUATION / "evaluation.json"
     judged = read_json(path) if path.is_file() else {}

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from calosim.data.primaries import read_primaries
+from calosim.data.reading import read
 from calosim.export.card import card, check_tables
 from calosim.export.client import CARD, CHECK, RECORD, Client
 from calosim.export.graph import LEAST
 from calosim.export.numbers import NORMALS, SEED, rows_of
-from calosim.files import atomic_write, read_json, write_json
+from calosim.io import atomic_write, read_json, write_json
 from calosim.metrics.wasserstein import wasserstein
 from calosim.models.checkpoints import weights_hash
-from calosim.showers.primaries import read_primaries
-from calosim.showers.reading import read
 from calosim.simulation.simulator import FastSimulator
 
 __all__ = ["CheckSettings", "check_folder"]
@@ -123,9 +123,9 @@ def _compare(
     simulator = _simulator(client)
     equal = simulator.sample(particles, pdg, SEED, rows_of(noise))
     differences = _differences(images, equal, simulated)
-    different, lit, cut, spared = (differences[key] for key in ("different_images", "lit", "cut", "spared"))
-    if different > MOST_DIFFERENT * lit:
-        failed.append(f"{different} of {lit} images with light differ from Python's with the same numbers")
+    different, nonempty, cut, spared = (differences[key] for key in ("different_images", "lit", "cut", "spared"))
+    if different > MOST_DIFFERENT * nonempty:
+        failed.append(f"{different} of {nonempty} images with light differ from Python's with the same numbers")
     if (rng.binomial(spared, LEAST, DRAWS) >= cut).mean() < LEAST_CHANCE:
         failed.append(f"the classifier cut {cut} responses of {spared} that should have light in {LEAST:.1%} at most")
     other = simulator.sample(particles, pdg, SEED + 1 + settings.seed)
@@ -158,7 +158,7 @@ def _differences(images: np.ndarray, equal: np.ndarray, simulated: np.ndarray) -
     """How images (N, nx, ny) differ from Python's with the same numbers.
 
     What the classifier cut is told apart: Python's images, ``equal``, know none. Of ``simulated`` rows (N,) it let the
-    generator be asked; ``lit`` of them have light in either image.
+    generator be asked; ``nonempty`` of them have light in either image.
     """
     light = images.any((1, 2)) | equal.any((1, 2))
     differ = (images != equal).any((1, 2)) & simulated

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from calosim.data.record import FEATURES
 from calosim.detectors import Detector, get_detector
 from calosim.export.builder import require
 from calosim.export.numbers import NORMALS
 from calosim.export.primary import CHARGE_UNIT
-from calosim.files import read_json
-from calosim.showers.record import FEATURES
+from calosim.io import read_json
 
 __all__ = [
     "CARD",

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from calosim import draws
+from calosim import rng
+from calosim.data.record import FEATURES
 from calosim.detectors import Detector
 from calosim.export.acceptance import probability
 from calosim.export.builder import Builder
@@ -22,10 +23,9 @@ from calosim.export.photons import numbers_of, photon_sum
 from calosim.export.primary import CHARGE_UNIT, Primary
 from calosim.flows import InverseSplits, MaskedSplits
 from calosim.models.acceptance import Acceptance
-from calosim.models.photons import PhotonSum
-from calosim.models.shape import ShapeModule
-from calosim.shapes import SplitCoordinates
-from calosim.showers.record import FEATURES
+from calosim.models.photon_sum import PhotonSum
+from calosim.models.shower import ShowerModel
+from calosim.representations import SplitRepresentation
 from calosim.simulation.simulator import FastSimulator
 
 __all__ = ["LEAST", "check_chain", "classifier", "generator", "logarithms", "simulator"]
@@ -41,18 +41,18 @@ _INPUTS = {"noise": NORMALS, "features": len(FEATURES)}
 _FLOAT, _DOUBLE = 1, 11
 
 
-def check_chain(shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | None) -> None:
+def check_chain(shape: ShowerModel, photons: PhotonSum, acceptance: Acceptance | None) -> None:
     """Checks that models can be exported together.
 
     Raises:
         ValueError: If the models are of different detectors, or of a kind that cannot be exported.
     """
-    if not isinstance(shape.coordinates, SplitCoordinates):
-        raise ValueError("expected a shape model of split coordinates to export, got another kind")
+    if not isinstance(shape.representation, SplitRepresentation):
+        raise ValueError("expected a shower model of split coordinates to export, got another kind")
     FastSimulator(shape, photons, acceptance=acceptance)  # refuses what does not fit together
 
 
-def generator(shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | None = None) -> bytes:
+def generator(shape: ShowerModel, photons: PhotonSum, acceptance: Acceptance | None = None) -> bytes:
     """A file for ALICE O2 with the whole chain.
 
     Args:
@@ -93,7 +93,7 @@ def logarithms(g: Builder, counts: str) -> str:
     return g("Cast", g("Mul", log, np.float64(1 + _MORE)), to=_FLOAT)
 
 
-def simulator(shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | None = None) -> bytes:
+def simulator(shape: ShowerModel, photons: PhotonSum, acceptance: Acceptance | None = None) -> bytes:
     """A file for any program with the whole chain.
 
     Args:
@@ -115,32 +115,32 @@ def simulator(shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | N
 
 
 def _response(
-    g: Builder, shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | None, charge_unit: float
+    g: Builder, shape: ShowerModel, photons: PhotonSum, acceptance: Acceptance | None, charge_unit: float
 ) -> str:
     """Photons of all pixels, (ny, nx) float32."""
     check_chain(shape, photons, acceptance)
-    coordinates: Any = shape.coordinates
+    representation: Any = shape.representation
     flow: Any = shape.flow
     primary = Primary(g, "features", photons.features, charge_unit)
     numbers = Numbers(g, "noise")
 
-    def lit() -> str:
+    def nonempty() -> str:
         few, many = numbers.uniform(
             [
-                Wanted(draws.PHOTON_STREAM, np.arange(numbers_of(photons)), 23),
-                Wanted(draws.BASE_STREAM, _counters(coordinates), 52),
+                Wanted(rng.PHOTON_STREAM, np.arange(numbers_of(photons)), 23),
+                Wanted(rng.BASE_STREAM, _counters(representation), 52),
             ]
         )
         total = photon_sum(g, primary, photons, few, SEED)
         context = primary.standardized(shape.features, total)
-        counts = _counts(g, coordinates, flow, primary, total, context, many)
+        counts = _counts(g, representation, flow, primary, total, context, many)
         return g("Reshape", counts, np.array(shape.detector.shape[::-1]))
 
     if acceptance is None:
-        return lit()
-    whether = numbers.uniform([Wanted(draws.ACCEPTANCE_STREAM, np.arange(1), 23)])[0]
+        return nonempty()
+    whether = numbers.uniform([Wanted(rng.ACCEPTANCE_STREAM, np.arange(1), 23)])[0]
     accepted = g("Reshape", g("Less", whether, probability(g, primary, acceptance)), np.array([1]))
-    return g.when(accepted, lit, np.zeros(shape.detector.shape[::-1], np.float32))
+    return g.when(accepted, nonempty, np.zeros(shape.detector.shape[::-1], np.float32))
 
 
 def classifier(detector: Detector, acceptance: Acceptance | None = None) -> bytes:
@@ -165,11 +165,11 @@ def classifier(detector: Detector, acceptance: Acceptance | None = None) -> byte
     return g.model({"features": len(FEATURES)}, (g("Cast", worth, to=_FLOAT), "simulate", (1, 1)), about)
 
 
-def _counters(coordinates: SplitCoordinates) -> np.ndarray:
+def _counters(representation: SplitRepresentation) -> np.ndarray:
     """Which uniform numbers the splits take: all that choose components, then all that are turned into quantiles."""
-    m = coordinates.size
+    m = representation.size
     choose, turn, done = [np.arange(m)], [m + np.arange(m)], 2 * m
-    for local in coordinates.local:
+    for local in representation.local:
         at = done + 2 * np.arange(local.level.cells)
         choose.append(at)
         turn.append(at + 1)
@@ -179,7 +179,7 @@ def _counters(coordinates: SplitCoordinates) -> np.ndarray:
 
 def _counts(
     g: Builder,
-    coordinates: SplitCoordinates,
+    representation: SplitRepresentation,
     flow: MaskedSplits | InverseSplits,
     primary: Primary,
     total: str,
@@ -187,7 +187,7 @@ def _counts(
     numbers: str,
 ) -> str:
     """Photons of all pixels, row by row of y, (ny nx,) float32."""
-    local, m = list(coordinates.local), coordinates.size
+    local, m = list(representation.local), representation.size
     cells = [level.level.cells for level in local]
     u, v = g.split(numbers, (m + sum(cells),) * 2)
     # The ratio holds all digits that its logarithm needs, which is fast in float32.
@@ -201,27 +201,27 @@ def _counts(
         one, rest = g.split(u, (m, sum(cells))) if cells else (u, u)
         counts, place = inverse_coarse(g, flow, total, context, one), inverse_places(flow)
         us, ys = g.split(g("Cast", rest, to=_FLOAT), cells), g.split(y, [m, *cells])[1:]
-    counts, grid = g("Reshape", counts, np.array([-1])), _coarse_cells(coordinates, place)
+    counts, grid = g("Reshape", counts, np.array([-1])), _coarse_cells(representation, place)
     if not local:
         return g.pick(counts, grid.T.flatten())
-    return _refined(g, coordinates, (counts, grid), primary.end, context, (us, ys))
+    return _refined(g, representation, (counts, grid), primary.end, context, (us, ys))
 
 
 def _refined(
     g: Builder,
-    coordinates: SplitCoordinates,
+    representation: SplitRepresentation,
     given: tuple[str, np.ndarray],
     end: str,
     context: str,
     numbers: tuple[list[str], list[str]],
 ) -> str:
     """The local splits, from the coarse part's counts and where its cells are among them."""
-    local = list(coordinates.local)
+    local = list(representation.local)
     counts = children(g, given[0], np.zeros(0, np.float32), given[1], local[0].reach)
-    assert coordinates.event is not None
+    assert representation.event is not None
     light = g("Log", g("Add", g("Reshape", counts[0], np.array([1, -1])), 1.0))
-    events, away = views(g, coordinates.event, light, context), places_of(g, local, end)
-    grids = grids_of(coordinates)
+    events, away = views(g, representation.event, light, context), places_of(g, local, end)
+    grids = grids_of(representation)
     for i, level in enumerate(local):
         first = local_level(g, level, counts, events[i], away[i], numbers[0][i], numbers[1][i])
         second = g("Sub", counts[0], first)
@@ -230,11 +230,13 @@ def _refined(
     return g.pick(g("Concat", first, second, axis=0), grids[-1].T.flatten())
 
 
-def _coarse_cells(coordinates: SplitCoordinates, places: np.ndarray) -> np.ndarray:
+def _coarse_cells(representation: SplitRepresentation, places: np.ndarray) -> np.ndarray:
     """Where the coarse part's cells are among its counts, a grid (a, b), given where both children of its nodes are."""
-    place = torch.from_numpy(places).index_select(0, coordinates.rank)
-    tree, grid = coordinates.tree, torch.zeros(1, 1, 1, dtype=torch.int64)
-    for level, start, stop in zip(tree.levels[: coordinates.coarse_levels], tree.starts, tree.starts[1:], strict=False):
+    place = torch.from_numpy(places).index_select(0, representation.rank)
+    tree, grid = representation.tree, torch.zeros(1, 1, 1, dtype=torch.int64)
+    for level, start, stop in zip(
+        tree.levels[: representation.coarse_levels], tree.starts, tree.starts[1:], strict=False
+    ):
         first, second = (grid.flatten(1).index_copy(1, level.nodes, place[start:stop, c][None]) for c in (0, 1))
         first, second = (t.view(1, *level.shape) for t in (first, second))
         grid = level.divide(first + second, first)

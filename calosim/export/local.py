@@ -1,4 +1,4 @@
-"""Local splits in a graph: the networks of :mod:`calosim.shapes.local`, at occupied cells only, or at all of a few."""
+"""Local splits in a graph: the networks of :mod:`calosim.representations.local`, at occupied cells only, or at all of a few."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import nn
 from calosim.export.builder import Builder, Value
 from calosim.export.coarse import linear
 from calosim.export.splitting import drawn, rows
-from calosim.shapes import SplitCoordinates
-from calosim.shapes.local import OUTSIDE, PLACE_SCALE, EventNetwork, LevelSplits
+from calosim.representations import SplitRepresentation
+from calosim.representations.local import OUTSIDE, PLACE_SCALE, EventNetwork, LevelSplits
 
 __all__ = ["DENSE", "children", "local_level", "places_of", "views"]
 
@@ -105,7 +105,7 @@ class _Tables:
 
 
 def local_level(g: Builder, level: LevelSplits, counts: tuple[str, str], event: str, away: str, u: str, y: str) -> str:
-    """Splits a level's cells as :meth:`SplitCoordinates.generate` does.
+    """Splits a level's cells as :meth:`SplitRepresentation.generate` does.
 
     Args:
         g: The graph.
@@ -153,10 +153,10 @@ def _pick(g: Builder, table: np.ndarray, some: str | np.ndarray) -> str | np.nda
     return g("Gather", table, some) if isinstance(some, str) else table[some]
 
 
-def grids_of(coordinates: SplitCoordinates) -> list[np.ndarray]:
+def grids_of(representation: SplitRepresentation) -> list[np.ndarray]:
     """Of every local level, where the next level's cells are among first, then second children; grids (a, b)."""
     found = []
-    for level in coordinates.local:
+    for level in representation.local:
         tree = level.level
         cells = torch.arange(tree.cells).view(1, *tree.shape)
         # Dividing (both, first) numbers the children: the first as their cells, the second after them.

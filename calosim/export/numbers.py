@@ -1,4 +1,4 @@
-r"""All random numbers of a response from ten normals: the counter-based generator of :mod:`calosim.draws` in a graph.
+r"""All random numbers of a response from ten normals: the counter-based generator of :mod:`calosim.rng` in a graph.
 
 The ten normals :math:`z_i` are hashed to one 64-bit row number,
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calosim import draws
+from calosim import rng
 from calosim.export.builder import Builder
 
 __all__ = ["NORMALS", "SEED", "Numbers", "Wanted", "row_numbers", "rows_of"]
@@ -44,7 +44,7 @@ def row_numbers(noise: Tensor) -> Tensor:
         Rows with shape (N,), int64.
     """
     words = (noise.double().clamp(-_FAR, _FAR) * _STEPS).floor().long()
-    return draws.mix(words + torch.from_numpy(_counted(np.arange(NORMALS)))).sum(1)
+    return rng.mix(words + torch.from_numpy(_counted(np.arange(NORMALS)))).sum(1)
 
 
 def rows_of(noise: np.ndarray) -> np.ndarray:
@@ -62,10 +62,10 @@ class Wanted:
     """Numbers of a stream.
 
     Attributes:
-        stream: One of the streams of :mod:`calosim.draws`.
+        stream: One of the streams of :mod:`calosim.rng`.
         counters: Which of its numbers, (M,), int64.
-        bits: How many bits they have: 23 as from :func:`calosim.draws.uniform`, or 52 as from
-            :func:`calosim.draws.uniform_at`.
+        bits: How many bits they have: 23 as from :func:`calosim.rng.uniform`, or 52 as from
+            :func:`calosim.rng.uniform_at`.
     """
 
     stream: int

@@ -12,25 +12,25 @@ import numpy as np
 import torch
 
 from calosim import __version__
+from calosim.data.record import FEATURES
 from calosim.export.builder import OPSET, require
 from calosim.export.card import card, not_quoted
 from calosim.export.check import CheckSettings, check_folder
 from calosim.export.client import CARD, CLASSIFIER, GENERATOR, RECORD, SIMULATOR, scales_name, scales_text
 from calosim.export.graph import classifier, generator, simulator
 from calosim.export.script import script
-from calosim.files import atomic_write, take_place, temporary_folder, write_json
+from calosim.io import atomic_write, take_place, temporary_folder, write_json
 from calosim.models.acceptance import Acceptance
 from calosim.models.checkpoints import weights_hash
-from calosim.models.photons import PhotonSum
-from calosim.models.shape import ShapeModule
+from calosim.models.photon_sum import PhotonSum
+from calosim.models.shower import ShowerModel
 from calosim.runs import Run, git_hash
-from calosim.showers.record import FEATURES
 
 __all__ = ["export"]
 
 
 def export(
-    shape: str | None = None,
+    shower: str | None = None,
     photons: str | None = None,
     acceptance: str | None = None,
     to: Literal["o2", "onnx", "torchscript"] = "o2",
@@ -41,7 +41,7 @@ def export(
     """Writes trained models as files for other programs, or checks such files.
 
     Args:
-        shape: Run folder or checkpoint of the shape model, of split coordinates.
+        shower: Run folder or checkpoint of the shower model, of split coordinates.
         photons: Run folder or checkpoint of the photon-sum model.
         acceptance: Run folder or checkpoint of the acceptance model; without it every primary leaves a response, and the
             classifier, which O2 wants, says yes to all.
@@ -57,16 +57,16 @@ def export(
     if check is not None:
         check_folder(check, settings)
         return
-    if shape is None or photons is None:
+    if shower is None or photons is None:
         raise ValueError(
-            "expected a shape model and a photon-sum model to export; name them with --shape and --photons"
+            "expected a shower model and a photon-sum model to export; name them with --shower and --photons"
         )
     target = Path(out)
     if target.exists():
         raise ValueError(f"{out}: exists already; expected a new folder for the export")
     if to != "torchscript":
         require("onnx")
-    models = {"shape": shape, "photons": photons} | ({"acceptance": acceptance} if acceptance else {})
+    models = {"shape": shower, "photons": photons} | ({"acceptance": acceptance} if acceptance else {})
     files = _files(models, to)
     with temporary_folder(target.parent, out) as temporary:
         made = temporary / target.name
@@ -87,7 +87,7 @@ def export(
 
 def _files(models: dict[str, str], to: str) -> dict[str, bytes]:
     """The graphs by file name."""
-    shape, photons = ShapeModule.load(models["shape"]), PhotonSum.load(models["photons"])
+    shape, photons = ShowerModel.load(models["shape"]), PhotonSum.load(models["photons"])
     acceptance = Acceptance.load(models["acceptance"]) if "acceptance" in models else None
     if to != "o2":
         return {SIMULATOR[to]: (simulator if to == "onnx" else script)(shape, photons, acceptance)}
@@ -96,7 +96,7 @@ def _files(models: dict[str, str], to: str) -> dict[str, bytes]:
 
 def _record(models: dict[str, str], files: dict[str, bytes], to: str) -> dict[str, Any]:
     """What a folder says of itself."""
-    module = ShapeModule.load(models["shape"])
+    module = ShowerModel.load(models["shape"])
     sources = {}
     for role, path in models.items():
         run = Run(path)

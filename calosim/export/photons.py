@@ -10,7 +10,7 @@ from torch import nn
 from calosim.export.builder import Builder
 from calosim.export.primary import Primary
 from calosim.models.heads import MixtureHead
-from calosim.models.photons import PhotonSum
+from calosim.models.photon_sum import PhotonSum
 
 __all__ = ["binned", "layers", "numbers_of", "photon_sum"]
 
@@ -72,7 +72,7 @@ def _one(g: Builder, table: np.ndarray, chosen: str) -> Any:
 
 
 def binned(g: Builder, h: str, encoding: Any) -> str:
-    """Bins beside the columns (1, width), see :class:`calosim.models.posterior.PiecewiseLinear`."""
+    """Bins beside the columns (1, width), see :class:`calosim.models.uncertainty.PiecewiseLinear`."""
     if not encoding.columns:
         return h
     low, size = (t.numpy().reshape(1, -1) for t in (encoding.low, encoding.size))

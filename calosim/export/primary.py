@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from calosim.export.builder import Builder
-from calosim.shapes.features import CORE_WIDTH, FeatureScaler
-from calosim.shapes.splits import FARTHEST
+from calosim.representations.features import CORE_WIDTH, FeatureScaler
+from calosim.representations.splits import FARTHEST
 
 __all__ = ["CHARGE_UNIT", "Primary"]
 

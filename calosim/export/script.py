@@ -13,12 +13,12 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from calosim.data.record import FEATURES
 from calosim.export.graph import check_chain
 from calosim.export.numbers import NORMALS, SEED, row_numbers
 from calosim.models.acceptance import Acceptance
-from calosim.models.photons import PhotonSum
-from calosim.models.shape import ShapeModule
-from calosim.showers.record import FEATURES
+from calosim.models.photon_sum import PhotonSum
+from calosim.models.shower import ShowerModel
 from calosim.simulation.simulator import FastSimulator
 
 __all__ = ["script"]
@@ -37,10 +37,10 @@ class _Chain(nn.Module):
     def forward(self, noise: Tensor, features: Tensor) -> Tensor:
         rows = row_numbers(noise)
         total = self.simulator.sums(features, SEED, rows)
-        return self.simulator.shape.generate(features, total, SEED, rows).int()
+        return self.simulator.shower.generate(features, total, SEED, rows).int()
 
 
-def script(shape: ShapeModule, photons: PhotonSum, acceptance: Acceptance | None = None) -> bytes:
+def script(shape: ShowerModel, photons: PhotonSum, acceptance: Acceptance | None = None) -> bytes:
     """A file for libtorch with the whole chain.
 
     Args:

@@ -73,9 +73,9 @@ def diversity(
         low, high = int(own.min()), int(own.max())
         block = np.asarray(images[rows]).reshape(-1)
         # Almost all pixels are dark: adding up the others only is several times faster.
-        lit = np.flatnonzero(block)
-        place = (own - low)[lit // pixels] * pixels + lit % pixels
-        light = block[lit].astype(np.float64)
+        nonempty = np.flatnonzero(block)
+        place = (own - low)[nonempty // pixels] * pixels + nonempty % pixels
+        light = block[nonempty].astype(np.float64)
         sums: Floats = np.stack(
             [np.bincount(place, w, (high - low + 1) * pixels).reshape(-1, pixels) for w in (light, light**2)]
         )

@@ -109,7 +109,7 @@ def _grouped(images: NDArray[np.integer], detector: Detector) -> dict[str, Table
         "pairs": _pairs(x, n, _LAGS, "pairs"),
         "halo_pairs": {"halo_share": away.sum((1, 2)) / some}
         | _pairs(away, away.sum((1, 2)), _HALO_LAGS, "halo_pairs"),
-        "lit": _lit(x, some),
+        "lit": _nonempty(x, some),
         "texture": _texture(x, some),
         "cells": _cells(x, n),
         "radial": _radial(x, center, hot, some),
@@ -176,9 +176,9 @@ def _products(x: Floats, a: int, b: int) -> Floats:
     return np.einsum("nij,nij->n", first, second)
 
 
-def _lit(x: Floats, n: Floats) -> Table:
-    lit = (x > 0).sum((1, 2))
-    table = {"log_lit": np.log1p(lit), "lit_per_photon": lit / n}
+def _nonempty(x: Floats, n: Floats) -> Table:
+    nonempty = (x > 0).sum((1, 2))
+    table = {"log_lit": np.log1p(nonempty), "lit_per_photon": nonempty / n}
     table |= {f"pixels_of_{k}": (x == k).sum((1, 2)) / n for k in (1, 2, 3)}
     return table | {"pixels_of_5_or_more": (x >= 5).sum((1, 2)) / n}
 
@@ -187,14 +187,14 @@ def _texture(x: Floats, n: Floats) -> Table:
     z = np.pad(x, ((0, 0), (1, 1), (1, 1)))
     four = z[:, :-2, 1:-1] + z[:, 2:, 1:-1] + z[:, 1:-1, :-2] + z[:, 1:-1, 2:]
     corners = z[:, :-2, :-2] + z[:, 2:, 2:] + z[:, :-2, 2:] + z[:, 2:, :-2]
-    lit, differ = x > 0, x - four / 4
-    alone, plus = lit & (four == 0), x + four
+    nonempty, differ = x > 0, x - four / 4
+    alone, plus = nonempty & (four == 0), x + four
     return {
         "roughness": np.abs(differ).sum((1, 2)) / n,
         "roughness_squared": (differ**2 / (x + four / 4 + 1)).sum((1, 2)) / n,
         "isolated": (alone & (corners == 0)).sum((1, 2)) / n,
         "no_lit_neighbour": alone.sum((1, 2)) / n,
-        "holes": (~lit & (four >= 2)).sum((1, 2)) / n,
+        "holes": (~nonempty & (four >= 2)).sum((1, 2)) / n,
         "entropy": np.log(n) - (x * np.log(np.maximum(x, 1))).sum((1, 2)) / n,
         "entropy_of_plus": np.log(n) - (plus * np.log(np.maximum(plus, 1))).sum((1, 2)) / (5 * n),
         "neighbour_geometric_mean": np.sqrt(x * four).sum((1, 2)) / n,

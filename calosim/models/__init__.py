@@ -5,8 +5,8 @@ from calosim.models.base import CalosimModule
 from calosim.models.checkpoints import load_module
 from calosim.models.finetune import FineTune
 from calosim.models.muon import Muon
-from calosim.models.photons import PhotonSum
-from calosim.models.shape import ShapeModule
+from calosim.models.photon_sum import PhotonSum
+from calosim.models.shower import ShowerModel
 from calosim.models.student import Student
 from calosim.models.teacher import Teacher
 
@@ -16,7 +16,7 @@ __all__ = [
     "FineTune",
     "Muon",
     "PhotonSum",
-    "ShapeModule",
+    "ShowerModel",
     "Student",
     "Teacher",
     "load_module",

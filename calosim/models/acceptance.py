@@ -15,10 +15,10 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from calosim import draws
+from calosim import rng
 from calosim.models.base import CalosimModule, evaluating
-from calosim.models.posterior import MASS, SPOT, Ensemble, PiecewiseLinear
-from calosim.shapes.features import FeatureScaler
+from calosim.models.uncertainty import MASS, SPOT, Ensemble, PiecewiseLinear
+from calosim.representations.features import FeatureScaler
 
 __all__ = ["Acceptance"]
 
@@ -30,7 +30,7 @@ class Acceptance(CalosimModule):
         detector: The detector's name; on the command line it follows ``--data.detector``.
         min_photons: Photons that make a response.
         hidden: Widths of the hidden layers.
-        bins: Bins of the mass and the spot, see :class:`~calosim.models.posterior.PiecewiseLinear`; 0 for none.
+        bins: Bins of the mass and the spot, see :class:`~calosim.models.uncertainty.PiecewiseLinear`; 0 for none.
         members: Networks from other random weights, whose mean probability counts.
         optimizer: From parameters to an optimizer.
         scheduler: From an optimizer to a learning-rate scheduler, stepped once an epoch.
@@ -94,8 +94,8 @@ class Acceptance(CalosimModule):
     def _losses(self, batch: dict[str, Tensor]) -> Tensor:
         """Cross-entropies of the members, (members, B)."""
         logits = self.networks(self.encoding(self.features(batch["particles"])))[..., 0]
-        lit = (batch["photon_sum"] >= self.min_photons).to(logits)
-        return F.binary_cross_entropy_with_logits(logits, lit.expand_as(logits), reduction="none")
+        nonempty = (batch["photon_sum"] >= self.min_photons).to(logits)
+        return F.binary_cross_entropy_with_logits(logits, nonempty.expand_as(logits), reduction="none")
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         """Minimizes the cross-entropy per row, a proper score: its best is the true probability."""
@@ -138,8 +138,8 @@ class Acceptance(CalosimModule):
         Returns:
             Booleans with shape (B,).
         """
-        keys = draws.row_keys(rows, draws.ACCEPTANCE_STREAM, seed)
-        return draws.uniform(keys, 1)[:, 0].double() < self.probability(particles)
+        keys = rng.row_keys(rows, rng.ACCEPTANCE_STREAM, seed)
+        return rng.uniform(keys, 1)[:, 0].double() < self.probability(particles)
 
     def predict_step(self, batch: dict[str, Tensor]) -> dict[str, Any]:
         """The probability of each row."""

@@ -13,7 +13,7 @@ from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from calosim import draws
+from calosim import rng
 from calosim.detectors import get_detector
 from calosim.models.provenance import (
     Lineage,
@@ -58,14 +58,14 @@ def step_keys(rows: Tensor, stream: int, step: int) -> Tensor:
 
     Args:
         rows: Row numbers with shape (B,).
-        stream: One of the streams of :mod:`calosim.draws`.
+        stream: One of the streams of :mod:`calosim.rng`.
         step: The training step, so that a row that is sampled twice gets other draws; -1 for the fixed draws of
             validation, which are those of every training.
 
     Returns:
         Keys with shape (B,).
     """
-    return draws.row_keys(rows, stream, *((step + 1, draws.training_seed()) if step >= 0 else (0,)))
+    return rng.row_keys(rows, stream, *((step + 1, rng.training_seed()) if step >= 0 else (0,)))
 
 
 def fit_sample(datamodule: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,8 +164,8 @@ class CalosimModule(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Keys dropout and weight noise by (seed, step, process), so that a resumed run repeats the uninterrupted one."""
         # The batch too: gradient accumulation takes several batches to a step.
-        words = (draws.training_seed(), self.global_step, batch_idx, self.global_rank)
-        torch.manual_seed(int(draws.row_keys(torch.zeros(1, dtype=torch.int64), draws.TRAINING_STREAM, *words)))
+        words = (rng.training_seed(), self.global_step, batch_idx, self.global_rank)
+        torch.manual_seed(int(rng.row_keys(torch.zeros(1, dtype=torch.int64), rng.TRAINING_STREAM, *words)))
 
     def finite(self, losses: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """The losses of a batch's rows, shape (*, B), as they came; the first that is not finite ends what is going on.

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from calosim.files import read_json
+from calosim.io import read_json
 from calosim.models.base import CalosimModule
 from calosim.models.provenance import Lineage, first_not_finite, joined
 from calosim.runs import FORMAT, Run
@@ -42,7 +42,7 @@ MODULES: dict[str, str] = {
     "Teacher": "calosim.models.teacher",
     "Student": "calosim.models.student",
     "FineTune": "calosim.models.finetune",
-    "PhotonSum": "calosim.models.photons",
+    "PhotonSum": "calosim.models.photon_sum",
     "Acceptance": "calosim.models.acceptance",
 }
 

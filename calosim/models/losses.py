@@ -131,7 +131,7 @@ def straight_center(particles: Tensor, detector: Detector) -> Tensor:
     :func:`expected_center` with :math:`\eta = \operatorname{asinh}(p_z / p_T)` and the face on the side of :math:`p_z`.
 
     Args:
-        particles: Features with shape (B, 9), see :data:`calosim.showers.record.FEATURES`.
+        particles: Features with shape (B, 9), see :data:`calosim.data.record.FEATURES`.
         detector: The detector.
 
     Returns:
@@ -164,11 +164,11 @@ def center_of_gravity(images: Tensor, detector: Detector) -> Tensor:
     images = images if images.is_floating_point() else images.to(torch.float64)
     x, y = (torch.as_tensor(p, dtype=images.dtype, device=images.device) for p in detector.pixel_centers)
     total = images.sum((1, 2))[:, None]
-    lit = total > 0
+    nonempty = total > 0
     moments = torch.stack((images.sum(2) @ x, images.sum(1) @ y), dim=1)
-    center = moments / torch.where(lit, total, 1.0)
+    center = moments / torch.where(nonempty, total, 1.0)
     center = center + torch.tensor((detector.center_x, 0.0), dtype=center.dtype, device=center.device)
-    return torch.where(lit, center, torch.nan)
+    return torch.where(nonempty, center, torch.nan)
 
 
 def shower_center(images: Tensor, particles: Tensor, detector: Detector) -> Tensor:

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from calosim import draws
+from calosim import rng
 from calosim.flows import InverseSplits, MaskedSplits, mixture, trace, units
 from calosim.flows.inverse import log_density, share_of_noise
 from calosim.models.distillation import StudentLosses, unpaired_parts
-from calosim.shapes import Coordinates
+from calosim.representations import Representation
 
 __all__ = ["CountPairing", "Paired", "PointPairing"]
 
@@ -40,13 +40,13 @@ class PointPairing:
     """A masked and an inverse autoregressive flow of points, whose transformations correspond one by one.
 
     Args:
-        coordinates: The student's coordinates.
+        representation: The student's coordinates.
         teacher: The masked flow.
         student: The inverse flow.
     """
 
-    def __init__(self, coordinates: Coordinates, teacher: Any, student: Any):
-        self.coordinates, self.teacher, self.student = coordinates, teacher, student
+    def __init__(self, representation: Representation, teacher: Any, student: Any):
+        self.representation, self.teacher, self.student = representation, teacher, student
 
     def check(self, losses: StudentLosses, source: str) -> None:
         """Refuses losses of parts that cannot be paired.
@@ -78,7 +78,7 @@ class PointPairing:
 
     def from_data(self, images: Tensor, context: Tensor, keys: Tensor) -> Paired:
         """Images (B, nx, ny) through the teacher, its noise through the student."""
-        x, _ = self.coordinates.encode(images, keys)
+        x, _ = self.representation.encode(images, keys)
         with torch.no_grad():
             taught = trace(self.teacher, x, context)
         made = trace(self.student, taught.states[-1], context)
@@ -101,7 +101,7 @@ class PointPairing:
         }
         with torch.no_grad():
             normals = (taught.states[-1].square() - z.square()).sum(1) / 2
-            kl = (made.ladj - taught.ladj + normals) / self.coordinates.per
+            kl = (made.ladj - taught.ladj + normals) / self.representation.per
         return Paired(pairs, None, made.states[0], kl)
 
 
@@ -109,13 +109,13 @@ class CountPairing:
     """A masked network that reads counts, and one that reads the noise that the first makes of them.
 
     Args:
-        coordinates: The student's coordinates.
+        representation: The student's coordinates.
         teacher: The masked network.
         student: The one that reads noise.
     """
 
-    def __init__(self, coordinates: Any, teacher: MaskedSplits, student: InverseSplits):
-        self.coordinates, self.teacher, self.student = coordinates, teacher, student
+    def __init__(self, representation: Any, teacher: MaskedSplits, student: InverseSplits):
+        self.representation, self.teacher, self.student = representation, teacher, student
 
     def check(self, losses: StudentLosses, source: str) -> None:
         """Refuses a student as a teacher.
@@ -139,8 +139,8 @@ class CountPairing:
         The student's share of a node's photons at the teacher's noise is the teacher's exactly if both give the data's
         share the same noise.
         """
-        k, n = self.coordinates.counts(images)
-        u = draws.uniform_at(keys.unsqueeze(1), torch.arange(self.coordinates.size, device=k.device))
+        k, n = self.representation.counts(images)
+        u = rng.uniform_at(keys.unsqueeze(1), torch.arange(self.representation.size, device=k.device))
         share = (k.double() + u) / (n + 1)
         y = torch.logit(share)
         with torch.no_grad():
@@ -161,7 +161,7 @@ class CountPairing:
             taught = self.teacher.parameters_of(k, n, context)
             kl = (log_density(y, made.double()) - log_density(y, taught.double())).sum(1)
         pairs = self._pairs(self._noise(y, taught), z, taught, made)
-        return Paired(pairs, None, self._point(y), kl.to(context.dtype) / self.coordinates.per)
+        return Paired(pairs, None, self._point(y), kl.to(context.dtype) / self.representation.per)
 
     def _noise(self, y: Tensor, parameters: Tensor) -> Tensor:
         return torch.special.ndtri(mixture.cdf(y, parameters.double()).clamp(_EDGE, 1 - _EDGE))
@@ -171,7 +171,7 @@ class CountPairing:
         return self._ordered(torch.special.ndtri(torch.sigmoid(y).clamp(_EDGE, 1 - _EDGE)))
 
     def _ordered(self, x: Tensor) -> Tensor:
-        return x.index_select(1, self.coordinates.rank)
+        return x.index_select(1, self.representation.rank)
 
     def _pairs(
         self, theirs: Tensor, ours: Tensor, taught: Tensor, made: Tensor

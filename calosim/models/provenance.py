@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calosim.data.record import FEATURES
 from calosim.particles import particle_name
 from calosim.runs import SPLIT
-from calosim.showers.record import FEATURES
 
 __all__ = [
     "PRECISIONS",

@@ -11,15 +11,15 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from calosim import draws
+from calosim import rng
 from calosim.flows import FlowChanges, FlowConfig, prune
 from calosim.models.base import fit_sample, step_keys
 from calosim.models.distillation import CHANNEL_POWERS, StudentLosses
 from calosim.models.losses import channel_loss, distillation, shower_center
 from calosim.models.pairing import CountPairing, Paired, PointPairing
 from calosim.models.provenance import joined
-from calosim.models.shape import ShapeModule
-from calosim.shapes import CoordinatesConfig, SplitConfig, from_plain
+from calosim.models.shower import ShowerModel
+from calosim.representations import RepresentationConfig, SplitConfig, from_plain
 
 __all__ = ["Student"]
 
@@ -30,7 +30,7 @@ PRUNING_ROWS = 2048
 LOSSES, AS_TEACHER = StudentLosses(), FlowChanges()
 
 
-class Student(ShapeModule):
+class Student(ShowerModel):
     r"""Inverse autoregressive flow of the shower's shape, trained on what its teacher does with data and with noise.
 
     Architecture and preprocessing are the teacher's unless given. The teacher is needed for training and validation
@@ -49,7 +49,7 @@ class Student(ShapeModule):
         init_from: Run folder or checkpoint of the teacher; not needed for inference.
         flow: Settings of the flow that differ from the teacher's; without dropout unless given, since the targets are
             exact and never repeat.
-        coordinates: The teacher's; for inference, where there is no teacher.
+        representation: The teacher's; for inference, where there is no teacher.
         physics: The teacher's; for inference, where there is no teacher.
         start: ``random`` weights; copies of the ``teacher``'s, whose conditioners read the other side of each
             transformation, however; or a student's run folder or checkpoint, whose weights are copied, or pruned if it is
@@ -67,25 +67,25 @@ class Student(ShapeModule):
         detector: str = "zn",
         init_from: str | None = None,
         flow: FlowChanges = AS_TEACHER,
-        coordinates: CoordinatesConfig | None = None,
+        representation: RepresentationConfig | None = None,
         physics: bool | None = None,
         start: str = "random",
         losses: StudentLosses = LOSSES,
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-4, fused=True),
         scheduler: LRSchedulerCallable | None = None,
     ):
-        teacher = None if init_from is None else ShapeModule.load(init_from)
-        known: dict[str, Any] = {"coordinates": SplitConfig(), "physics": True} if teacher is None else teacher.init
-        given = {"coordinates": coordinates, "physics": physics}
+        teacher = None if init_from is None else ShowerModel.load(init_from)
+        known: dict[str, Any] = {"representation": SplitConfig(), "physics": True} if teacher is None else teacher.init
+        given = {"representation": representation, "physics": physics}
         preprocessing: dict[str, Any] = {n: known[n] if value is None else value for n, value in given.items()}
-        settings = preprocessing["coordinates"] = from_plain(preprocessing["coordinates"])
+        settings = preprocessing["representation"] = from_plain(preprocessing["representation"])
         size = _size(settings, known.get("flow"), flow)
         super().__init__(detector, size, **preprocessing, optimizer=optimizer, scheduler=scheduler)
-        self.flow = self.coordinates.flow(self.features.width, size, inverse=True)
+        self.flow = self.representation.flow(self.features.width, size, inverse=True)
         self.losses = losses
         # In a tuple, or it would be a submodule, with all that this means for checkpoint, optimizer and processes.
-        self._teacher: tuple[ShapeModule, ...] = ()
-        self._forerunner: tuple[ShapeModule, ...] = ()
+        self._teacher: tuple[ShowerModel, ...] = ()
+        self._forerunner: tuple[ShowerModel, ...] = ()
         if teacher is not None:
             self._adopt(teacher, str(init_from), start)
             if not losses.weights():
@@ -94,13 +94,13 @@ class Student(ShapeModule):
 
     # -- the teacher --------------------------------------------------------------------------------------------------
 
-    def _adopt(self, teacher: ShapeModule, source: str, start: str) -> None:
+    def _adopt(self, teacher: ShowerModel, source: str, start: str) -> None:
         """Checks a teacher against this student, copies its standardizations and keeps it, frozen."""
         if teacher.detector != self.detector:
             raise ValueError(
                 f"{source}: expected a teacher of {self.detector.title}, got one of {teacher.detector.title}"
             )
-        for name in ("coordinates", "physics"):
+        for name in ("representation", "physics"):
             if teacher.init[name] != self.init[name]:
                 raise ValueError(
                     f"{source}: expected a student of the teacher's preprocessing, {name} {teacher.init[name]}, got "
@@ -109,7 +109,7 @@ class Student(ShapeModule):
         pairing = self._pairing(teacher)
         pairing.check(self.losses, source)
         self.features.load_state_dict(teacher.features.state_dict())
-        self.coordinates.load_state_dict(teacher.coordinates.state_dict())
+        self.representation.load_state_dict(teacher.representation.state_dict())
         if start == "teacher":
             try:
                 pairing.copy()
@@ -120,27 +120,27 @@ class Student(ShapeModule):
         elif start != "random":
             self._forerunner = (self._student_to_start_from(start),)
         # What coordinates have of their own, local splits, is the teacher's and stays so.
-        self.coordinates.requires_grad_(False)
+        self.representation.requires_grad_(False)
         self._teacher = (teacher.eval().requires_grad_(False),)
         self.ancestors = joined(*(model.lineage for model in (*self._teacher, *self._forerunner)))
 
-    def _pairing(self, teacher: ShapeModule) -> PointPairing | CountPairing:
-        kind = PointPairing if self.coordinates.nodes is None else CountPairing
-        return kind(self.coordinates, teacher.flow, self.flow)
+    def _pairing(self, teacher: ShowerModel) -> PointPairing | CountPairing:
+        kind = PointPairing if self.representation.nodes is None else CountPairing
+        return kind(self.representation, teacher.flow, self.flow)
 
-    def _student_to_start_from(self, source: str) -> ShapeModule:
+    def _student_to_start_from(self, source: str) -> ShowerModel:
         if not Path(source).exists():
             raise ValueError(
                 f"unknown start {source!r}; expected random, teacher, or a student's run folder or checkpoint"
             )
         other = Student.load(source)
         theirs, ours = ({**m.init, **(m.init["flow"] or {})} for m in (other, self))
-        for name in ("detector", "coordinates", "physics", "transforms", "bins", "bound", "permutation", "seed"):
+        for name in ("detector", "representation", "physics", "transforms", "bins", "bound", "permutation", "seed"):
             if theirs.get(name) != ours.get(name):
                 raise ValueError(
                     f"{source}: expected a student to start from with {name} {ours.get(name)}, got {theirs.get(name)}"
                 )
-        for part in ("features", "coordinates"):
+        for part in ("features", "representation"):
             mine = getattr(self, part).state_dict()
             if any(not torch.equal(value, mine[key]) for key, value in getattr(other, part).state_dict().items()):
                 raise ValueError(
@@ -154,7 +154,7 @@ class Student(ShapeModule):
             )
         return other
 
-    def _start(self, forerunner: ShapeModule) -> None:
+    def _start(self, forerunner: ShowerModel) -> None:
         """Takes over another student's weights, pruned on noise and contexts of training rows if it is wider."""
         theirs, ours = forerunner.init["flow"], self.init["flow"]
         if theirs is None or all(theirs[name] == ours[name] for name in ("hidden", "context_share")):
@@ -163,11 +163,11 @@ class Student(ShapeModule):
         rows, particles, images = fit_sample(self.trainer.datamodule)  # type: ignore[attr-defined]
         most = max(PRUNING_ROWS, 4 * max(ours["hidden"]))
         some = torch.linspace(0, len(rows) - 1, min(len(rows), most)).long()
-        noise = draws.normal(draws.row_keys(rows[some], draws.FIT_STREAM, 1), self.coordinates.size)
+        noise = rng.normal(rng.row_keys(rows[some], rng.FIT_STREAM, 1), self.representation.size)
         prune(forerunner.flow, self.flow, noise, self.context(particles[some], images[some].flatten(1).sum(1)))
 
     @property
-    def teacher(self) -> ShapeModule:
+    def teacher(self) -> ShowerModel:
         """The teacher, frozen, where the student is.
 
         Raises:
@@ -203,13 +203,13 @@ class Student(ShapeModule):
         """The losses of each row, not weighted.
 
         Args:
-            batch: A batch of :class:`~calosim.showers.datamodule.RootDataModule`.
+            batch: A batch of :class:`~calosim.data.datamodule.RootDataModule`.
             step: The training step, which keys the noise; -1 is the fixed noise of validation.
 
         Returns:
             For each name of :meth:`~calosim.models.distillation.StudentLosses.weights` the losses with shape (B,):
             ``x_outputs`` and so on, ``channel``, ``center``; and ``kl``, the contribution to the divergence of the
-            student from the teacher in nats, over :attr:`~calosim.shapes.Coordinates.per`, if anything starts from
+            student from the teacher in nats, over :attr:`~calosim.representations.Representation.per`, if anything starts from
             noise.
         """
         weights = self.losses.weights()
@@ -220,7 +220,7 @@ class Student(ShapeModule):
             parts |= self._compared("x", found)
             parts |= self._physics(batch, cast(Tensor, found.data), found.made)
         if any(n in weights for n in ("z_outputs", "z_intermediate", "z_parameters")):
-            z = draws.normal(step_keys(batch["rows"], draws.TRAINING_STREAM, step), self.coordinates.size)
+            z = rng.normal(step_keys(batch["rows"], rng.TRAINING_STREAM, step), self.representation.size)
             found = self._pairing(self.teacher).from_noise(z, context, images.flatten(1).sum(1))
             parts |= self._compared("z", found)
             parts["kl"] = cast(Tensor, found.kl)
@@ -257,7 +257,7 @@ class Student(ShapeModule):
         """The losses of images: from the coordinates of the data and of the student, both with shape (B, D)."""
         parts: dict[str, Tensor] = {}
         photon_sum = batch["images"].flatten(1).sum(1).to(made.dtype)
-        channel, expected = self.losses.channel, self.coordinates.expected
+        channel, expected = self.losses.channel, self.representation.expected
         if channel.weight:
             divisor = photon_sum.clamp(min=1) ** CHANNEL_POWERS[channel.scale]
             images = expected(made, photon_sum), expected(x, photon_sum)
@@ -289,13 +289,13 @@ class Student(ShapeModule):
 
     def test_step(self, batch: dict[str, Tensor]) -> None:
         """Accumulates the likelihood of the test split; where a student has none, of counts, its losses."""
-        if self.coordinates.nodes is None:
+        if self.representation.nodes is None:
             return super().test_step(batch)
         self.test_nll.update(self.finite(self.objective(self.parts(batch)), batch))
         self.log("test/loss", self.test_nll)
 
 
-def _size(settings: CoordinatesConfig, known: Any, changes: Any) -> FlowConfig | None:
+def _size(settings: RepresentationConfig, known: Any, changes: Any) -> FlowConfig | None:
     """Settings of a student's flow of points; None where the coordinates say all.
 
     Raises:

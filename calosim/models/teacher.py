@@ -8,8 +8,8 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from calosim.flows import FlowConfig
-from calosim.models.shape import ShapeModule
-from calosim.shapes import CoordinatesConfig, SplitConfig, from_plain
+from calosim.models.shower import ShowerModel
+from calosim.representations import RepresentationConfig, SplitConfig, from_plain
 
 __all__ = ["Teacher"]
 
@@ -17,13 +17,13 @@ __all__ = ["Teacher"]
 COORDINATES = SplitConfig()
 
 
-class Teacher(ShapeModule):
+class Teacher(ShowerModel):
     r"""Masked autoregressive flow :math:`p(x \mid \text{primary}, N)` over coordinates of the shape.
 
     Args:
         detector: The detector's name; on the command line it follows ``--data.detector``.
         flow: Size and shape of a flow of points (pixel coordinates); those of split coordinates are among their settings.
-        coordinates: What is modeled of an image.
+        representation: What is modeled of an image.
         physics: Whether log-energy and the spot of a straight flight join the context.
         optimizer: From parameters to an optimizer; Adam with learning rate 1e-4 by default.
         scheduler: From an optimizer to a learning-rate scheduler, stepped once an epoch.
@@ -38,15 +38,15 @@ class Teacher(ShapeModule):
         self,
         detector: str = "zn",
         flow: FlowConfig | None = None,
-        coordinates: CoordinatesConfig = COORDINATES,
+        representation: RepresentationConfig = COORDINATES,
         physics: bool = True,
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-4, fused=True),
         scheduler: LRSchedulerCallable | None = None,
     ):
-        settings = from_plain(coordinates)
+        settings = from_plain(representation)
         flow = settings.flow_settings(flow)
         super().__init__(detector, flow, settings, physics, optimizer, scheduler)
-        self.flow = self.coordinates.flow(self.features.width, flow)
+        self.flow = self.representation.flow(self.features.width, flow)
         self.val_nll = MeanMetric()
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calosim.files import atomic_write, markdown_table
+from calosim.io import atomic_write, markdown_table
 from calosim.montecarlo.targets import Target
 from calosim.montecarlo.targets_datasets import diversity_targets, mix_targets
 from calosim.montecarlo.targets_parts import face_targets, survival_targets

@@ -6,14 +6,14 @@ from typing import Literal
 
 import numpy as np
 
+from calosim.data.primaries import read_primaries
+from calosim.data.reading import checked_pieces, sources
+from calosim.data.recipe import read_recipe
+from calosim.data.record import Showers
+from calosim.data.root import Writer
+from calosim.data.splits import split_rows
 from calosim.montecarlo.matching import simulate_matched
 from calosim.montecarlo.simulate import distinct_primaries
-from calosim.showers.primaries import read_primaries
-from calosim.showers.reading import checked_pieces, sources
-from calosim.showers.recipe import read_recipe
-from calosim.showers.record import Showers
-from calosim.showers.root import Writer
-from calosim.showers.splits import split_rows
 
 __all__ = ["match_to_file", "primaries_of_file"]
 
@@ -27,7 +27,7 @@ def primaries_of_file(file: str, split: Literal["test", "val"] | None = None) ->
     """The distinct primaries of a file.
 
     Args:
-        file: ROOT or CSV, see :func:`calosim.showers.primaries.read_primaries`.
+        file: ROOT or CSV, see :func:`calosim.data.primaries.read_primaries`.
         split: Only those that a training holds out by default, to test or to validate.
 
     Returns:
@@ -55,7 +55,7 @@ def match_to_file(
     """Writes responses with the photon sums of a file's rows, see :func:`simulate_matched`, in constant memory.
 
     Args:
-        file: Showers in any form that :func:`calosim.showers.read` takes.
+        file: Showers in any form that :func:`calosim.data.read` takes.
         out: The ROOT file to write.
         detector: The detector that both are of.
         responses: Mean number of responses per primary to choose from.

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from calosim.data.record import Showers
 from calosim.montecarlo.simulate import respond
-from calosim.showers.record import Showers
 
 __all__ = ["nearest_free", "simulate_matched"]
 

@@ -9,11 +9,11 @@ from math import ceil
 
 import numpy as np
 
+from calosim.data.record import Showers
 from calosim.detectors import Detector, get_detector
 from calosim.montecarlo.flight import properties
 from calosim.montecarlo.setups import Setup, get_setup
 from calosim.montecarlo.transport import illuminate, transport
-from calosim.showers.record import Showers
 
 __all__ = [
     "MIN_PHOTONS",
@@ -63,7 +63,7 @@ def draw_primaries(n: int, detector: str | Detector, seed: int) -> tuple[np.ndar
         seed: The seed; independent of the responses' stream of the same seed.
 
     Returns:
-        Features (n, 9), float64, in the order and units of :data:`calosim.showers.record.FEATURES`, and PDG codes (n,), int32.
+        Features (n, 9), float64, in the order and units of :data:`calosim.data.record.FEATURES`, and PDG codes (n,), int32.
 
     Raises:
         ValueError: If there is no such detector or n is not positive.

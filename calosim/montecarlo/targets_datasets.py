@@ -11,11 +11,11 @@ from math import ceil
 
 import numpy as np
 
+from calosim.data.record import FEATURES, Showers
 from calosim.metrics.diversity import diversity
 from calosim.montecarlo.simulate import Truth, draw_primaries, simulate_with_truth
 from calosim.montecarlo.targets import BLOCKS, Target, absolute, measured, relative
 from calosim.particles import STUDY_PARTICLES, particle_symbol
-from calosim.showers.record import FEATURES, Showers
 
 __all__ = ["diversity_targets", "mix_targets"]
 

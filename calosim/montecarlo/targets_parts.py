@@ -89,8 +89,8 @@ def _neutron_sums(energy: np.ndarray, total: np.ndarray) -> list[Target]:
 
 def _neutron_shapes(energy: np.ndarray, images: np.ndarray, examined: int) -> list[Target]:
     group, block, total = "neutrons on the face", np.arange(len(energy)) % BLOCKS, images.sum((1, 2))
-    lit = np.flatnonzero((energy > 100) & (energy < 920) & (total > 50))[:examined]
-    radii = np.array([_radii(images[i]) for i in lit])
+    nonempty = np.flatnonzero((energy > 100) & (energy < 920) & (total > 50))[:examined]
+    radii = np.array([_radii(images[i]) for i in nonempty])
     ranges = {25: (1.8, 1.0, 2.9), 50: (4.2, 3.1, 6.9), 75: (9.8, 7.2, 13.6), 90: (16, 11.5, 18)}
     targets = [
         measured(
@@ -98,7 +98,7 @@ def _neutron_shapes(energy: np.ndarray, images: np.ndarray, examined: int) -> li
             f"radius of {percent} % of the light, pixels",
             f"{typical:g} ({inner:g}-{outer:g})",
             lambda m, i=i: np.median(radii[m, i]),
-            block[lit],
+            block[nonempty],
             (inner, outer),
         )
         for i, (percent, (typical, inner, outer)) in enumerate(ranges.items())

@@ -7,14 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calosim.files import read_csv
+from calosim.io import read_csv
 from calosim.particles import STUDY_PARTICLES, particle_symbol
 from calosim.report.page import Section
 from calosim.report.sections import folder_name, picture_of
 from calosim.runs import Run
 
 if TYPE_CHECKING:
-    from calosim.pictures import Curve, Panel
+    from calosim.plots import Curve, Panel
 
 __all__ = ["curves"]
 
@@ -37,7 +37,7 @@ def curves(folders: Sequence[Path]) -> Section:
     Args:
         folders: Run folders.
     """
-    from calosim.pictures import Panel, training_curves
+    from calosim.plots import Panel, training_curves
 
     section = Section("curves", "Training curves")
     kinds: dict[str, dict[str, Panel]] = {}
@@ -45,7 +45,7 @@ def curves(folders: Sequence[Path]) -> Section:
     for run, name in sorted(zip(map(Run, folders), short, strict=True), key=lambda found: _place(found[0])):
         called = str(run.folder) if short.count(name) > 1 else name
         model = run.record["model"].replace("FineTune", "Teacher")  # the same likelihood
-        kind = ", ".join(filter(None, (model, run.record.get("coordinates"))))
+        kind = ", ".join(filter(None, (model, run.record.get("representation"))))
         for label, curve in _logged(run, model).items():
             rows = "all particles" if run.particle is None else particle_symbol(run.particle)
             title = f"{rows}: channels" if label.startswith("WS") else rows
@@ -67,7 +67,7 @@ def _place(run: Run) -> int:
 
 def _logged(run: Run, model: str) -> dict[str, Curve]:
     """A run's curves by what they show: its loss, and the distance of channels if a callback measured it."""
-    from calosim.pictures import Curve
+    from calosim.plots import Curve
 
     lines = [line for path in run.metrics for line in read_csv(path)]
 
@@ -78,7 +78,7 @@ def _logged(run: Run, model: str) -> dict[str, Curve]:
     best = min(losses, key=lambda point: point[1])[0] if losses else None
     train, val = next(((t, v) for t, v in PAIRS if series(t) and series(v)), PAIRS[-1])
     said = DIVERGENCE if val == "val/kl" else WORDS.get(model, "loss")
-    unit = UNITS.get(run.record.get("coordinates") or "", "nats" if said != "loss" else "")
+    unit = UNITS.get(run.record.get("representation") or "", "nats" if said != "loss" else "")
     found = {", ".join(filter(None, (said, unit))): Curve(series(train), series(val), best)}
     if len(distances := series("val/ws")) > 1:  # a point alone is no curve
         found["WS of the validation split, photons"] = Curve([], distances, best)

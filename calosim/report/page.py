@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from markdown import markdown
 from markupsafe import Markup
 
-from calosim.pictures.style import DPI
+from calosim.plots.style import DPI
 
 __all__ = ["Picture", "Section", "name_apart", "render"]
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from calosim import __version__
 from calosim.evaluation.stored import Evaluation
-from calosim.files import atomic_write, read_json
+from calosim.io import atomic_write, read_json
 from calosim.report.answer import answer
 from calosim.report.curves import curves
 from calosim.report.page import Section, name_apart, render

@@ -11,7 +11,7 @@ import numpy as np
 from calosim.detectors import Detector, get_detector
 from calosim.evaluation.definitions import DEFINITIONS, HEADER, RADII, TITLES
 from calosim.evaluation.stored import Evaluation
-from calosim.files import read_json, read_npz
+from calosim.io import read_json, read_npz
 from calosim.models.checkpoints import older
 from calosim.particles import particle_symbol
 from calosim.report.page import Picture, Section
@@ -85,7 +85,7 @@ def response_picture(found: Evaluation, primaries: int | None = None, responses:
         primaries: How many of the kept primaries; all if None.
         responses: How many of the kept responses to each, on either side; all if None.
     """
-    from calosim.pictures import draws
+    from calosim.plots import draws
 
     if not found.has_answers or "examples_labels" not in found.names:
         return None
@@ -101,7 +101,7 @@ def response_picture(found: Evaluation, primaries: int | None = None, responses:
 
 def _distributions(section: Section, arrays: Mapping[str, np.ndarray], detector: Detector) -> None:
     """Channels, photon sums and radial profiles, of the answers' first run."""
-    from calosim.pictures import channel_histograms, spectra
+    from calosim.plots import channel_histograms, spectra
 
     channels = {n: arrays[f"{n}_channels"][0].reshape(-1, 5) for n in TITLES if f"{n}_channels" in arrays}
     full = "chain" if "chain" in channels else "shape"

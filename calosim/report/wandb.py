@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from calosim.evaluation.stored import Evaluation
-from calosim.files import read_csv, read_json
+from calosim.io import read_csv, read_json
 from calosim.report.page import Section
 from calosim.report.sections import folder_name
 from calosim.runs import Run

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from calosim import __version__
-from calosim.files import atomic_write, take_place, temporary_folder, write_json
+from calosim.io import atomic_write, take_place, temporary_folder, write_json
 from calosim.models.checkpoints import lineages, read_checkpoint, weights_of
-from calosim.models.photons import PhotonSum
+from calosim.models.photon_sum import PhotonSum
 from calosim.models.provenance import joined
-from calosim.models.shape import ShapeModule
+from calosim.models.shower import ShowerModel
 from calosim.particles import particle_code, particle_name
 from calosim.runs import Run, git_hash
-from calosim.simulation.simulator import DEFAULTS, FastSimulator, NoiseRemoval
+from calosim.simulation.simulator import DEFAULTS, FastSimulator, Requantization
 
 __all__ = ["save_ensemble"]
 
@@ -29,7 +29,7 @@ def save_ensemble(
     default: str,
     members: dict[str, str],
     photons: str | None = None,
-    noise_removal: NoiseRemoval = DEFAULTS,
+    requantization: Requantization = DEFAULTS,
 ) -> None:
     """Makes a folder of models that simulate together: one for each of some particles, the default for all others.
 
@@ -42,7 +42,7 @@ def save_ensemble(
         default: Run folder or checkpoint of the default model, the baseline.
         members: Run folders or checkpoints by particle name or PDG code, for instance "{lambda: runs/finetune/lambda}".
         photons: Run folder or checkpoint of the photon-sum model.
-        noise_removal: How noisy real numbers become counts.
+        requantization: How noisy real numbers become counts.
 
     Raises:
         ValueError: If the folder exists, a particle is unknown, or the models do not fit together.
@@ -60,10 +60,10 @@ def save_ensemble(
             check_particle(code, line[-1]["particle"], str(run.folder))
     # Loaded once here, so that what does not fit together is refused by its own name.
     together = FastSimulator(
-        ShapeModule.load(default),
+        ShowerModel.load(default),
         PhotonSum.load(photons) if photons else None,
-        noise_removal.by_code(),
-        {code: ShapeModule.load(run.checkpoint) for code, run in codes.items()},
+        requantization.by_code(),
+        {code: ShowerModel.load(run.checkpoint) for code, run in codes.items()},
     )
     sources = {"default.ckpt": Run(default)}
     sources |= {f"{particle_name(code)}.ckpt": run for code, run in codes.items()}
@@ -74,7 +74,7 @@ def save_ensemble(
         "default": "default.ckpt",
         "members": {str(code): f"{particle_name(code)}.ckpt" for code in codes},
         "photons": "photons.ckpt" if photons else None,
-        "noise_removal": {str(code): method for code, method in together.noise_removal.items()},
+        "requantization": {str(code): method for code, method in together.requantization.items()},
         "sources": {name: str(run.checkpoint.resolve()) for name, run in sources.items()},
         "weights": weights_of((run.checkpoint for run in sources.values()), target),
     }

@@ -15,14 +15,14 @@ import numpy as np
 from tqdm import tqdm
 
 from calosim import __version__
-from calosim.files import check_not_read, claimed
+from calosim.data.primaries import PrimariesFile
+from calosim.data.recipe import primaries_hash
+from calosim.data.record import Showers
+from calosim.data.root import BASKET, Writer, read_made
+from calosim.io import check_not_read, claimed
 from calosim.runs import difference
-from calosim.showers.primaries import PrimariesFile
-from calosim.showers.recipe import primaries_hash
-from calosim.showers.record import Showers
-from calosim.showers.root import BASKET, Writer, read_made
 from calosim.simulation.shards import Shard, join
-from calosim.simulation.simulator import DEFAULTS, FastSimulator, NoiseRemoval, Stages, pick_device
+from calosim.simulation.simulator import DEFAULTS, FastSimulator, Requantization, Stages, pick_device
 
 __all__ = ["Work", "generate", "stream"]
 
@@ -56,7 +56,7 @@ def generate(
     out: str,
     responses: int = 1,
     seed: int = 1,
-    noise_removal: NoiseRemoval = DEFAULTS,
+    requantization: Requantization = DEFAULTS,
     work: Work = Work(),
     strict: bool = False,
     quiet: bool = False,
@@ -70,7 +70,7 @@ def generate(
             command is given again.
         responses: Responses to each primary.
         seed: Seed; a response depends on the seed and its row alone.
-        noise_removal: How noisy real numbers become counts.
+        requantization: How noisy real numbers become counts.
         work: How they are made.
         strict: Refuse primaries outside of what the models were trained on: types that they never saw, features far outside
             of their range in training. They are counted and reported otherwise.
@@ -82,10 +82,10 @@ def generate(
         raise ValueError(f"expected a batch size of at least 1, got {work.batch_size}")
     check_not_read(out, [primaries])
     shard = Shard.read(work.shard)
-    models = stages.shape, stages.photons, noise_removal.by_code(), pick_device(work.device), stages.acceptance
+    models = stages.shower, stages.photons, requantization.by_code(), pick_device(work.device), stages.acceptance
     simulator = FastSimulator.load(*models, work.devices)
     if simulator.photons is None:
-        raise ValueError(f"{stages.shape}: holds no photon-sum model; name one with --photons")
+        raise ValueError(f"{stages.shower}: holds no photon-sum model; name one with --photons")
     source = PrimariesFile.open(primaries)
     made: dict[str, Any] = {"calosim": __version__, "models": simulator.fingerprint()}
     made |= {"primaries": primaries_hash(primaries), "responses": responses, "seed": seed}

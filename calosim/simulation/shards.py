@@ -11,11 +11,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from calosim.files import check_not_read
+from calosim.data.checks import existing_file
+from calosim.data.reading import checked_pieces
+from calosim.data.root import BASKET, Writer, read_made, root_source
+from calosim.io import check_not_read
 from calosim.runs import difference
-from calosim.showers.checks import existing_file
-from calosim.showers.reading import checked_pieces
-from calosim.showers.root import BASKET, Writer, read_made, root_source
 
 __all__ = ["Shard", "join", "merge"]
 

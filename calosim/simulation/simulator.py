@@ -16,37 +16,37 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from calosim.files import read_json
+from calosim.data.checks import check_primaries, row_name
+from calosim.io import read_json
 from calosim.models.acceptance import Acceptance
 from calosim.models.base import CalosimModule, evaluating
 from calosim.models.checkpoints import digest
-from calosim.models.photons import PhotonSum
+from calosim.models.photon_sum import PhotonSum
 from calosim.models.provenance import not_seen
-from calosim.models.shape import ShapeModule
+from calosim.models.shower import ShowerModel
 from calosim.particles import particle_code, particle_name
 from calosim.runs import Run
-from calosim.showers.checks import check_primaries, row_name
 from calosim.simulation.processes import Processes, devices_of
 from calosim.simulation.threads import run_side_by_side, workers_on
 
-__all__ = ["DEFAULTS", "FastSimulator", "NoiseRemoval", "Stages", "pick_device", "read_ensemble"]
+__all__ = ["DEFAULTS", "FastSimulator", "Requantization", "Stages", "pick_device", "read_ensemble"]
 
 #: Of fewer rows a call costs more than what they have to do.
 _LEAST_ROWS = 32
 
 
 @dataclass(frozen=True)
-class NoiseRemoval:
+class Requantization:
     """How noisy real numbers become counts, where a model's coordinates leave a choice.
 
     Attributes:
-        noise_removal: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize; an
+        requantization: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize; an
             ensemble's own choice, else the coordinates' (3), if not given.
-        noise_removal_of: Exceptions by particle, for instance "[neutron=1,k0s=2]".
+        requantization_of: Exceptions by particle, for instance "[neutron=1,k0s=2]".
     """
 
-    noise_removal: int | None = None
-    noise_removal_of: Sequence[str] = ()
+    requantization: int | None = None
+    requantization_of: Sequence[str] = ()
 
     def by_code(self) -> dict[int, int]:
         """The choices by PDG code, the default under 0.
@@ -54,8 +54,8 @@ class NoiseRemoval:
         Raises:
             ValueError: If an exception is not of that form.
         """
-        methods = {} if self.noise_removal is None else {0: self.noise_removal}
-        for text in self.noise_removal_of:
+        methods = {} if self.requantization is None else {0: self.requantization}
+        for text in self.requantization_of:
             name, _, method = text.rpartition("=")
             if not name or not method.isdigit():
                 raise ValueError(f"expected a noise removal as particle=1, 2, 3 or 4, got {text!r}")
@@ -68,18 +68,18 @@ class Stages:
     """Which models make a response, in the order in which they are asked from the last.
 
     Attributes:
-        shape: Run folder or checkpoint of the shape model (teacher or student), or the folder of an ensemble.
+        shower: Run folder or checkpoint of the shower model (teacher or student), or the folder of an ensemble.
         photons: Run folder or checkpoint of the photon-sum model; not needed if the ensemble holds one.
         acceptance: Run folder or checkpoint of the acceptance model; without it every primary leaves a response.
     """
 
-    shape: str
+    shower: str
     photons: str | None = None
     acceptance: str | None = None
 
 
 #: No choice; never changed.
-DEFAULTS = NoiseRemoval()
+DEFAULTS = Requantization()
 
 
 class FastSimulator:
@@ -90,11 +90,11 @@ class FastSimulator:
     baseline.
 
     Args:
-        shape: The shape model, of all particles that have none of their own.
+        shower: The shower model, of all particles that have none of their own.
         photons: The photon-sum model; without it, photon sums must be given to :meth:`sample`.
-        noise_removal: A key of the coordinates' :attr:`~calosim.shapes.Coordinates.roundings`, or one for each of some
+        requantization: A key of the coordinates' :attr:`~calosim.representations.Representation.requantizations`, or one for each of some
             PDG codes, with the key 0 for all others (the coordinates' own, if not given).
-        members: Shape models of some PDG codes.
+        members: Shower models of some PDG codes.
         acceptance: The acceptance model; without it every primary leaves a response.
 
     Raises:
@@ -106,13 +106,13 @@ class FastSimulator:
 
     def __init__(
         self,
-        shape: ShapeModule,
+        shower: ShowerModel,
         photons: PhotonSum | None = None,
-        noise_removal: int | Mapping[int, int] | None = None,
-        members: Mapping[int, ShapeModule] | None = None,
+        requantization: int | Mapping[int, int] | None = None,
+        members: Mapping[int, ShowerModel] | None = None,
         acceptance: Acceptance | None = None,
     ):
-        self.shape, self.photons, self.detector, self.members = shape, photons, shape.detector, dict(members or {})
+        self.shower, self.photons, self.detector, self.members = shower, photons, shower.detector, dict(members or {})
         self.acceptance = acceptance
         others: dict[str, CalosimModule] = {f"member {particle_name(c)}": m for c, m in self.members.items()}
         if photons is not None:
@@ -120,18 +120,18 @@ class FastSimulator:
         if acceptance is not None:
             others["acceptance model"] = acceptance
         for name, other in others.items():
-            if other.detector != shape.detector:
+            if other.detector != shower.detector:
                 raise ValueError(
-                    f"expected models of one detector, got a shape model of {shape.detector.title} and a {name} of "
+                    f"expected models of one detector, got a shower model of {shower.detector.title} and a {name} of "
                     f"{other.detector.title}"
                 )
-        asked = noise_removal if isinstance(noise_removal, Mapping) else {0: noise_removal}
+        asked = requantization if isinstance(requantization, Mapping) else {0: requantization}
         chosen = {code: method for code, method in asked.items() if method is not None}
         for method in chosen.values():
-            shape.coordinates.check_rounding(method)
-        own = shape.coordinates.rounding
+            shower.representation.check_requantization(method)
+        own = shower.representation.requantization
         #: By PDG code, 0 standing for all others; empty where counts come out exactly.
-        self.noise_removal: dict[int, int] = {} if own is None else {0: own, **chosen}
+        self.requantization: dict[int, int] = {} if own is None else {0: own, **chosen}
         self._processes: Processes | None = None
 
     @classmethod
@@ -139,7 +139,7 @@ class FastSimulator:
         cls,
         run_folder: str | Path,
         photons: str | Path | None = None,
-        noise_removal: int | Mapping[int, int] | None = None,
+        requantization: int | Mapping[int, int] | None = None,
         device: str | torch.device = "cpu",
         acceptance: str | Path | None = None,
         devices: int = 1,
@@ -147,7 +147,7 @@ class FastSimulator:
         """Loads trained models.
 
         Args:
-            run_folder: Run folder or checkpoint of the shape model, or the folder of an ensemble, see
+            run_folder: Run folder or checkpoint of the shower model, or the folder of an ensemble, see
                 :func:`save_ensemble`.
             photons: Run folder or checkpoint of the photon-sum model; the ensemble's if None.
             noise_removal: See :class:`FastSimulator`; a mapping without the key 0 leaves the ensemble's choice to the
@@ -163,21 +163,21 @@ class FastSimulator:
         names = devices_of(torch.device(device), devices)
         folder = Path(run_folder)
         record = read_ensemble(folder) if Run(folder).is_ensemble else None
-        if not isinstance(noise_removal, int) and (noise_removal is None or 0 not in noise_removal):
-            stored = record["noise_removal"] if record else {}
-            noise_removal = {**{int(code): method for code, method in stored.items()}, **(noise_removal or {})}
+        if not isinstance(requantization, int) and (requantization is None or 0 not in requantization):
+            stored = record["requantization"] if record else {}
+            requantization = {**{int(code): method for code, method in stored.items()}, **(requantization or {})}
         if record and photons is None and record["photons"]:
             photons = folder / record["photons"]
         members = record["members"] if record else {}
         simulator = cls(
-            ShapeModule.load(folder / record["default"] if record else folder, device),
+            ShowerModel.load(folder / record["default"] if record else folder, device),
             None if photons is None else PhotonSum.load(photons, device),
-            noise_removal,
-            {int(code): ShapeModule.load(folder / name, device) for code, name in members.items()},
+            requantization,
+            {int(code): ShowerModel.load(folder / name, device) for code, name in members.items()},
             None if acceptance is None else Acceptance.load(acceptance, device),
         )
         if devices > 1:
-            load = partial(cls.load, run_folder, photons, noise_removal, acceptance=acceptance)
+            load = partial(cls.load, run_folder, photons, requantization, acceptance=acceptance)
             simulator._processes = Processes(load, names)
         return simulator
 
@@ -189,7 +189,7 @@ class FastSimulator:
     @property
     def device(self) -> torch.device:
         """Where the models are."""
-        return self.shape.device
+        return self.shower.device
 
     def sample(
         self,
@@ -205,7 +205,7 @@ class FastSimulator:
         Every member answers its own rows in batches of its own, as it would alone.
 
         Args:
-            particles: Features with shape (N, 9), see :data:`calosim.showers.record.FEATURES`.
+            particles: Features with shape (N, 9), see :data:`calosim.data.record.FEATURES`.
             pdg: PDG codes with shape (N,); they choose noise removal and member.
             seed: Seed of the draws.
             rows: Row numbers with shape (N,) that key the draws together with the seed; 0 to N - 1 if not given.
@@ -231,18 +231,18 @@ class FastSimulator:
         if self._processes and len(pdg):
             return self._processes.sample(particles, pdg, seed, rows, photon_sum, batch_size)
         images = np.empty((len(pdg), *self.detector.shape), dtype=np.int32)
-        default = self.noise_removal.get(0, 0)
-        method = np.array([self.noise_removal.get(int(code), default) for code in pdg], dtype=np.int64)
+        default = self.requantization.get(0, 0)
+        method = np.array([self.requantization.get(int(code), default) for code in pdg], dtype=np.int64)
         rest = ~np.isin(pdg, list(self.members))
-        groups = [(self.shape, rest), *((member, pdg == code) for code, member in self.members.items())]
+        groups = [(self.shower, rest), *((member, pdg == code) for code, member in self.members.items())]
         if photon_sum is None and self.photons is not None:
             self.photons.networks(seed)  # are drawn by torch's own generator, once and not by several threads
 
-        def simulate(model: ShapeModule, batch: np.ndarray) -> None:
+        def simulate(model: ShowerModel, batch: np.ndarray) -> None:
             features = torch.from_numpy(particles[batch]).to(self.device, torch.float32)
             keys = torch.from_numpy(rows[batch]).to(self.device)
             total = self.sums(features, seed, keys) if photon_sum is None else photon_sum[batch]
-            removal = torch.from_numpy(method[batch]).to(self.device) if self.noise_removal else None
+            removal = torch.from_numpy(method[batch]).to(self.device) if self.requantization else None
             total = torch.as_tensor(total, device=self.device)
             images[batch] = model.generate(features, total, seed, keys, removal).cpu().numpy()
 
@@ -253,7 +253,7 @@ class FastSimulator:
             size = min(batch_size, max(_LEAST_ROWS, -(-len(own) // workers_on(self.device))))
             jobs += [partial(simulate, model, own[start : start + size]) for start in range(0, len(own), size)]
         with ExitStack() as modes:  # set once, not by every thread
-            for part in (self.shape, *self.members.values(), self.photons, self.acceptance):
+            for part in (self.shower, *self.members.values(), self.photons, self.acceptance):
                 if part is not None:
                     modes.enter_context(evaluating(part))
             run_side_by_side(jobs, self.device)
@@ -267,9 +267,9 @@ class FastSimulator:
 
     def fingerprint(self) -> str:
         """A hash of all that makes a response: weights and settings of the models, and the noise removal."""
-        found = hashlib.blake2b(json.dumps(sorted(self.noise_removal.items())).encode(), digest_size=16)
+        found = hashlib.blake2b(json.dumps(sorted(self.requantization.items())).encode(), digest_size=16)
         parts: dict[Any, CalosimModule | None] = {
-            "shape": self.shape,
+            "shape": self.shower,
             "photons": self.photons,
             "acceptance": self.acceptance,
         }
@@ -290,7 +290,9 @@ class FastSimulator:
             How many there are, by model and reason; see :func:`calosim.models.provenance.not_seen`.
         """
         counts: dict[str, int] = {}
-        models: list[tuple[str, CalosimModule, np.ndarray]] = [("shape", self.shape, ~np.isin(pdg, list(self.members)))]
+        models: list[tuple[str, CalosimModule, np.ndarray]] = [
+            ("shape", self.shower, ~np.isin(pdg, list(self.members)))
+        ]
         models += [(f"member {particle_name(code)}", member, pdg == code) for code, member in self.members.items()]
         if self.photons is not None:
             models.append(("photon sum", self.photons, np.ones(len(pdg), dtype=bool)))
@@ -326,7 +328,7 @@ def read_ensemble(folder: Path) -> dict[str, Any]:
     """
     path = Run(folder) / Run.ENSEMBLE
     record = read_json(path)
-    missing = {"default", "members", "photons", "noise_removal"} - set(record if isinstance(record, dict) else ())
+    missing = {"default", "members", "photons", "requantization"} - set(record if isinstance(record, dict) else ())
     if missing:
         raise ValueError(f"{path}: expected the record of an ensemble, it lacks {', '.join(sorted(missing))}")
     return record

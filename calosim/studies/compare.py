@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from calosim.files import atomic_write, write_json
+from calosim.io import atomic_write, write_json
 from calosim.studies.plan import Plan, load_plan
 from calosim.studies.runner import Execution, run_steps
 

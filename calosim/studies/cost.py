@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from calosim.commands import own_command
-from calosim.files import markdown_table
+from calosim.data.root import write
+from calosim.io import markdown_table
 from calosim.montecarlo.simulate import simulate
 from calosim.runs import Run
-from calosim.showers.root import write
 from calosim.studies.finished import is_finished, unknown_origin
 from calosim.studies.plan import Plan, Step
 from calosim.studies.settings import command_words, files_of, simulated
@@ -117,7 +117,7 @@ class _Estimates:
         Raises:
             ValueError: If the training would be refused.
         """
-        from calosim.showers.datamodule import RootDataModule
+        from calosim.data.datamodule import RootDataModule
 
         known = inspect.signature(RootDataModule).parameters
         data = {key: value for key, value in step.settings["data"].items() if key in known}

@@ -8,12 +8,12 @@ import numpy as np
 
 from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.stored import Evaluation
-from calosim.files import read_json, write_json
+from calosim.io import read_json, write_json
 from calosim.models.checkpoints import older
 from calosim.particles import particle_code
 from calosim.runs import Run, difference, identity
 from calosim.simulation.ensemble import save_ensemble
-from calosim.simulation.simulator import NoiseRemoval, read_ensemble
+from calosim.simulation.simulator import Requantization, read_ensemble
 from calosim.studies.layout import ENSEMBLE, Table
 from calosim.studies.plan import Plan, Step
 from calosim.studies.runner import Execution, run_steps
@@ -28,7 +28,7 @@ class _Choice(NamedTuple):
 
     label: str
     step: Step
-    noise_removal: int | None
+    requantization: int | None
 
 
 def make_ensemble(
@@ -55,7 +55,7 @@ def make_ensemble(
         return f"the default model, {base.name}, was not judged on validation rows"
     chosen = {particle: choice.label for particle, choice in choices.items()}
     members = {p: str(c.step.folder) for p, c in choices.items() if c.label != table.ensemble["default"]}
-    removals = {particle: choice.noise_removal for particle, choice in choices.items()}
+    removals = {particle: choice.requantization for particle, choice in choices.items()}
     folder = plan.out / ENSEMBLE
     record, choice = folder / "choice.json", {"chosen": chosen, "members": members, "removals": removals}
     if folder.exists() and (not record.exists() or difference(identity(read_json(record)), identity(choice))):
@@ -69,7 +69,7 @@ def make_ensemble(
             str(base.folder),
             members,
             str(plan.runs(photons)[0].folder) if photons else None,
-            NoiseRemoval(judged.noise_removal("all"), [f"{p}={n}" for p, n in removals.items() if n is not None]),
+            Requantization(judged.requantization("all"), [f"{p}={n}" for p, n in removals.items() if n is not None]),
         )
         write_json(record, choice)
     step = _judging(plan, base)
@@ -101,15 +101,15 @@ def _best(plan: Plan, table: Table, particle: str) -> _Choice | None:
     # The earlier of equals: the default comes first.
     label = list(found)[int(np.argmin(np.nan_to_num(ranks, nan=np.inf)))]
     step, judged = found[label]
-    return _Choice(label, step, judged.noise_removal(particle))
+    return _Choice(label, step, judged.requantization(particle))
 
 
 def _judging(plan: Plan, base: Step) -> Step:
     """The ensemble's evaluation: that of its default model, on the same data."""
     folder = plan.out / ENSEMBLE
     options: dict[str, Any] = dict(plan.steps[f"{base.name}-{Run.EVALUATION}"].options)
-    options |= {"shape": str(folder), "data": str(base.folder), "out": str(folder / Run.EVALUATION)}
-    options |= {"noise_removal": None, "references": False}
+    options |= {"shower": str(folder), "data": str(base.folder), "out": str(folder / Run.EVALUATION)}
+    options |= {"requantization": None, "references": False}
     words = command_words({key: value for key, value in options.items() if value is not None})
     result = folder / Run.EVALUATION / Evaluation.RECORD
     return Step(ENSEMBLE, ENSEMBLE, {}, "evaluate", words, result, options=options)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from calosim.data.recipe import current_hash, primaries_hash, read_recipe
 from calosim.evaluation.stored import Evaluation
 from calosim.runs import Run, difference, identity
-from calosim.showers.recipe import current_hash, primaries_hash, read_recipe
 from calosim.studies.plan import Step
 from calosim.studies.settings import files_of, simulated
 
@@ -94,7 +94,7 @@ def _check_evaluation(step: Step) -> None:
     made = {key: arguments[key] for key in step.options if key in arguments}
     differs = difference(made, {key: wanted[key] for key in made})
     if not differs:
-        split = Run(step.options["shape"]).split
+        split = Run(step.options["shower"]).split
         trained, judged = split and split["data_hash"], evaluation.record["data"]["data_hash"]
         differs = f"data of hash {judged} instead of {trained}" if split and trained != judged else ""
     if differs:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from calosim.files import read_yaml
+from calosim.io import read_yaml
 
 __all__ = ["merged", "read_entries"]
 

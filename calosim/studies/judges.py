@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from calosim.evaluation.definitions import TITLES
-from calosim.files import markdown_table
+from calosim.io import markdown_table
 from calosim.studies.cells import Cell, Cells
 from calosim.studies.layout import Row
 

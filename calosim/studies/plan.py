@@ -42,7 +42,7 @@ from typing import Any
 import yaml
 
 from calosim.evaluation.stored import Evaluation
-from calosim.files import find_config
+from calosim.io import find_config
 from calosim.particles import particle_code
 from calosim.runs import Run
 from calosim.studies.include import read_entries
@@ -329,7 +329,7 @@ class _Reading:
             for run in self.runs[label] if own is not False else ():
                 given, needs = self.resolve({**(self.entries[entry] or {}), **(own or {})}, run.values)
                 folder, name = (self.out / run.name if run.shared else run.folder) / sub, f"{run.name}-{sub}"
-                given |= {"shape": str(run.folder), "split": split, "out": str(folder)}
+                given |= {"shower": str(run.folder), "split": split, "out": str(folder)}
                 self.add(
                     Step(
                         name,

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from calosim.files import read_json, write_json
+from calosim.io import read_json, write_json
 from calosim.slurm import Slurm
 from calosim.studies.finished import is_finished, unknown_origin
 from calosim.studies.plan import Plan, Step

@@ -12,9 +12,9 @@ from operator import getitem
 from pathlib import Path
 from typing import Any
 
-from calosim.files import find_config
+from calosim.data.recipe import current_hash, primaries_hash
+from calosim.io import find_config
 from calosim.runs import identity
-from calosim.showers.recipe import current_hash, primaries_hash
 
 __all__ = ["command_words", "files_of", "fingerprint", "resolved", "simulated"]
 

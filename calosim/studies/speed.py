@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from calosim.data.record import Showers
 from calosim.evaluation.selection import trained_data
-from calosim.files import markdown_table
+from calosim.io import markdown_table
 from calosim.models.base import evaluating
-from calosim.models.shape import ShapeModule
+from calosim.models.shower import ShowerModel
 from calosim.models.teacher import Teacher
-from calosim.showers.record import Showers
 from calosim.studies.cells import Cells
 from calosim.studies.plan import Plan
 from calosim.threads import one_thread
@@ -27,9 +27,9 @@ SPEED_TURNS = 3
 
 
 def generation_times(
-    model: ShapeModule, showers: Showers, batches: Sequence[int] = (1, 256), repeats: int = 5
+    model: ShowerModel, showers: Showers, batches: Sequence[int] = (1, 256), repeats: int = 5
 ) -> dict[str, float]:
-    """Seconds per response of a shape model, medians, photon sums given.
+    """Seconds per response of a shower model, medians, photon sums given.
 
     Args:
         model: The model.
@@ -52,8 +52,8 @@ def generation_times(
             model.generate(particles, photon_sum, seed, rows)
 
         times[f"batch {batch}"] = _median(generate, model.device, repeats) / batch
-        if isinstance(model, Teacher) and model.coordinates.nodes is None and batch == batches[-1]:
-            size = model.coordinates.size
+        if isinstance(model, Teacher) and model.representation.nodes is None and batch == batches[-1]:
+            size = model.representation.size
             with evaluating(model):
                 transform = model.flow(model.context(particles, photon_sum)).transform
                 x = torch.zeros(batch, size, device=model.device)
@@ -76,7 +76,7 @@ def _median(function: Any, device: torch.device, repeats: int) -> float:
 def measure_speeds(plan: Plan, quiet: bool) -> dict[str, dict[str, float]]:
     """Times on one thread, and the number of parameters, of each label's first run that was judged."""
     runs = {label: steps[0].folder for label in plan.trainings if plan.judged((steps := plan.runs(label))[0])}
-    models = {label: ShapeModule.load(run) for label, run in runs.items()}
+    models = {label: ShowerModel.load(run) for label, run in runs.items()}
     measured: dict[str, list[dict[str, float]]] = {label: [] for label in runs}
     with one_thread():
         # In turns: a machine's speed drifts by more than models differ.

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from calosim.files import temporary_folder
+from calosim.io import temporary_folder
 from calosim.runs import Run
 from calosim.studies.finished import check_training
 from calosim.studies.plan import Step

@@ -13,7 +13,7 @@ import numpy as np
 from calosim import __version__
 from calosim.evaluation.definitions import TITLES, in_units, with_spread
 from calosim.evaluation.intervals import LEAST_PRIMARIES
-from calosim.files import csv_text, markdown_table
+from calosim.io import csv_text, markdown_table
 from calosim.metrics.bootstrap import Bootstrap
 from calosim.runs import git_hash
 from calosim.studies.cells import Cell, Cells
@@ -102,7 +102,7 @@ class Comparison:
 
     def draw(self, path: Path, mode: str) -> None:
         """Draws all metrics of a mode into a file: bootstrap intervals, or standard deviations where there are none."""
-        from calosim.pictures import comparison
+        from calosim.plots import comparison
 
         def point(cell: Cell | None) -> tuple[float, float, float] | None:
             if cell is None or np.isnan(cell.mean):

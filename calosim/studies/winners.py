@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from calosim.evaluation.definitions import TITLES
-from calosim.files import markdown_table
+from calosim.io import markdown_table
 from calosim.metrics.bootstrap import Bootstrap
 from calosim.studies.cells import Cells
 from calosim.studies.layout import ENSEMBLE, FORMATS, HEADINGS, Table

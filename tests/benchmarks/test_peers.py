@@ -11,8 +11,8 @@ from benchmarks.peers.counts import rounded, with_sum
 from benchmarks.peers.protocol import Budget
 from benchmarks.peers.settings import CONFIG, Study, Try
 from calosim.cli.train import resolved
-from calosim.files import read_csv, read_npz
-from calosim.showers.root import write
+from calosim.data.root import write
+from calosim.io import read_csv, read_npz
 
 PEERS = list(yaml.safe_load(CONFIG.read_text())["peers"])
 #: Training time of a test: about half a second.
@@ -25,8 +25,8 @@ def test_counts_have_the_sums_that_are_wanted():
     images[0], images[1], images[2] = 0.0, 0.01, np.nan
     wanted = rng.integers(0, 400, 20)
     counts = with_sum(images, wanted)
-    lit = np.nan_to_num(images).any((1, 2))
-    assert np.array_equal(counts.sum((1, 2)), np.where(lit, wanted, 0))
+    nonempty = np.nan_to_num(images).any((1, 2))
+    assert np.array_equal(counts.sum((1, 2)), np.where(nonempty, wanted, 0))
     assert counts.min() >= 0
     # Nothing is lit that rounding leaves dark, unless there is nothing else; whole numbers stay.
     some = (images >= 0.5).any((1, 2))
@@ -80,7 +80,7 @@ def test_settings_are_those_of_the_command(name, showers):
     files = Study.read(CONFIG).peers[name].options["configs"]
     settings = resolved([word for file in files for word in ("-c", file)])
     made, wanted = peer.module.init, settings["model"]["init_args"]
-    assert made["coordinates"].items() - {"kind": name}.items() == wanted["coordinates"].items()
+    assert made["representation"].items() - {"kind": name}.items() == wanted["representation"].items()
     assert (made["flow"] and {**made["flow"], "hidden": list(made["flow"]["hidden"])}) == wanted["flow"]
     assert made["physics"] == wanted["physics"]
     assert (peer.batch_size, peer.clip) == (settings["data"]["batch_size"], settings["trainer"]["gradient_clip_val"])

@@ -17,9 +17,9 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import CheckerboardValidation
+from calosim.data.record import Showers
 from calosim.detectors import DETECTORS
 from calosim.metrics.wasserstein import CheckerboardWasserstein
-from calosim.showers.record import Showers
 
 ZN = DETECTORS["zn"]
 ROWS = 61  # odd: two processes get unequal shares
@@ -61,11 +61,11 @@ class Model(pl.LightningModule):
         self.dropout = torch.nn.Dropout()
         self.calls = []
 
-    def generate(self, particles, photon_sum, seed, rows, rounding=None):
+    def generate(self, particles, photon_sum, seed, rows, requantization=None):
         assert not any(module.training for module in self.modules())
         assert not torch.is_grad_enabled()
         assert particles.dtype == photon_sum.dtype == torch.float32
-        self.calls.append((self.trainer.current_epoch, seed, rows.tolist(), rounding))
+        self.calls.append((self.trainer.current_epoch, seed, rows.tolist(), requantization))
         torch.manual_seed(0)  # a careless model must not disturb the training either
         np.random.seed(0)  # noqa: NPY002
         images = np.stack(
@@ -130,14 +130,14 @@ pytestmark = [
 
 def test_logs_the_metric_of_exactly_the_chosen_rows(tmp_path):
     callback = CheckerboardValidation(
-        rows=20, generations=3, pictures=0, convention="o2", noise_removal=1, seed=7, batch_size=8
+        rows=20, generations=3, pictures=0, convention="o2", requantization=1, seed=7, batch_size=8
     )
     trainer, model, data = fit(tmp_path, [callback])
     rows = sorted({row for _, _, chosen, _ in model.calls for row in chosen})
     assert len(rows) == 20
     assert sorted(row for _, _, chosen, _ in model.calls for row in chosen) == sorted(3 * rows)
     assert {seed for _, seed, _, _ in model.calls} == {7, 8, 9}
-    assert {rounding for *_, rounding in model.calls} == {1}
+    assert {requantization for *_, requantization in model.calls} == {1}
 
     showers = data.val.select(rows)
     with torch.no_grad():
@@ -239,7 +239,7 @@ def test_a_picture_that_fails_ends_no_training(tmp_path, monkeypatch, capsys):
     def fail(figure, path):
         raise RuntimeError("latex could not be found")
 
-    monkeypatch.setattr("calosim.pictures.responses.save", fail)
+    monkeypatch.setattr("calosim.plots.responses.save", fail)
     trainer, _, _ = fit(tmp_path, [CheckerboardValidation(pictures=1)])
     assert "was not drawn (RuntimeError: latex could not be found)" in capsys.readouterr().err
     assert trainer.callback_metrics["val/ws"] > 0

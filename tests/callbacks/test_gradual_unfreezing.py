@@ -15,12 +15,12 @@ from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from callbacks import GradualUnfreezing
+from calosim.data.datamodule import RootDataModule
+from calosim.data.root import write
 from calosim.flows import FlowConfig, units
-from calosim.models.photons import PhotonSum
+from calosim.models.photon_sum import PhotonSum
 from calosim.models.teacher import Teacher
-from calosim.shapes import PixelConfig
-from calosim.showers.datamodule import RootDataModule
-from calosim.showers.root import write
+from calosim.representations import PixelConfig
 
 TRANSFORMS = 3
 OPTIMIZERS = {
@@ -402,7 +402,7 @@ import sys, torch
 from lightning import Callback, Trainer
 from calosim.flows import FlowConfig
 from calosim.models.teacher import Teacher
-from calosim.showers.datamodule import RootDataModule
+from calosim.data.datamodule import RootDataModule
 from callbacks import GradualUnfreezing
 
 file, out, processes = sys.argv[1], sys.argv[2], int(sys.argv[3])

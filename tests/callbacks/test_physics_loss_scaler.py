@@ -11,9 +11,9 @@ import torch
 
 from callbacks import PhysicsLossScaler
 from callbacks.physics_loss_scaler import row_diversity
+from calosim.data.datamodule import RootDataModule
 from calosim.metrics.diversity import diversity
 from calosim.particles import particle_name
-from calosim.showers.datamodule import RootDataModule
 
 KEYS = {"physics": "physics_weight", "all": "loss_weight"}
 

@@ -18,7 +18,7 @@ TEACHER = ["-c", "conf/teacher.yaml"]
         ([*TEACHER, "--model.optimizer", "Adamm"], "--model.optimizer: expected the name of a class, got Adamm"),
         ([*TEACHER, "--data.fractions", "[1,2]"], "--data.fractions: expected tuple with 3 elements, got [1, 2]"),
         ([*TEACHER, "--trainer.callbacks.rows", "abc"], "--trainer.callbacks.rows: expected int, got abc"),
-        ([*TEACHER, "--model.coordinates.hidden", "x"], "--model.coordinates.hidden: expected int, got x"),
+        ([*TEACHER, "--model.representation.hidden", "x"], "--model.representation.hidden: expected int, got x"),
         ([*TEACHER, "--trainer.max_epochs", "x"], "--trainer.max_epochs: expected int, got x"),
     ],
 )

@@ -32,7 +32,7 @@ def test_a_source_is_never_written_over(verb, name, root_file, run_folders, tmp_
     words = {
         "simulate": ["--primaries", own, "--responses_per_primary", 1],
         "convert": ["--source", own],
-        "generate": ["--shape", run_folders["splits"], "--photons", run_folders["photons"], "--primaries", own],
+        "generate": ["--shower", run_folders["splits"], "--photons", run_folders["photons"], "--primaries", own],
     }[verb]
     assert f"{name}: is also a source" in error_of(verb, *words, "--out", name)
     with open(own, "rb") as after, root_file.open("rb") as before:
@@ -72,7 +72,7 @@ def test_primaries_that_meet_another_detector_are_told(tmp_path, command, capfd)
 
 @pytest.mark.parametrize("value", [0, -5])
 def test_batches_hold_something(value, error_of):
-    words = ["--shape", "s", "--primaries", "p", "--out", "o.root", "--batch_size", value]
+    words = ["--shower", "s", "--primaries", "p", "--out", "o.root", "--batch_size", value]
     assert error_of("generate", *words) == f"calosim: error: expected a batch size of at least 1, got {value}"
 
 
@@ -135,7 +135,7 @@ def disk(tmp_path):
 
 def writing_words(root_file, run_folders, place):
     """The words that write with each verb, into a folder."""
-    models = ["--shape", run_folders["splits"], "--photons", run_folders["photons"]]
+    models = ["--shower", run_folders["splits"], "--photons", run_folders["photons"]]
     return {
         "simulate": ["--primaries", 60, "--responses_per_primary", 2, "--out", place / "a.root"],
         "convert": ["--source", root_file, "--out", place / "a.root"],

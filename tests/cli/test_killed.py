@@ -23,9 +23,9 @@ import pytest
 import torch
 import yaml
 
-from calosim.files import read_json, read_npz
+from calosim.data import read
+from calosim.io import read_json, read_npz
 from calosim.runs import Run
-from calosim.showers import read
 
 #: Runs commands, each in a process and a group of its own, forked from one that has imported what they need: what a moment
 #: drawn at random falls into is then their work.
@@ -106,7 +106,7 @@ def forge() -> Iterator[Forge]:
 def words(run_folders, root_file) -> dict[str, list[Any]]:
     """A command of each verb, whose outputs are relative to where it is started."""
     conf = Path("conf").absolute()
-    models = ["--shape", run_folders["splits"], "--photons", run_folders["photons"]]
+    models = ["--shower", run_folders["splits"], "--photons", run_folders["photons"]]
     fit = [
         "--data.files",
         root_file,
@@ -134,7 +134,7 @@ def words(run_folders, root_file) -> dict[str, list[Any]]:
 def plan(root_file: Path) -> str:
     """A study of one tiny training, and what judges it."""
     options = {"data.files": [str(root_file)], "data.batch_size": 128, "trainer.max_epochs": 2}
-    options |= {f"model.coordinates.{size}": 8 for size in ("hidden", "event", "local_hidden")}
+    options |= {f"model.representation.{size}": 8 for size in ("hidden", "event", "local_hidden")}
     options |= {"trainer.callbacks.rows": 8, "trainer.callbacks.pictures": 2}
     entries = {
         "out": "study",

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from calosim.models.checkpoints import load_module
-from calosim.models.photons import PhotonSum
+from calosim.models.photon_sum import PhotonSum
 from calosim.models.teacher import Teacher
 from calosim.runs import Run
 
@@ -91,7 +91,7 @@ def test_lightning_loads_what_calosim_wrote(kind, name, run_folders):
 def test_loggers_have_hyperparameters_and_resolved_settings(run_folders):
     run = Run(run_folders["splits"])
     told = yaml.safe_load((run / "hparams.yaml").read_text())
-    assert told["coordinates"]["hidden"] == 16
+    assert told["representation"]["hidden"] == 16
     assert told["config"]["model"] == run.config["model"]
     assert told["config"]["trainer"]["max_epochs"] == 1
 

@@ -13,7 +13,7 @@ import pytest
 from jsonargparse import Namespace
 
 from calosim.cli.session import take_processes
-from calosim.files import read_csv
+from calosim.io import read_csv
 from calosim.runs import Run
 
 QUICK = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.max_epochs", 2]

@@ -30,7 +30,7 @@ def test_a_run_folder_explains_itself(run_folders, root_file):
     assert record["batch_size"] == {"process": 64, "total": 64}
     assert record["learning_rate"] == run.config["model"]["init_args"]["optimizer"]["init_args"]["lr"]
     assert run.config["model"]["init_args"]["flow"]["hidden"] == [8, 8]
-    assert run.config["model"]["init_args"]["coordinates"]["noise"] == 0.5
+    assert run.config["model"]["init_args"]["representation"]["noise"] == 0.5
     assert run.config["data"]["batch_size"] == 64
     metrics = logged(run / Run.METRICS)
     assert any(row["val/loss"] for row in metrics)

@@ -10,8 +10,8 @@ from contextlib import suppress
 import pytest
 import torch
 
-from calosim.files import read_csv
-from calosim.models.photons import PhotonSum
+from calosim.io import read_csv
+from calosim.models.photon_sum import PhotonSum
 from calosim.runs import Run
 
 JOB = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "test"}

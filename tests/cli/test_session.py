@@ -16,7 +16,7 @@ import yaml
 
 from calosim.cli.record import WholeCheckpoints
 from calosim.cli.session import said_words
-from calosim.files import read_csv
+from calosim.io import read_csv
 from calosim.runs import Run
 
 
@@ -235,7 +235,7 @@ def test_a_configuration_does_not_unname_the_checkpoint_before_it(photons, comma
 
 
 def test_other_files_are_refused_by_their_content(photons, again, error_of, make_showers, tmp_path):
-    from calosim.showers.root import write
+    from calosim.data.root import write
 
     write(tmp_path / "other.root", make_showers(seed=5))
     words = [*again, "--data.files", tmp_path / "other.root", "--trainer.max_epochs", 2, "--ckpt_path", "last"]
@@ -359,7 +359,7 @@ def test_a_schedule_follows_a_training_that_becomes_longer(train):
 @pytest.mark.filterwarnings("ignore:Swapping scheduler")
 @pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
 def test_averaged_weights_are_in_the_checkpoints(average, train, monkeypatch):
-    from calosim.models.photons import PhotonSum
+    from calosim.models.photon_sum import PhotonSum
 
     end = {}
     # After the callbacks' own end of the training, when the average is in the module.
@@ -398,7 +398,7 @@ def test_an_accelerator_that_is_not_there_is_one_line(root_file, tmp_path, error
 
 
 def test_a_finished_run_that_is_resumed_is_unfinished_until_it_ends(photons, again, command, monkeypatch):
-    from calosim.models.photons import PhotonSum
+    from calosim.models.photon_sum import PhotonSum
 
     def killed(self, batch):
         raise KeyboardInterrupt

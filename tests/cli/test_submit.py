@@ -9,7 +9,7 @@ import pytest
 from calosim.slurm import Slurm
 
 PHOTONS = ["-c", "conf/photons.yaml"]
-GENERATE = ["generate", "--shape", "s", "--photons", "p", "--primaries", "p.csv", "--out", "f.root"]
+GENERATE = ["generate", "--shower", "s", "--photons", "p", "--primaries", "p.csv", "--out", "f.root"]
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_settings_of_a_cluster_are_a_file_and_setup_comes_first(script, tmp_path
 
 
 def test_a_script_is_what_the_shell_takes_it_for(script):
-    files = ["--shape", "it's $HOME", "--photons", "p", "--primaries", "p", "--out", "{task} of 3.root"]
+    files = ["--shower", "it's $HOME", "--photons", "p", "--primaries", "p", "--out", "{task} of 3.root"]
     lines = script("generate", *files, "--slurm.gpus", 2, "--slurm.array", "0-4:2,7%2")
     assert {"#SBATCH --ntasks-per-node=1", "#SBATCH --gpus-per-node=2"} < set(lines)
     words = lines[-1].partition(" -m ")[2]

@@ -16,8 +16,8 @@ import yaml
 from calosim import loggers
 from calosim.__main__ import _have_home
 from calosim.commands import own_command
+from calosim.data.cache import cached_arrays
 from calosim.runs import Run
-from calosim.showers.cache import cached_arrays
 from calosim.slurm import TASKS, drop_stale
 
 #: As it is installed, which puts the folder of the program before all others, not the working folder.

@@ -15,11 +15,11 @@ from calosim.cli import tools
 
 
 def test_generate_then_evaluate(run_folders, root_file, tmp_path, capsys, command):
-    from calosim.showers.reading import read
+    from calosim.data.reading import read
 
     primaries = tmp_path / "primaries.csv"
     primaries.write_text("pdg,energy,vx,vy,vz,px,py,pz\n22,100,0,0,0,0,0,100\n2112,1000,0,0,0,0.1,0,-999.99955\n")
-    models = ["--shape", run_folders["teacher"], "--photons", run_folders["photons"]]
+    models = ["--shower", run_folders["teacher"], "--photons", run_folders["photons"]]
     models += ["--acceptance", run_folders["acceptance"]]
     words = [*models, "--primaries", primaries, "--responses", 3, "--batch_size", 4, "--out", tmp_path / "made.root"]
     assert command("generate", *words) == 0
@@ -62,13 +62,13 @@ def test_generate_then_evaluate(run_folders, root_file, tmp_path, capsys, comman
 
 
 def test_dark_attempts_are_written_if_asked_for(tmp_path, command, error_of):
-    from calosim.showers.reading import read
+    from calosim.data.reading import read
 
     words = ["simulate", "--primaries", 20, "--responses_per_primary", 1, "--quiet", "true"]
     assert command(*words, "--keep_dark", "true", "--out", tmp_path / "dark.root") == 0
-    dark = read(tmp_path / "dark.root", "zn")
-    assert len(dark) == 20 * 6
-    assert (dark.photon_sum == 0).any()
+    empty = read(tmp_path / "dark.root", "zn")
+    assert len(empty) == 20 * 6
+    assert (empty.photon_sum == 0).any()
     both = ["--keep_dark", "true", "--match_sums", 2, "--primaries", tmp_path / "dark.root"]
     assert "expected one of them" in error_of(*words, *both, "--out", tmp_path / "x.root")
 
@@ -79,7 +79,7 @@ def test_evaluate_refuses_a_model_that_may_have_seen_the_rows(run_folders, photo
         text = (photons / name).read_text()
         assert "seed" in text
         (photons / name).write_text(_with_seed(name, text))
-    judged = ["--shape", run_folders["teacher"], "--photons", f"[{photons.folder}]", "--rows", 5]
+    judged = ["--shower", run_folders["teacher"], "--photons", f"[{photons.folder}]", "--rows", 5]
     line = error_of("evaluate", *judged, "--out", tmp_path / "e")
     assert "lest it has seen the rows it is judged on; it has seed 7, not" in line
     assert not (tmp_path / "e").exists()
@@ -95,11 +95,11 @@ def _with_seed(name: str, text: str, seed: int = 7) -> str:
 
 
 def test_evaluate_refuses_changed_data(run_folders, tmp_path, make_showers, error_of):
-    from calosim.showers.root import write
+    from calosim.data.root import write
 
     other = tmp_path / "other.root"
     write(other, make_showers(seed=5))
-    words = ["--shape", run_folders["teacher"], "--files", f"[{other}]", "--out", tmp_path / "e"]
+    words = ["--shower", run_folders["teacher"], "--files", f"[{other}]", "--out", tmp_path / "e"]
     assert "not the data of" in error_of("evaluate", *words)
     assert not (tmp_path / "e").exists()
 
@@ -110,11 +110,11 @@ def test_evaluate_refuses_changed_data(run_folders, tmp_path, make_showers, erro
         (["train"], "unknown verb 'train'"),
         (["simulate", "--detector", "xx", "--out", "x.root"], "unknown detector 'xx'"),
         (["simulate", "--primaries", "5", "--out", "/proc/x/zn.root"], "/proc/x"),
-        (["generate", "--shape", "nowhere", "--photons", "nowhere", "--primaries", "p", "--out", "o.root"], "nowhere"),
+        (["generate", "--shower", "nowhere", "--photons", "nowhere", "--primaries", "p", "--out", "o.root"], "nowhere"),
         (["evaluate", "--out", "e"], "nothing to evaluate"),
         (["simulate", "--seed", "-1", "--out", "x.root"], "--seed: expected a whole number from 0 to 2^63 - 1, got -1"),
         (["simulate", "--seed", str(2**64 + 1), "--out", "x.root"], "--seed: expected"),
-        (["evaluate", "--shape", "x", "--out", "e", "--trust", "nosuch"], "--trust: no module 'nosuch'"),
+        (["evaluate", "--shower", "x", "--out", "e", "--trust", "nosuch"], "--trust: no module 'nosuch'"),
     ],
 )
 def test_errors_are_one_line(words, said, tmp_path, monkeypatch, error_of):

@@ -12,14 +12,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from calosim.files import read_json, write_json
+from calosim.io import read_json, write_json
 from calosim.runs import Run
 
 #: A few batches of everything (the command reads 1 as all of them), quietly.
 QUICK = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.max_epochs", 1]
 QUICK += ["--trainer.limit_train_batches", 2, "--trainer.limit_val_batches", 2, "--data.batch_size", 16]
-PIXELS = ["-c", "conf/teacher.yaml", "-c", "conf/coordinates/pixels.yaml"]
-SPLITS = ["--model.coordinates.hidden", 16, "--model.coordinates.event", 8, "--model.coordinates.local_hidden", 8]
+PIXELS = ["-c", "conf/teacher.yaml", "-c", "conf/representation/pixels.yaml"]
+SPLITS = [
+    "--model.representation.hidden",
+    16,
+    "--model.representation.event",
+    8,
+    "--model.representation.local_hidden",
+    8,
+]
 TINY = ["--model.flow.hidden", "[8,8]", "--model.flow.transforms", 1, "--model.flow.bins", 4]
 #: A small checkerboard validation instead of the configuration's.
 CALLBACKS = json.dumps([{"class_path": "callbacks.CheckerboardValidation", "init_args": {"rows": 8, "pictures": 2}}])
@@ -45,13 +52,13 @@ def resolved(command, capsys):
 def test_models_have_short_names(name, resolved, tmp_path):
     init = "{flow: {bins: 3}, coordinates: {class_path: PixelConfig}}"
     (tmp_path / "own.yaml").write_text(f"model:\n  class_path: {name}\n  init_args: {init}\n")
-    pixels = ["--model", name, "--model.coordinates", "PixelConfig", "--model.flow.bins", 3]
+    pixels = ["--model", name, "--model.representation", "PixelConfig", "--model.flow.bins", 3]
     for words in (pixels, ["-c", tmp_path / "own.yaml"]):
         model = resolved(*words)["model"]
         assert model["class_path"].endswith(".Teacher")
         assert model["init_args"]["flow"]["bins"] == 3
         assert model["init_args"]["flow"]["transforms"] == 4  # the default, once
-        assert _values(model["init_args"]["coordinates"]) == {"noise": 0.5, "alpha": 1e-6, "standardize": True}
+        assert _values(model["init_args"]["representation"]) == {"noise": 0.5, "alpha": 1e-6, "standardize": True}
 
 
 def _values(settings: dict) -> dict:
@@ -115,7 +122,7 @@ def test_what_a_model_says_of_its_arguments_is_one_clear_line(tmp_path, root_fil
     words = ["--data.files", root_file, *TINY, "--model.flow.bins", -1, "--run", tmp_path / "run"]
     line = error_of("fit", *PIXELS, *words)
     assert line == "calosim: error: expected a number of bins, or 0 for affine maps, got -1"
-    words = ["--data.files", root_file, "--model.coordinates.phases", 5, "--run", tmp_path / "run"]
+    words = ["--data.files", root_file, "--model.representation.phases", 5, "--run", tmp_path / "run"]
     assert error_of("fit", "-c", "conf/teacher.yaml", *words) == "calosim: error: expected phases of 1 or 2, got 5"
     assert not (tmp_path / "run").exists()
 
@@ -153,9 +160,9 @@ def test_a_log_without_a_terminal_gets_a_line_an_epoch(silence, root_file, tmp_p
 @pytest.mark.parametrize(
     "sizes",
     [
-        ["-c", "conf/coordinates/pixels.yaml", *TINY, "--model.flow.dropout", "0"],
+        ["-c", "conf/representation/pixels.yaml", *TINY, "--model.flow.dropout", "0"],
         # All rows count below the coarse part: which rows come first in a batch depends on the number of processes.
-        [*SPLITS, "--model.coordinates.local_share", "1"],
+        [*SPLITS, "--model.representation.local_share", "1"],
     ],
     ids=["pixels", "splits"],
 )

@@ -14,7 +14,7 @@ import pytest
 
 from calosim.__main__ import VERBS
 from calosim.cli.words import MODELS, TOOLS, checked, tool_options, training_options
-from calosim.files import read_yaml, shipped_config
+from calosim.io import read_yaml, shipped_config
 
 FIT = ["fit", "-c", "conf/teacher.yaml"]
 
@@ -58,11 +58,13 @@ def test_options_of_models_are_their_arguments(name):
 def test_settings_are_their_fields():
     from calosim.cli.signatures import options
     from calosim.flows import FlowConfig
-    from calosim.shapes import PixelConfig, SplitConfig
+    from calosim.representations import PixelConfig, SplitConfig
 
     known = options("calosim.models", "Teacher")
     assert set(known["flow"].settings) == {f.name for f in fields(FlowConfig)}
-    assert set(known["coordinates"].settings) == {f.name for kind in (PixelConfig, SplitConfig) for f in fields(kind)}
+    assert set(known["representation"].settings) == {
+        f.name for kind in (PixelConfig, SplitConfig) for f in fields(kind)
+    }
     assert known["optimizer"].settings is None  # any class
     assert known["physics"].settings == {}
 
@@ -105,7 +107,7 @@ REFUSED = {
     "unknown option --dryrun; did you mean --dry_run?": [*COMPARE, "--dryrun"],
     "unknown model 'Teachr'; did you mean Teacher?": ["fit", "--model", "Teachr"],
     "FineTune needs --model.init_from (Run folder or checkpoint of": ["fit", "-c", "conf/finetune/gd.yaml"],
-    "evaluate needs --out (Folder for the results)": ["evaluate", "--shape", "x"],
+    "evaluate needs --out (Folder for the results)": ["evaluate", "--shower", "x"],
     "expected a model: -c conf/teacher.yaml": ["fit"],
     "expected one of Teacher, ": ["fit", "--model.help"],
     "expected a value behind --data.files": [*FIT, "--data.files", "--quiet"],
@@ -114,7 +116,7 @@ REFUSED = {
     "--data.sampling: expected natural, balanced or power, got 'even'": [*FIT, "--data.sampling", "even"],
     "--trainer.max_epochs: expected a whole number or null, got": [*FIT, "--trainer.max_epochs", "x"],
     "--quiet: expected true or false, got 'perhaps'": [*EVALUATE, "--quiet", "perhaps"],
-    "--shape: expected one, got 2: a, b": [*EVALUATE, "--shape", "[a,b]"],
+    "--shape: expected one, got 2: a, b": [*EVALUATE, "--shower", "[a,b]"],
     "nowhere.yaml: no such file, neither here nor": ["fit", "-c", "nowhere.yaml"],
     "own.yaml: unknown setting data.batchsize; did you mean data.batch_size?": ["fit", "-c", "own.yaml"],
     "empty.yaml: expected settings such as `trainer:`, got nothing": ["fit", "-c", "empty.yaml"],
@@ -154,14 +156,14 @@ def test_a_refusal_imports_nothing_slow():
     [
         [*FIT, "--trainer.max_epochs", "null", "--trainer.devices", "auto", "--trainer.strategy=ddp", "--quiet"],
         [*FIT, "--model.optimizer.lr", "3e-3", "--model.optimizer", "torch.optim.Adam", "--model.flow", "null"],
-        [*FIT, "--model.coordinates.init_args.hidden", "8", "--model.coordinates.class_path", "SplitConfig"],
+        [*FIT, "--model.representation.init_args.hidden", "8", "--model.representation.class_path", "SplitConfig"],
         [*FIT, "--trainer.callbacks+=callbacks.GradualUnfreezing", "--trainer.callbacks.order", "GD"],
         [*FIT, "--trainer.gradient_clip_val", "1e1", "--data.particle", "-211", "--seed_everything", "true"],
         ["fit", "--model", "own.module.Model", "--model.anything", "3"],
         ["fit", "--help"],
         ["fit", "--model.help", "Teacher"],
         ["test", "-c", "conf/photons.yaml", "--ckpt_path", "best", "--verbose", "false"],
-        [*EVALUATE, "--noise_removal", "best", "--classifier", "--rows", "null"],
+        [*EVALUATE, "--requantization", "best", "--classifier", "--rows", "null"],
         ["simulate", "--primaries", "a.root", "--seed=-1"],
     ],
 )

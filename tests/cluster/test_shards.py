@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calosim.showers import read
+from calosim.data import read
 
 CSV = "pdg,energy,vx,vy,vz,px,py,pz\n" + "".join(f"22,{100 + k},0,0,0,0,0,{100 + k}\n" for k in range(7))
 
@@ -12,7 +12,7 @@ CSV = "pdg,energy,vx,vy,vz,px,py,pz\n" + "".join(f"22,{100 + k},0,0,0,0,0,{100 +
 def test_an_array_of_shards_is_one_run(slurm, run_folders, command, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.csv").write_text(CSV)
-    words = ["generate", "--shape", run_folders["splits"], "--photons", run_folders["photons"], "--primaries", "p.csv"]
+    words = ["generate", "--shower", run_folders["splits"], "--photons", run_folders["photons"], "--primaries", "p.csv"]
     words += ["--responses", 3, "--out"]
     assert command(*words, "one.root") == 0
     capsys.readouterr()

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from calosim.__main__ import main
-from calosim.files import read_json
-from calosim.showers.root import write
+from calosim.data.root import write
+from calosim.io import read_json
 from calosim.slurm import Slurm
 
 #: All processors of the test Slurm: one job at a time.
@@ -46,7 +46,7 @@ def study(tmp_path, make_showers, monkeypatch):
 
 #: A teacher and its fine-tuning; a photon-sum model.
 TEACHER = {
-    "config": ["conf/teacher.yaml", "conf/coordinates/pixels.yaml", "conf/study/plain.yaml"],
+    "config": ["conf/teacher.yaml", "conf/representation/pixels.yaml", "conf/study/plain.yaml"],
     "options": {"model.flow.hidden": [8], "model.flow.transforms": 1, "model.flow.bins": 4, "data.batch_size": 64},
     "evaluate": False,
 }

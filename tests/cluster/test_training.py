@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from calosim.files import read_csv
+from calosim.io import read_csv
 from calosim.runs import Run
 
 

@@ -172,7 +172,7 @@ def main() -> None:
     """Writes all files."""
     import ROOT
 
-    from calosim.showers import Showers, write
+    from calosim.data import Showers, write
 
     FOLDER.mkdir(exist_ok=True)
     ROOT.gSystem.Load("libEG")  # of TParticle

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from calosim.data.datamodule import RootDataModule
+from calosim.data.record import Showers
 from calosim.evaluation.selection import Selection
-from calosim.showers.datamodule import RootDataModule
-from calosim.showers.record import Showers
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from calosim.data.datamodule import RootDataModule
 from calosim.evaluation.acceptance import acceptance_report, acceptance_table, judge_acceptance
-from calosim.showers.datamodule import RootDataModule
 
 CPU = torch.device("cpu")
 
@@ -32,10 +32,10 @@ def test_the_model_is_judged_on_all_held_out_attempts_and_the_floor_on_half(run_
 def test_true_probabilities_score_best():
     rng = np.random.default_rng(1)
     probability = rng.beta(0.5, 0.5, 20_000)
-    lit, total = rng.random(20_000) < probability, rng.integers(0, 100, 20_000)
+    nonempty, total = rng.random(20_000) < probability, rng.integers(0, 100, 20_000)
     pdg = rng.choice([22, 2112], 20_000)
-    true, drawn = acceptance_report(probability, lit, total, pdg, total), rng.permutation(probability)
-    blind = acceptance_report(drawn, lit, total, pdg, None)
+    true, drawn = acceptance_report(probability, nonempty, total, pdg, total), rng.permutation(probability)
+    blind = acceptance_report(drawn, nonempty, total, pdg, None)
     for name in ("all", "gamma", "neutron"):
         assert true[name]["brier"] < blind[name]["brier"]
         assert true[name]["auc"] > 0.8 > 0.55 > blind[name]["auc"]

@@ -9,15 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from calosim.data.record import Showers
 from calosim.evaluation.classifier import CONTROLS, PRIMARY, classifier_tables, judge_by_classifier
 from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.evaluate import Models, evaluate
 from calosim.evaluation.protocol import ClassifierOptions, FloorOptions, Protocol
 from calosim.evaluation.references import floor_of_simulation, floor_of_sums
 from calosim.evaluation.tables import as_csv, as_markdown
-from calosim.files import read_json, read_npz
+from calosim.io import read_json, read_npz
 from calosim.metrics.classifier import ClassifierSettings
-from calosim.showers.record import Showers
 
 FEW = Protocol(runs=1, responses=2, rows=40)
 ONE = ClassifierOptions(classifier_seeds=1)
@@ -97,7 +97,7 @@ def test_controls_need_primaries_of_their_own(found, showers, all_of, again):
 
 
 def test_few_primaries_are_no_failure_and_false_skips(run_folders, tmp_path, command):
-    words = ["--shape", run_folders["teacher"], "--runs", 1, "--responses", 1, "--rows", 20, "--references", "false"]
+    words = ["--shower", run_folders["teacher"], "--runs", 1, "--responses", 1, "--rows", 20, "--references", "false"]
     folders = tmp_path / "with", tmp_path / "without"
     for folder, more in zip(folders, ([], ["--classifier", "false"]), strict=True):
         assert command("evaluate", *words, "--quiet", "--out", folder, *more) == 0

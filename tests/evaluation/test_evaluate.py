@@ -9,7 +9,7 @@ import pytest
 
 from calosim.evaluation.evaluate import EXAMPLES, Models, _examples, evaluate
 from calosim.evaluation.protocol import FloorOptions, Protocol
-from calosim.files import read_json, read_npz
+from calosim.io import read_json, read_npz
 
 FEW = Protocol(runs=2, responses=2, rows=40)
 
@@ -26,9 +26,9 @@ def judged(run_folders, tmp_path_factory):
 def test_an_evaluation_says_how_it_was_made(judged, run_folders):
     """Plans compare the options of their steps with these."""
     assert read_json(judged / "evaluation.json")["arguments"] == {
-        **{"out": str(judged), "shape": str(run_folders["teacher"]), "photons": [str(run_folders["photons"])]},
+        **{"out": str(judged), "shower": str(run_folders["teacher"]), "photons": [str(run_folders["photons"])]},
         **{"files": None, "data": None, "split": "test", "floor": None, "runs": 2, "responses": 2, "rows": 40},
-        **{"rows_of_each": None, "noise_removal": "best", "noise_removal_of": ["neutron=1"], "references": True},
+        **{"rows_of_each": None, "requantization": "best", "requantization_of": ["neutron=1"], "references": True},
         **{"acceptance": None},
         **{
             "seed": 1,
@@ -80,10 +80,10 @@ def test_a_single_primary_can_be_judged(run_folders, tmp_path):
 
 def test_exceptions_are_stronger_than_the_best_noise_removal(judged):
     results = read_json(judged / "evaluation.json")
-    best = {name: int(min(found, key=found.get)) for name, found in results["noise_removal_ws"].items()}
-    assert results["noise_removal"]["2112"] == 1
-    assert results["noise_removal"]["0"] == best["all"]
-    assert results["noise_removal"].get("22", best["all"]) == best.get("gamma", best["all"])
+    best = {name: int(min(found, key=found.get)) for name, found in results["requantization_ws"].items()}
+    assert results["requantization"]["2112"] == 1
+    assert results["requantization"]["0"] == best["all"]
+    assert results["requantization"].get("22", best["all"]) == best.get("gamma", best["all"])
 
 
 def test_photon_sums_do_not_depend_on_what_else_is_judged(judged, run_folders, tmp_path):
@@ -124,8 +124,8 @@ def test_examples_do_not_repeat_a_response(showers, all_of):
     few = showers.select(np.concatenate([first, np.flatnonzero(showers.pdg == 22)]))
     simulator = SimpleNamespace(photons=object(), sample=lambda particles, *_: np.ones((len(particles), 44, 44), int))
     found = _examples(all_of(few), simulator, seed=0)
-    lit = found["examples_reference"].any((2, 3))
+    nonempty = found["examples_reference"].any((2, 3))
     gamma, neutron = range(2)
-    assert lit[neutron].tolist() == [True] * 2 + [False] * (EXAMPLES[1] - 2)
-    assert lit[gamma].sum() == min(EXAMPLES[1], np.bincount(few.inputs[few.pdg == 22]).max())
+    assert nonempty[neutron].tolist() == [True] * 2 + [False] * (EXAMPLES[1] - 2)
+    assert nonempty[gamma].sum() == min(EXAMPLES[1], np.bincount(few.inputs[few.pdg == 22]).max())
     assert found["examples_generated"].any((2, 3)).all()

@@ -50,7 +50,7 @@ def test_a_model_is_not_surprised_by_its_own_responses(simulator, own):
     assert f"{found['monte_carlo']:.4g} nats per image" in head
     assert len(table.splitlines()) == 2 + 3
     # Members of an ensemble answer for their own rows.
-    ensemble = FastSimulator(simulator.shape, members={particle_code("gamma"): simulator.shape})
+    ensemble = FastSimulator(simulator.shower, members={particle_code("gamma"): simulator.shower})
     assert judge_by_likelihood(ensemble, rows, sample(2), floors, 1, quiet=True)["shape"] == pytest.approx(
         found["shape"]
     )
@@ -64,7 +64,7 @@ def test_another_simulation_is_not_what_a_hardly_trained_model_generates(simulat
 
 def test_students_and_few_primaries_are_told(simulator, own):
     rows, _ = own
-    student = SimpleNamespace(shape=Student.__new__(Student), members={})
+    student = SimpleNamespace(shower=Student.__new__(Student), members={})
     assert "students" in judge_by_likelihood(student, rows, rows.showers.images, {}, 1)["reason"]
     first = np.flatnonzero(rows.inputs < 5)
     few = replace(

@@ -13,7 +13,7 @@ from calosim.evaluation.photons import (
     photon_uncertainty,
     quantile_table,
 )
-from calosim.models.photons import PhotonSum
+from calosim.models.photon_sum import PhotonSum
 
 #: Standard deviations that a share may lie off its expectation.
 SIGMAS = 5.0

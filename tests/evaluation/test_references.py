@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
+from calosim.data.recipe import write_recipe
 from calosim.evaluation.protocol import FloorOptions, Protocol
 from calosim.evaluation.references import Floors, floor_of_halves, floor_of_simulation, floor_of_sums, trivial_model
 from calosim.evaluation.selection import select_rows
-from calosim.showers.recipe import write_recipe
 
 
 def test_another_simulation_answers_with_the_same_primary_or_else_the_same_type(showers, all_of):
@@ -19,7 +19,7 @@ def test_another_simulation_answers_with_the_same_primary_or_else_the_same_type(
     floor = floor_of_simulation(other, rows)
     every = np.arange(50)
     positions = floor.positions(every, 3, every)
-    assert floor.fair.all()
+    assert floor.eligible.all()
     assert np.array_equal(floor.answers(every, 3, every), other.images[positions])
     lacking = 0
     for row, position in zip(every, positions, strict=True):
@@ -72,13 +72,13 @@ def test_the_floor_of_halves_is_held_against_responses_it_does_not_give(data):
     """Each half answered from the other would be a resample of the reference: a floor that no simulation can reach."""
     rows = select_rows(data, Protocol())
     floor = floor_of_halves(data, "test", rows)
-    numbers = np.repeat(np.flatnonzero(floor.fair), 20)
+    numbers = np.repeat(np.flatnonzero(floor.eligible), 20)
     answers = floor.answers(numbers, 1, np.arange(len(numbers)))
     # Of the same primary where there is another response at all, and never a response that is asked for.
     given = {image.tobytes() for image in answers}
-    assert 0.3 < floor.fair.mean() < 0.7
-    assert not given & {image.tobytes() for image in rows.showers.images[floor.fair]}
-    alone = np.bincount(rows.inputs)[rows.inputs[floor.fair]] == 1
+    assert 0.3 < floor.eligible.mean() < 0.7
+    assert not given & {image.tobytes() for image in rows.showers.images[floor.eligible]}
+    alone = np.bincount(rows.inputs)[rows.inputs[floor.eligible]] == 1
     assert floor.lacking == alone.sum()
 
 

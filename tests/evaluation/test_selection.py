@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
+from calosim.data.root import write
 from calosim.evaluation.protocol import Protocol
 from calosim.evaluation.selection import (
     check_splits,
@@ -19,7 +20,6 @@ from calosim.evaluation.selection import (
 )
 from calosim.models.finetune import FineTune
 from calosim.runs import Run
-from calosim.showers.root import write
 from calosim.simulation.ensemble import save_ensemble
 
 

@@ -11,7 +11,7 @@ from calosim.evaluation.protocol import ClassifierOptions, FloorOptions, Protoco
 from calosim.evaluation.selection import select_rows
 from calosim.evaluation.stored import Evaluation
 from calosim.evaluation.variants import unrounded_channels
-from calosim.files import read_npz
+from calosim.io import read_npz
 from calosim.metrics.variants import VARIANTS, variant_metrics
 
 
@@ -31,7 +31,7 @@ def test_unrounded_channels_are_of_the_same_draws(run_folders, data):
     assert np.corrcoef(found.ravel(), counts.ravel())[0, 1] > 0.9
     # A member that is the model itself answers alike.
     code = int(showers.pdg[0])
-    member = FastSimulator(simulator.shape, simulator.photons, members={code: simulator.shape})
+    member = FastSimulator(simulator.shower, simulator.photons, members={code: simulator.shower})
     np.testing.assert_allclose(unrounded_channels(member, rows, protocol, 1, False), found, rtol=1e-3, atol=0.1)
     assert not np.allclose(unrounded_channels(simulator, rows, protocol, 1, True), found)
 

@@ -9,7 +9,7 @@ import pytest
 
 from calosim.explain.shap import METHODS, NAMES
 from calosim.explain.surrogates import MIN_SURROGATE_ROWS
-from calosim.files import read_csv
+from calosim.io import read_csv
 
 #: Rounding of networks in single precision, relative.
 SINGLE = 1e-4
@@ -17,7 +17,7 @@ SMALL = ["--rows", 4, "--background", 5, "--posterior", 2, "--uncertainty_rows",
 
 
 def test_the_command_explains_both_stages(run_folders, command, tmp_path, capsys):
-    models = ["--photons", run_folders["photons"], "--shape", run_folders["teacher"]]
+    models = ["--photons", run_folders["photons"], "--shower", run_folders["teacher"]]
     few = ["--surrogate_rows", 150, "--surrogate_epochs", 2, "--compare_rows", 1, "--gradients", 5]
     assert command("explain", *models, *SMALL, *few, "--out", tmp_path / "both") == 0
     assert command("explain", *models[:2], *SMALL, "--compare_rows", 0, "--out", tmp_path / "one") == 0
@@ -76,13 +76,13 @@ def test_one_particle_alone(run_folders, command, tmp_path):
         ([], "nothing to explain"),
         (["--photons", "{tmp}"], "expected a checkpoint or a run folder"),
         (["--photons", "{teacher}"], "expected a checkpoint of PhotonSum, got one of Teacher"),
-        (["--photons", "{photons}", "--shape", "{photons}"], "expected a checkpoint of ShapeModule"),
-        (["--shape", "{teacher}"], "holds no photon-sum model"),
+        (["--photons", "{photons}", "--shower", "{photons}"], "expected a checkpoint of ShapeModule"),
+        (["--shower", "{teacher}"], "holds no photon-sum model"),
         (["--photons", "{photons}", "--particle", "xyz"], "unknown particle 'xyz'"),
         (["--photons", "{photons}", "--particle", "k0s"], "no k0s row"),
         (["--photons", "{photons}", "--rows", "0"], "expected rows of at least 1"),
         (
-            ["--photons", "{photons}", "--shape", "{teacher}", "--surrogate_rows", "40"],
+            ["--photons", "{photons}", "--shower", "{teacher}", "--surrogate_rows", "40"],
             f"surrogate_rows of at least {MIN_SURROGATE_ROWS}",
         ),
     ],

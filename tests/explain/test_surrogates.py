@@ -15,7 +15,7 @@ from calosim.explain.surrogates import (
     surrogate_fit,
 )
 from calosim.models.heads import MIN_SCALE
-from calosim.models.photons import PhotonSum
+from calosim.models.photon_sum import PhotonSum
 
 #: Rounding of networks in single precision, relative.
 SINGLE = 1e-4

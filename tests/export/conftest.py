@@ -14,7 +14,7 @@ def exported(run_folders, once, command) -> Path:
     return (
         once(
             "export",
-            lambda folder: command("export", "--shape", run_folders["splits"], *models, "--out", folder / "o2"),
+            lambda folder: command("export", "--shower", run_folders["splits"], *models, "--out", folder / "o2"),
         )
         / "o2"
     )

@@ -15,10 +15,10 @@ from calosim.export.graph import LEAST, classifier, generator, logarithms, simul
 from calosim.export.numbers import NORMALS, rows_of
 from calosim.export.script import script
 from calosim.models.acceptance import Acceptance
-from calosim.models.photons import PhotonSum
+from calosim.models.photon_sum import PhotonSum
 from calosim.models.student import Student
 from calosim.models.teacher import Teacher
-from calosim.shapes import SplitConfig
+from calosim.representations import SplitConfig
 from calosim.simulation.simulator import FastSimulator
 
 #: Of tiny networks no image was seen to differ; one may, where rounding meets a whole number.
@@ -69,7 +69,7 @@ def test_the_chain_is_that_of_python_photon_for_photon(exported, run_folders, sh
 def test_all_settings_and_detectors(detector, settings, make_showers):
     torch.manual_seed(1)
     showers, z = make_showers(detector, responses=2), noise(60)
-    shape, photons = Teacher(detector, coordinates=settings).eval(), PhotonSum(detector, hidden=(8,), members=3)
+    shape, photons = Teacher(detector, representation=settings).eval(), PhotonSum(detector, hidden=(8,), members=3)
     particles, total = torch.from_numpy(showers.particles), torch.from_numpy(showers.photon_sum)
     shape.features.fit(particles, total)
     photons.features.fit(particles)
@@ -184,7 +184,7 @@ def test_sums_of_logarithms_round_to_sums_of_counts(written, showers):
 
 def test_what_cannot_be_exported(run_folders):
     photons = PhotonSum.load(run_folders["photons"])
-    with pytest.raises(ValueError, match="expected a shape model of split coordinates to export"):
+    with pytest.raises(ValueError, match="expected a shower model of split coordinates to export"):
         generator(Teacher.load(run_folders["teacher"]), photons)
     with pytest.raises(ValueError, match="a mixture head to export, got a gaussian head"):
         generator(Teacher.load(run_folders["splits"]), PhotonSum("zn", head="gaussian"))

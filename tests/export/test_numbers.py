@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from calosim import draws
+from calosim import rng
 from calosim.export.builder import Builder
 from calosim.export.inverse import quantile
 from calosim.export.numbers import NORMALS, Numbers, Wanted, rows_of
@@ -26,7 +26,7 @@ def expanded():
     import onnxruntime
 
     g = Builder()
-    wanted = [Wanted(draws.PHOTON_STREAM, np.arange(8), 23), Wanted(draws.BASE_STREAM, np.arange(32), 52)]
+    wanted = [Wanted(rng.PHOTON_STREAM, np.arange(8), 23), Wanted(rng.BASE_STREAM, np.arange(32), 52)]
     parts = [g("Cast", name, to=1) for name in Numbers(g, "noise").uniform(wanted)]
     model = g.model({"noise": NORMALS}, (g("Concat", *parts, axis=0), "numbers", (40,)), "")
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -37,8 +37,8 @@ def test_a_graph_has_the_numbers_of_python(expanded):
     z = noise(50)
     z[0], z[1], z[2, :5] = 0.0, 1e30, -np.inf
     rows = torch.from_numpy(rows_of(z))
-    few = draws.uniform(draws.row_keys(rows, draws.PHOTON_STREAM, 0), 8)
-    many = draws.uniform_at(draws.row_keys(rows, draws.BASE_STREAM, 0)[:, None], torch.arange(32))
+    few = rng.uniform(rng.row_keys(rows, rng.PHOTON_STREAM, 0), 8)
+    many = rng.uniform_at(rng.row_keys(rows, rng.BASE_STREAM, 0)[:, None], torch.arange(32))
     assert np.array_equal(expanded(z), torch.cat((few, many.float()), 1).numpy())
 
 

@@ -15,7 +15,7 @@ from calosim.export.builder import Builder
 from calosim.export.card import card
 from calosim.export.check import _differences
 from calosim.export.client import CARD, CHECK, RECORD, Client, read_scales, scales_text
-from calosim.files import read_json, write_json
+from calosim.io import read_json, write_json
 
 
 def test_the_folder_is_what_o2_expects(exported):
@@ -118,7 +118,7 @@ def test_differences_are_of_rows_with_light():
 
 
 def test_without_an_acceptance_model_all_are_simulated(run_folders, root_file, tmp_path, command, error_of):
-    words = ["--shape", run_folders["splits"], "--photons", run_folders["photons"], "--out", tmp_path / "o2"]
+    words = ["--shower", run_folders["splits"], "--photons", run_folders["photons"], "--out", tmp_path / "o2"]
     assert command("export", *words) == 0
     card = (tmp_path / "o2" / CARD).read_text()
     assert "`classifier.onnx`: `features` as before; 1 always" in card
@@ -133,7 +133,7 @@ def test_without_an_acceptance_model_all_are_simulated(run_folders, root_file, t
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "expected a shape model and a photon-sum model to export"),
+        ([], "expected a shower model and a photon-sum model to export"),
         (["--check", "conf"], "conf: expected a folder made by calosim export"),
     ],
 )
@@ -146,7 +146,7 @@ def test_refusals(words, said, error_of, tmp_path):
 def test_a_folder_for_any_program(to, name, run_folders, tmp_path, command, error_of, monkeypatch):
     if to == "torchscript":
         monkeypatch.setitem(sys.modules, "onnx", None)
-    words = ["--shape", run_folders["splits"], "--photons", run_folders["photons"], "--to", to]
+    words = ["--shower", run_folders["splits"], "--photons", run_folders["photons"], "--to", to]
     assert command("export", *words, "--out", tmp_path / "any") == 0
     assert {path.name for path in (tmp_path / "any").iterdir()} == {name, "export.json", CARD}
     card = (tmp_path / "any" / CARD).read_text()
@@ -171,7 +171,7 @@ def test_a_card_shows_the_evaluation_of_the_shape_model(exported, tmp_path):
 
 def test_an_evaluation_of_other_weights_is_not_quoted(run_folders, tmp_path, command, capfd, train_on):
     run = shutil.copytree(run_folders["splits"], tmp_path / "r")
-    models = ["--shape", run, "--photons", run_folders["photons"]]
+    models = ["--shower", run, "--photons", run_folders["photons"]]
     judge = ["--rows", 20, "--runs", 1, "--responses", 2, "--classifier", "false", "--quiet"]
     assert command("evaluate", *models, *judge, "--out", run / "evaluation") == 0
     assert command("export", *models, "--out", tmp_path / "fresh") == 0
@@ -205,7 +205,7 @@ def test_a_check_is_of_the_files_and_models_that_were_exported(
 
 
 def test_nothing_is_written_over(exported, run_folders, error_of):
-    words = ["--shape", run_folders["splits"], "--photons", run_folders["photons"]]
+    words = ["--shower", run_folders["splits"], "--photons", run_folders["photons"]]
     assert "exists already" in error_of("export", *words, "--out", exported)
 
 
@@ -221,7 +221,7 @@ def test_scales(tmp_path):
 
 def test_without_onnx_a_line_says_so(run_folders, tmp_path, error_of, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    words = ["--shape", run_folders["splits"], "--photons", run_folders["photons"]]
+    words = ["--shower", run_folders["splits"], "--photons", run_folders["photons"]]
     line = error_of("export", *words, "--out", tmp_path / "o2")
     assert "expected onnx for exports, which is not installed; try pip install 'calosim[export]'" in line
     assert not list(tmp_path.iterdir())

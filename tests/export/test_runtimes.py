@@ -11,7 +11,7 @@ import pytest
 from calosim.export.builder import Builder
 from calosim.export.graph import classifier, generator, simulator
 from calosim.models.acceptance import Acceptance
-from calosim.models.photons import PhotonSum
+from calosim.models.photon_sum import PhotonSum
 from calosim.models.student import Student
 from calosim.models.teacher import Teacher
 

@@ -7,7 +7,7 @@ import torch
 
 from calosim.flows import InverseSplits, mixture
 from calosim.flows.inverse import log_density, share_of_noise
-from calosim.shapes.tree import SplitTree
+from calosim.representations.tree import SplitTree
 
 CONTEXT = 3
 

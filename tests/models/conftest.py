@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from calosim.models.base import CalosimModule
-from calosim.models.photons import PhotonSum
+from calosim.models.photon_sum import PhotonSum
 
 
 @pytest.fixture(scope="session")

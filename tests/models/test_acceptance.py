@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from calosim import draws
+from calosim import rng
+from calosim.data.record import Showers
+from calosim.data.root import write
 from calosim.models.acceptance import Acceptance
-from calosim.showers.record import Showers
-from calosim.showers.root import write
 
 #: Standard deviations that a share may lie off its expectation.
 SIGMAS = 5.0
@@ -55,8 +55,8 @@ def test_draws_have_the_probability_and_are_keyed_by_row(trained, particles):
     assert abs(float(drawn.mean(0).sum() - probability.sum())) < error
     assert torch.equal(trained.sample(particles[5:9], 3, rows[5:9]), trained.sample(particles, 3, rows)[5:9])
     # Not the numbers of the photon sum.
-    keys = [draws.row_keys(rows, stream, 1) for stream in (draws.ACCEPTANCE_STREAM, draws.PHOTON_STREAM)]
-    assert not torch.equal(*(draws.uniform(key, 1) for key in keys))
+    keys = [rng.row_keys(rows, stream, 1) for stream in (rng.ACCEPTANCE_STREAM, rng.PHOTON_STREAM)]
+    assert not torch.equal(*(rng.uniform(key, 1) for key in keys))
 
 
 def test_data_without_dark_rows_is_refused(root_file, dark_file, tmp_path, fit):

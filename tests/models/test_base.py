@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from calosim.data.datamodule import RootDataModule
 from calosim.flows import FlowConfig
 from calosim.models.base import evaluating, fit_sample
 from calosim.models.checkpoints import load_module
-from calosim.models.photons import PhotonSum
-from calosim.models.shape import ShapeModule
+from calosim.models.photon_sum import PhotonSum
+from calosim.models.shower import ShowerModel
 from calosim.models.teacher import Teacher
-from calosim.shapes import PixelConfig
-from calosim.showers.datamodule import RootDataModule
+from calosim.representations import PixelConfig
 
 #: Logits of one row in batches of different size: float32 matrix products sum in another order.
 REORDERED = 1e-3
@@ -25,7 +25,7 @@ REORDERED = 1e-3
 TINY = FlowConfig(transforms=1, hidden=(8, 8), bins=4, dropout=0.2)
 halving = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
 MODULES = {
-    "teacher": lambda: Teacher(flow=TINY, coordinates=PixelConfig(), scheduler=halving),
+    "teacher": lambda: Teacher(flow=TINY, representation=PixelConfig(), scheduler=halving),
     "photons": lambda: PhotonSum(hidden=(8, 8), components=3, posterior="bayesian", members=2, scheduler=halving),
 }
 #: As many batches of an epoch as it takes to tell one from the next.
@@ -150,7 +150,7 @@ def test_small_products_are_not_shared_by_threads(name, given, expected, run_fol
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-    module, threads = ShapeModule.load(run_folders[name]), torch.get_num_threads()
+    module, threads = ShowerModel.load(run_folders[name]), torch.get_num_threads()
     try:
         torch.set_num_threads(2)
         module.on_fit_start()

@@ -10,11 +10,11 @@ import torch
 
 from calosim.flows import FlowConfig
 from calosim.models.checkpoints import load_module, older, weights_hash, weights_of
-from calosim.models.photons import PhotonSum
-from calosim.models.shape import ShapeModule
+from calosim.models.photon_sum import PhotonSum
+from calosim.models.shower import ShowerModel
 from calosim.models.teacher import Teacher
+from calosim.representations import PixelConfig
 from calosim.runs import FORMAT
-from calosim.shapes import PixelConfig
 
 #: Logits of one row in batches of different size: float32 matrix products sum in another order.
 REORDERED = 1e-3
@@ -22,7 +22,7 @@ REORDERED = 1e-3
 TINY = FlowConfig(transforms=1, hidden=(8, 8), bins=4, dropout=0.2)
 halving = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
 MODULES = {
-    "teacher": lambda: Teacher(flow=TINY, coordinates=PixelConfig(), scheduler=halving),
+    "teacher": lambda: Teacher(flow=TINY, representation=PixelConfig(), scheduler=halving),
     "photons": lambda: PhotonSum(hidden=(8, 8), components=3, members=2, scheduler=halving),
 }
 every = pytest.mark.parametrize("name", MODULES)
@@ -72,7 +72,7 @@ FOREIGN = {
     "torch": (entry("torch.nn.Identity"), r"a checkpoint of Teacher, .*, got one of 'torch.nn.Identity'"),
     "long": (entry("calosim.models.teacher.Teacher"), r"got one of 'calosim.models.teacher.Teacher'"),
     "part": (entry("PixelLogits"), r"got one of 'PixelLogits'"),
-    "base": (entry("ShapeModule"), r"got one of 'ShapeModule'"),
+    "base": (entry("ShowerModel"), r"got one of 'ShapeModule'"),
     "first": ({"calosim": {"class": "calosim.teacher.Teacher", "init": {}}}, r"a checkpoint of format 2, got 1; train"),
     "later": (entry("Teacher", format=3), r"a checkpoint of format 2, got 3; train the model anew"),
     "weights": (entry("PhotonSum", hidden=[3]), r"its weights do not fit PhotonSum \(.*Missing key"),
@@ -95,7 +95,7 @@ def test_foreign_files_get_one_clear_line(tmp_path, capsys, kind):
 
 def test_a_checkpoint_cannot_call_functions_of_calosim(tmp_path):
     target = tmp_path / "written.txt"
-    evil = entry("calosim.files.atomic_write", path=str(target), content="hello")
+    evil = entry("calosim.io.atomic_write", path=str(target), content="hello")
     torch.save(evil, tmp_path / "evil.ckpt")
     with pytest.raises(ValueError, match="expected a checkpoint of Teacher"):
         load_module(tmp_path / "evil.ckpt")
@@ -114,8 +114,8 @@ def test_a_checkpoint_of_another_class_is_named(run_folders):
     with pytest.raises(ValueError, match="expected a checkpoint of PhotonSum, got one of Teacher"):
         PhotonSum.load(run_folders["teacher"])
     with pytest.raises(ValueError, match="expected a checkpoint of ShapeModule, got one of PhotonSum"):
-        ShapeModule.load(run_folders["photons"])
-    assert isinstance(ShapeModule.load(run_folders["teacher"]), Teacher)
+        ShowerModel.load(run_folders["photons"])
+    assert isinstance(ShowerModel.load(run_folders["teacher"]), Teacher)
 
 
 def test_a_run_folder_may_be_moved(run_folders, tmp_path):

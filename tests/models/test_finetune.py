@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from calosim.__main__ import main
+from calosim.data.reading import read
 from calosim.models.checkpoints import load_module
 from calosim.models.finetune import FineTune
 from calosim.models.teacher import Teacher
-from calosim.showers.reading import read
 from calosim.simulation.simulator import FastSimulator
 
 #: As many batches of an epoch as it takes to tell one from the next.
@@ -110,7 +110,7 @@ def test_by_the_command_then_simulate_without_the_baseline(baseline, root_file, 
     assert simulator.sample(few.particles, few.pdg, 1).sum() > 0
     primaries, out = tmp_path / "primaries.csv", tmp_path / "out.root"
     primaries.write_text("pdg,energy,vx,vy,vz,px,py,pz\n2112,1000,0,0,0,0.1,0,-999.99955\n")
-    models = ["--shape", str(run), "--photons", str(run_folders["photons"])]
+    models = ["--shower", str(run), "--photons", str(run_folders["photons"])]
     assert main(["generate", *models, "--primaries", str(primaries), "--out", str(out), "--responses", "2"]) == 0
     assert np.array_equal(read(out, "zn").pdg, [2112, 2112])
     # Resuming without the baseline, and another detector, are refused in one line.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from calosim import draws
+from calosim import rng
 from calosim.models.heads import HEADS, GaussianHead, Head, MixtureHead, build_head
 
 #: Sums of exact masses; of densities at integers.
@@ -63,7 +63,7 @@ def masses(head: Head, output: torch.Tensor, photons: torch.Tensor) -> torch.Ten
 
 
 def draw(head: Head, output: torch.Tensor, count: int, seed: int = 0) -> torch.Tensor:
-    numbers = draws.uniform(draws.row_keys(torch.arange(count), 1, seed), head.numbers).double()
+    numbers = rng.uniform(rng.row_keys(torch.arange(count), 1, seed), head.numbers).double()
     return head.draw(output.expand(count, -1), torch.full((count,), ENERGY), numbers)
 
 
@@ -114,7 +114,7 @@ def test_the_gaussian_is_the_textbook_one():
 @heads
 def test_draws_stay_within_bounds_whatever_the_outputs(name):
     head = make(name, upper=3360)
-    numbers = draws.uniform(draws.row_keys(torch.arange(500), 1), head.numbers)
+    numbers = rng.uniform(rng.row_keys(torch.arange(500), 1), head.numbers)
     numbers = torch.cat([numbers, torch.full((1, head.numbers), 1 - 2.0**-24)]).double()
     highest = int(support(head)[-1]) if name == "mixture" else 3360
     for scale in (1.0, 50.0, 1e4):

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from calosim.data.checks import check_showers
+from calosim.data.record import Showers
 from calosim.models.checkpoints import lineages, load_module
 from calosim.models.finetune import FineTune
-from calosim.models.photons import PhotonSum
+from calosim.models.photon_sum import PhotonSum
 from calosim.models.provenance import PRECISIONS, check_precision, joined, not_seen, same_line, split_unlike
 from calosim.models.teacher import Teacher
-from calosim.shapes import SplitConfig
-from calosim.showers.checks import check_showers
-from calosim.showers.record import Showers
+from calosim.representations import SplitConfig
 
 SEEN = {"pdg": {"22": 5}, "low": [100.0] + 8 * [0.0], "high": [200.0] + 8 * [0.0]}
 
@@ -110,7 +110,7 @@ def test_precisions_that_are_right(root_file, tmp_path, fit):
     losses = []
     for precision in PRECISIONS:
         torch.manual_seed(0)
-        module = Teacher(coordinates=SplitConfig(hidden=16, event=8, local_hidden=8))  # without weight noise
+        module = Teacher(representation=SplitConfig(hidden=16, event=8, local_hidden=8))  # without weight noise
         trainer = fit(module, root_file, tmp_path / precision, trainer={"precision": precision})
         losses.append(float(trainer.callback_metrics["val/loss"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)

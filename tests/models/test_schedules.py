@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from calosim.models.photons import PhotonSum
+from calosim.models.photon_sum import PhotonSum
 from calosim.models.schedules import WarmupCosine
 
 

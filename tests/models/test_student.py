@@ -14,17 +14,17 @@ from typing import get_args
 import pytest
 import torch
 
-from calosim import draws
+from calosim import rng
+from calosim.data.datamodule import RootDataModule
 from calosim.flows import FlowChanges, FlowConfig, Permutation, trace, units
 from calosim.models.base import step_keys
 from calosim.models.distillation import ChannelLoss, LossWeights, StudentLosses
 from calosim.models.losses import distillation
 from calosim.models.pairing import CountPairing
-from calosim.models.shape import ShapeModule
+from calosim.models.shower import ShowerModel
 from calosim.models.student import Student
 from calosim.models.teacher import Teacher
-from calosim.shapes import PixelConfig, SplitConfig
-from calosim.showers.datamodule import RootDataModule
+from calosim.representations import PixelConfig, SplitConfig
 from calosim.simulation.simulator import FastSimulator
 
 OUTPUTS = LossWeights(outputs=1.0, intermediate=0.0, parameters=0.0)
@@ -64,7 +64,7 @@ def teacher_file(datamodule, tmp_path_factory):
         )
         showers = datamodule.showers("train")
         teacher.features.fit(torch.from_numpy(showers.particles), torch.from_numpy(showers.photon_sum))
-        teacher.coordinates.fit(torch.from_numpy(showers.images[:50]), torch.arange(50))
+        teacher.representation.fit(torch.from_numpy(showers.images[:50]), torch.arange(50))
         with torch.no_grad():
             for _, spline in units(teacher.flow):
                 made = spline.conditioner
@@ -105,7 +105,7 @@ def test_a_student_that_is_the_teacher_has_neither_loss_nor_gradient(transforms,
 def test_pairing_tells_transformations_apart(teacher_file, batch):
     student = Student(init_from=teacher_file(transforms=3), start="teacher").double()
     images, context, keys = student.inputs(batch)
-    x, _ = student.coordinates.encode(images, keys)
+    x, _ = student.representation.encode(images, keys)
     taught = trace(student.teacher.flow, x, context)
     made = trace(student.flow, taught.states[-1], context)
     assert distillation(taught.parameters, made.parameters).max() < ZERO
@@ -122,11 +122,11 @@ def test_losses_are_their_equations(teacher_file, batch):
     )
     parts = student.parts(batch, step=5)
     images, context, keys = student.inputs(batch, step=5)
-    x, _ = student.coordinates.encode(images, keys)
+    x, _ = student.representation.encode(images, keys)
     ours, theirs = student.flow(context).transform, student.teacher.flow(context).transform
     made = ours.inv(theirs(x))
     torch.testing.assert_close(parts["x_outputs"], (made - x).square().mean(1))
-    z = draws.normal(step_keys(batch["rows"], draws.TRAINING_STREAM, 5), student.detector.pixels).double()
+    z = rng.normal(step_keys(batch["rows"], rng.TRAINING_STREAM, 5), student.detector.pixels).double()
     sample = ours.inv(z)
     torch.testing.assert_close(parts["z_outputs"], (theirs(sample) - z).square().mean(1))
     kl = (
@@ -134,12 +134,12 @@ def test_losses_are_their_equations(teacher_file, batch):
     ) / student.detector.pixels
     torch.testing.assert_close(parts["kl"], kl)
     photon_sum = batch["images"].flatten(1).sum(1)
-    images = student.coordinates.shapes(made) * (photon_sum + student.coordinates.expected_noise)[:, None]
-    noisy = student.coordinates.shapes(x) * (photon_sum + student.coordinates.expected_noise)[:, None]
+    images = student.representation.shapes(made) * (photon_sum + student.representation.expected_noise)[:, None]
+    noisy = student.representation.shapes(x) * (photon_sum + student.representation.expected_noise)[:, None]
     difference = student.detector.channels((images - noisy).view(-1, *student.detector.shape))
     torch.testing.assert_close(parts["channel"], difference.square().mean(1) / photon_sum)
     # Without the expected noise, the data's own images have the Monte Carlo's light in every channel, but for noise.
-    light = student.detector.channels(noisy.view(-1, *student.detector.shape) - student.coordinates.noise / 2)
+    light = student.detector.channels(noisy.view(-1, *student.detector.shape) - student.representation.noise / 2)
     error = light - student.detector.channels(batch["images"])
     assert error.abs().max() < 0.02 * light.max()
     assert error.mean().abs() < 2
@@ -266,7 +266,10 @@ def test_a_student_starts_from_another_pruned_if_that_is_wider(hidden, run_folde
         ({"flow": FlowChanges(hidden=(8,)), "start": "teacher"}, "--model.start random"),
         ({"flow": FlowChanges(transforms=1), "start": "teacher", "losses": OUTPUTS_ALONE}, "--model.start random"),
         ({"start": "techer"}, "unknown start 'techer'; expected random, teacher, or a student's run folder"),
-        ({"coordinates": PixelConfig(noise=0.4)}, "preprocessing, coordinates .*'noise': 0.5.*, got .*'noise': 0.4"),
+        (
+            {"representation": PixelConfig(noise=0.4)},
+            "preprocessing, representation .*'noise': 0.5.*, got .*'noise': 0.4",
+        ),
         ({"physics": False}, "preprocessing, physics True, got False"),
         ({"detector": "zp"}, "expected a teacher of ZP, got one of ZN"),
     ],
@@ -289,7 +292,7 @@ def test_a_student_needs_a_teacher_to_train(root_file, tmp_path, fit):
 def counting(batch, tmp_path):
     """A teacher of split coordinates whose network reads the context only, and its student with the same weights."""
     torch.manual_seed(2)
-    teacher = Teacher(coordinates=SplitConfig(hidden=16, event=8, local_hidden=8))
+    teacher = Teacher(representation=SplitConfig(hidden=16, event=8, local_hidden=8))
     teacher.features.fit(batch["particles"], batch["images"].flatten(1).sum(1))
     with torch.no_grad():
         for parameter in teacher.flow.parameters():
@@ -317,7 +320,7 @@ def test_a_student_of_splits_that_is_the_teacher_has_no_loss(counting, batch):
 
 def test_a_student_of_splits_learns_the_coarse_part_only(counting, batch):
     counting.objective(counting.parts(batch, step=3)).mean().backward()
-    assert all(p.grad is None and not p.requires_grad for p in counting.coordinates.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in counting.representation.parameters())
     assert all(torch.isfinite(p.grad).all() for p in counting.flow.parameters())
     assert any(p.grad.abs().max() > 0 for p in counting.flow.parameters())
 
@@ -325,11 +328,11 @@ def test_a_student_of_splits_learns_the_coarse_part_only(counting, batch):
 def test_a_student_of_splits_answers_in_one_pass_what_its_noise_says(counting, batch):
     """The image of the noise that the teacher makes of an image has its coarse counts, if the student is the teacher."""
     images, context, keys = counting.inputs(batch)
-    found = CountPairing(counting.coordinates, counting.teacher.flow, counting.flow).from_data(images, context, keys)
+    found = CountPairing(counting.representation, counting.teacher.flow, counting.flow).from_data(images, context, keys)
     torch.testing.assert_close(found.made, found.data, rtol=0, atol=1e-6)
     sums = images.flatten(1).sum(1)
-    coarse = counting.coordinates.decode(found.made, sums)
-    assert torch.equal(coarse, counting.coordinates.tree.grids(images.long())[counting.coordinates.coarse_levels])
+    coarse = counting.representation.decode(found.made, sums)
+    assert torch.equal(coarse, counting.representation.tree.grids(images.long())[counting.representation.coarse_levels])
 
 
 # -- checkpoints ----------------------------------------------------------------------------------------------------------
@@ -357,15 +360,15 @@ def test_the_teacher_stays_frozen_and_out_of_the_checkpoint(trained):
     held = sum(p.numel() for p in student.flow.parameters())
     assert sum(p.numel() for p in student.parameters()) == held
     assert sum(p.numel() for g in trainer.optimizers[0].param_groups for p in g["params"]) == held
-    assert {k.partition(".")[0] for k in checkpoint["state_dict"]} == {"features", "coordinates", "flow"}
+    assert {k.partition(".")[0] for k in checkpoint["state_dict"]} == {"features", "representation", "flow"}
     assert "init_from" not in checkpoint["calosim"]["init"]
 
 
 def test_a_student_loads_and_simulates_without_its_teacher(trained, showers, root_file, tmp_path):
     _, folder, before, _ = trained
-    student = ShapeModule.load(folder)
+    student = ShowerModel.load(folder)
     assert isinstance(student, Student)
-    for name in ("features", "coordinates"):
+    for name in ("features", "representation"):
         assert all(torch.equal(v, before[f"{name}.{k}"]) for k, v in getattr(student, name).state_dict().items())
     simulator = FastSimulator.load(folder)
     some = showers.select(slice(0, 9))
@@ -416,7 +419,7 @@ from lightning import Trainer, seed_everything
 from callbacks import PhysicsLossScaler
 from calosim.models.distillation import ChannelLoss, StudentLosses
 from calosim.models.student import Student
-from calosim.showers.datamodule import RootDataModule
+from calosim.data.datamodule import RootDataModule
 
 teacher, root, folder, devices, batch_size = *sys.argv[1:4], *map(int, sys.argv[4:])
 seed_everything(1)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from particle import Particle
 
+from calosim.data import Showers
 from calosim.montecarlo import Truth, simulate_with_truth
-from calosim.showers import Showers
 
 
 def _mass(pdg: int) -> float:

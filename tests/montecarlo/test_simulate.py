@@ -119,9 +119,9 @@ def test_errors_say_what_is_wrong(arguments, message):
 
 def test_dark_attempts_are_kept_beside_the_same_responses():
     kept, every = simulate(40, 2, "zn", 5), simulate(40, 2, "zn", 5, min_photons=0)
-    lit = every.photon_sum >= MIN_PHOTONS
-    assert 0 < lit.mean() < 0.5
+    nonempty = every.photon_sum >= MIN_PHOTONS
+    assert 0 < nonempty.mean() < 0.5
     assert len(every) % 40 == 0
-    again = every.select(lit)
+    again = every.select(nonempty)
     assert np.array_equal(again.images, kept.images)
     assert np.array_equal(again.particles, kept.particles)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from calosim.files import write_json
+from calosim.io import write_json
 
 
 class Parsed(HTMLParser):
@@ -67,7 +67,7 @@ def folders(run_folders, command, png, once) -> Path:
     def make(folder: Path) -> None:
         shutil.copytree(run_folders["teacher"], folder / "teacher")
         shutil.copytree(run_folders["photons"], folder / "<photons> & co")
-        models = ["--shape", folder / "teacher", "--photons", json.dumps([str(folder / "<photons> & co")])]
+        models = ["--shower", folder / "teacher", "--photons", json.dumps([str(folder / "<photons> & co")])]
         judge = ["--rows", 20, "--runs", 1, "--responses", 2, "--quiet", "true"]
         assert command("evaluate", *models, *judge, "--out", folder / "judged") == 0
         for place in (folder / "study", folder / "other" / "study"):  # two of one name

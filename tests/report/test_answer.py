@@ -8,7 +8,7 @@ import pytest
 
 from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.stored import Evaluation
-from calosim.files import read_json, write_json
+from calosim.io import read_json, write_json
 from calosim.report.answer import HEADER, answer, verdict
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-import calosim.pictures
-from calosim.files import atomic_write, csv_text, write_json
+import calosim.plots
+from calosim.io import atomic_write, csv_text, write_json
 from calosim.report.curves import curves
 from calosim.runs import FORMAT, Run
 
@@ -16,12 +16,12 @@ def panels(monkeypatch, tmp_path):
 
     def make(runs):
         drawn = []
-        draw = calosim.pictures.training_curves
+        draw = calosim.plots.training_curves
         monkeypatch.setattr(
-            calosim.pictures, "training_curves", lambda shown, path: drawn.append(shown) or draw(shown, path)
+            calosim.plots, "training_curves", lambda shown, path: drawn.append(shown) or draw(shown, path)
         )
         for name, (model, particle, columns) in runs.items():
-            record = {"format": FORMAT, "model": model, "coordinates": None, "data": {"particle": particle}}
+            record = {"format": FORMAT, "model": model, "representation": None, "data": {"particle": particle}}
             write_json(tmp_path / name / Run.RECORD, record)
             lines = list(zip(*columns.values(), strict=True))
             atomic_write(

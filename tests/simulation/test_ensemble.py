@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
+from calosim.data.reading import read
 from calosim.flows import FlowConfig
 from calosim.models.checkpoints import older, weights_of
 from calosim.models.finetune import FineTune
-from calosim.models.photons import PhotonSum
+from calosim.models.photon_sum import PhotonSum
 from calosim.models.teacher import Teacher
+from calosim.representations import PixelConfig
 from calosim.runs import FORMAT, Run
-from calosim.shapes import PixelConfig
-from calosim.showers.reading import read
 from calosim.simulation.ensemble import save_ensemble
 from calosim.simulation.generate import generate
-from calosim.simulation.simulator import FastSimulator, NoiseRemoval, Stages
+from calosim.simulation.simulator import FastSimulator, Requantization, Stages
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def ensemble(run_folders, other_teacher, tmp_path_factory) -> Path:
     """An ensemble of both teachers, not to be changed."""
     folder = tmp_path_factory.mktemp("runs") / "ensemble"
     members = {"neutron": other_teacher}
-    removal = NoiseRemoval(1, ["lambda=2"])
+    removal = Requantization(1, ["lambda=2"])
     save_ensemble(folder, run_folders["teacher"], members, run_folders["photons"], removal)
     return folder
 
@@ -73,7 +73,7 @@ def test_an_ensemble_needs_nothing_but_its_folder(ensemble, run_folders, other_t
     moved = tmp_path / "elsewhere" / "copy"
     shutil.copytree(ensemble, moved)
     loaded = FastSimulator.load(moved)
-    assert loaded.noise_removal == expected.noise_removal == {0: 1, 3122: 2}
+    assert loaded.requantization == expected.requantization == {0: 1, 3122: 2}
     assert np.array_equal(loaded.sample(few.particles, few.pdg, 5), expected.sample(few.particles, few.pdg, 5))
     record = json.loads((moved / "simulator.json").read_text())
     assert record["members"] == {"2112": "neutron.ckpt"}
@@ -86,10 +86,10 @@ def test_an_ensemble_needs_nothing_but_its_folder(ensemble, run_folders, other_t
 
 
 def test_what_is_given_beside_an_ensemble_wins(ensemble, run_folders):
-    assert FastSimulator.load(ensemble, noise_removal=4).noise_removal == {0: 4}
-    assert FastSimulator.load(ensemble, noise_removal={0: 2}).noise_removal == {0: 2}
-    assert FastSimulator.load(ensemble, noise_removal={22: 3}).noise_removal == {0: 1, 3122: 2, 22: 3}
-    assert FastSimulator.load(run_folders["teacher"], noise_removal={22: 1}).noise_removal == {0: 3, 22: 1}
+    assert FastSimulator.load(ensemble, requantization=4).requantization == {0: 4}
+    assert FastSimulator.load(ensemble, requantization={0: 2}).requantization == {0: 2}
+    assert FastSimulator.load(ensemble, requantization={22: 3}).requantization == {0: 1, 3122: 2, 22: 3}
+    assert FastSimulator.load(run_folders["teacher"], requantization={22: 1}).requantization == {0: 3, 22: 1}
 
 
 def test_generate_with_an_ensemble(ensemble, run_folders, tmp_path):
@@ -146,7 +146,7 @@ def test_ensembles_that_cannot_be(ensemble, run_folders, tmp_path):
         with pytest.raises(ValueError, match=said):
             save_ensemble(tmp_path / "new", teacher, members)
     default, member = Teacher.load(teacher), Teacher("zp", FlowConfig(transforms=1, hidden=(8,), bins=4), PixelConfig())
-    with pytest.raises(ValueError, match="a shape model of ZN and a member lambda of ZP"):
+    with pytest.raises(ValueError, match="a shower model of ZN and a member lambda of ZP"):
         FastSimulator(default, members={3122: member})
     assert not list(tmp_path.glob("*new*"))
     damaged = Run(shutil.copytree(ensemble, tmp_path / "damaged"))

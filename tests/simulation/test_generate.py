@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calosim.files import claimed
-from calosim.showers import read, write
-from calosim.showers.primaries import PrimariesFile
-from calosim.showers.root import read_made
+from calosim.data import read, write
+from calosim.data.primaries import PrimariesFile
+from calosim.data.root import read_made
+from calosim.io import claimed
 from calosim.simulation import generate as generating
 from calosim.simulation.generate import Work, generate, stream
 from calosim.simulation.simulator import FastSimulator, Stages
@@ -51,7 +51,7 @@ def sampled(monkeypatch) -> list[int]:
 
 
 def test_a_stream_is_the_sample_in_pieces(models, primaries):
-    simulator, source = FastSimulator.load(models.shape, models.photons), PrimariesFile.open(primaries)
+    simulator, source = FastSimulator.load(models.shower, models.photons), PrimariesFile.open(primaries)
     particles, pdg = next(source.pieces())
     repeated = np.repeat(np.arange(50), 3)
     whole = simulator.sample(particles[repeated], pdg[repeated], 5)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calosim.showers import Writer, read
-from calosim.showers.root import read_made
+from calosim.data import Writer, read
+from calosim.data.root import read_made
 from calosim.simulation.shards import Shard, merge
 
 CSV = "pdg,energy,vx,vy,vz,px,py,pz\n" + "".join(f"22,{100 + k},0,0,0,0,0,{100 + k}\n" for k in range(7))
@@ -30,7 +30,7 @@ def test_shards_are_all_rows_each_once():
 
 def test_shards_together_are_one_run(run_folders, tmp_path, capsys, command):
     (tmp_path / "p.csv").write_text(CSV)
-    words = ["generate", "--shape", run_folders["splits"], "--photons", run_folders["photons"]]
+    words = ["generate", "--shower", run_folders["splits"], "--photons", run_folders["photons"]]
     words += ["--primaries", tmp_path / "p.csv", "--responses", 3, "--quiet", "--out"]
     assert command(*words, tmp_path / "one.root") == 0
     for number in (2, 1, 4, 3):

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from calosim.flows import FlowConfig
-from calosim.models.photons import PhotonSum
+from calosim.models.photon_sum import PhotonSum
 from calosim.models.teacher import Teacher
-from calosim.shapes import PixelConfig
+from calosim.representations import PixelConfig
 from calosim.simulation.processes import devices_of
-from calosim.simulation.simulator import FastSimulator, NoiseRemoval, pick_device
+from calosim.simulation.simulator import FastSimulator, Requantization, pick_device
 
 ROWS = 6
 
@@ -41,10 +41,10 @@ def test_a_row_depends_on_seed_and_row_alone(simulator, showers):
 def test_given_photon_sums_are_kept_to_rounding(simulator, run_folders, showers):
     few = showers.select(slice(0, ROWS))
     images = simulator.sample(few.particles, few.pdg, 0, photon_sum=few.photon_sum)
-    floored = FastSimulator.load(run_folders["teacher"], noise_removal=1)
-    lit = (floored.sample(few.particles, few.pdg, 0, photon_sum=few.photon_sum) > 0).sum((1, 2))
+    floored = FastSimulator.load(run_folders["teacher"], requantization=1)
+    nonempty = (floored.sample(few.particles, few.pdg, 0, photon_sum=few.photon_sum) > 0).sum((1, 2))
     # Renormalizing the floored image rounds each of its lit pixels once, by half a photon at most.
-    assert (np.abs(images.sum((1, 2)) - few.photon_sum) <= lit / 2).all()
+    assert (np.abs(images.sum((1, 2)) - few.photon_sum) <= nonempty / 2).all()
 
 
 def test_no_photons_no_light(simulator, showers):
@@ -58,7 +58,7 @@ def test_noise_removal_by_particle(run_folders, showers):
     few = showers.select(np.array([np.flatnonzero(showers.pdg == code)[0] for code in (22, 2112)]))
 
     def images(methods):
-        simulator = FastSimulator.load(run_folders["teacher"], noise_removal=methods)
+        simulator = FastSimulator.load(run_folders["teacher"], requantization=methods)
         return simulator.sample(few.particles, few.pdg, 0, photon_sum=few.photon_sum)
 
     mixed = images({0: 3, 2112: 2})
@@ -120,20 +120,20 @@ def test_a_photon_model_is_no_shape_model(run_folders):
 
 
 def test_noise_removals_are_read():
-    assert NoiseRemoval().by_code() == {}
-    assert NoiseRemoval(3, ["neutron=1", "k0s=2"]).by_code() == {0: 3, 2112: 1, 310: 2}
+    assert Requantization().by_code() == {}
+    assert Requantization(3, ["neutron=1", "k0s=2"]).by_code() == {0: 3, 2112: 1, 310: 2}
     with pytest.raises(ValueError, match="particle=1"):
-        NoiseRemoval(3, ["neutron"]).by_code()
+        Requantization(3, ["neutron"]).by_code()
 
 
 def test_unknown_noise_removal(run_folders):
     with pytest.raises(ValueError, match="unknown noise removal 7"):
-        FastSimulator.load(run_folders["teacher"], noise_removal=7)
+        FastSimulator.load(run_folders["teacher"], requantization=7)
 
 
 def test_what_changes_responses_changes_the_fingerprint(simulator, run_folders):
     folders = run_folders["teacher"], run_folders["photons"]
-    same, other = (FastSimulator.load(*folders, noise_removal=method).fingerprint() for method in (3, 1))
+    same, other = (FastSimulator.load(*folders, requantization=method).fingerprint() for method in (3, 1))
     assert simulator.fingerprint() == same != other
     changed = FastSimulator.load(*folders)
     next(changed.photons.parameters()).data[0] += 1e-6
@@ -204,6 +204,6 @@ def test_what_goes_wrong_in_a_thread_is_raised(simulator, showers, monkeypatch):
     def broken(*arguments: object) -> None:
         raise ValueError("no more rows")
 
-    monkeypatch.setattr(simulator.shape, "generate", broken)
+    monkeypatch.setattr(simulator.shower, "generate", broken)
     with pytest.raises(ValueError, match="no more rows"):
         simulator.sample(showers.particles[:ROWS], showers.pdg[:ROWS], 3)

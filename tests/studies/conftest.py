@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import yaml
 
+from calosim.data.cache import content_hash
 from calosim.evaluation.answers import ask, measure, packed_answers
 from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.stored import Evaluation
-from calosim.files import write_json, write_npz
+from calosim.io import write_json, write_npz
 from calosim.runs import FORMAT, Run
-from calosim.showers.cache import content_hash
 from calosim.studies.plan import load_plan
 from calosim.studies.settings import files_of, resolved
 
@@ -93,7 +93,7 @@ def judged(tmp_path, answered, make_plan, pretend, photon_settings):
     common = {"data.files": [str(tmp_path / "zn.root")]}
     path = make_plan(trainings=trainings, common=common, evaluate={"runs": 2}, table=table)
     facts = {"inputs": 65, "responses": 1, "runs": 2, "data": {"data_hash": "x", "detector": "zn"}}
-    facts["noise_removal"] = {"0": 3, "2112": 1}
+    facts["requantization"] = {"0": 3, "2112": 1}
     for step in load_plan(path).steps.values():
         if step.verb == "fit":
             vars(step)["settings"] = photon_settings  # spares the time; where and on what it is trained is no setting

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calosim.evaluation.stored import Evaluation
-from calosim.files import read_npz, write_npz
+from calosim.io import read_npz, write_npz
 from calosim.studies.cells import fill_cells
 from calosim.studies.layout import Table, judged_rows
 from calosim.studies.plan import load_plan

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from calosim.__main__ import main
-from calosim.showers.root import write
+from calosim.data.root import write
 from calosim.simulation.simulator import FastSimulator
 from calosim.slurm import Slurm
 from calosim.studies import compare
@@ -32,7 +32,7 @@ def test_a_whole_study_with_its_ensemble(tmp_path, make_showers, make_plan, caps
     write(tmp_path / "zn.root", make_showers(responses=20))
     teacher = {f"model.flow.{key}": value for key, value in {"hidden": [8, 8], "transforms": 2, "bins": 4}.items()}
     teacher["data.batch_size"] = 64
-    config = ["conf/teacher.yaml", "conf/coordinates/pixels.yaml", "conf/study/plain.yaml"]
+    config = ["conf/teacher.yaml", "conf/representation/pixels.yaml", "conf/study/plain.yaml"]
     tune = {"model.init_from": "{base}", "data.particle": "{particle}", "trainer.max_epochs": 2}
     each = {"particle": ["gamma"]}
     trainings = {
@@ -41,7 +41,7 @@ def test_a_whole_study_with_its_ensemble(tmp_path, make_showers, make_plan, caps
         "gd": {"each": each, "config": ["conf/finetune/gd.yaml"], "options": tune},
         "broken": {"config": config, "options": {**teacher, "data.particle": "muon"}},
     }
-    judge = {"runs": 2, "responses": 2, "rows": 30, "rows_of_each": 12, "noise_removal": "best", "references": False}
+    judge = {"runs": 2, "responses": 2, "rows": 30, "rows_of_each": 12, "requantization": "best", "references": False}
     plan = make_plan(
         common={"data.files": [str(tmp_path / "zn.root")], "trainer.max_epochs": 1},
         trainings=trainings,
@@ -62,7 +62,7 @@ def test_a_whole_study_with_its_ensemble(tmp_path, make_showers, make_plan, caps
     for words in ("## Full chain", "Failed: broken: exit 2: ", "| ensemble of the best |", "| floor (Monte Carlo"):
         assert words in text
     assert "## Size and speed" in text
-    assert set(FastSimulator.load(tmp_path / "out" / "ensemble", device="cpu").noise_removal) >= {0, 22, 2112}
+    assert set(FastSimulator.load(tmp_path / "out" / "ensemble", device="cpu").requantization) >= {0, 22, 2112}
     assert main(["compare", "--plan", str(plan), "--dry_run", "true"]) == 0
     listing = capsys.readouterr().out
     assert re.search(r"^gd-gamma +finished", listing, re.MULTILINE)

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from calosim.showers.datamodule import RootDataModule
+from calosim.data.datamodule import RootDataModule
 from calosim.studies import cost
 from calosim.studies.plan import load_plan
 

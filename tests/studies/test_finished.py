@@ -10,11 +10,11 @@ import yaml
 
 from calosim.__main__ import main
 from calosim.cli.tools import resolved
-from calosim.files import read_json, write_json
+from calosim.data.recipe import read_recipe
+from calosim.data.root import write
+from calosim.io import read_json, write_json
 from calosim.models.checkpoints import weights_of
 from calosim.runs import Run, difference, identity
-from calosim.showers.recipe import read_recipe
-from calosim.showers.root import write
 from calosim.studies.finished import is_finished, unknown_origin
 from calosim.studies.plan import load_plan
 from calosim.studies.settings import command_words, simulated
@@ -119,10 +119,10 @@ def test_an_evaluation_of_other_settings_or_of_another_training_is_noticed(judge
 def test_an_evaluations_options_are_compared_as_the_command_understands_them(photons, judged, tmp_path, monkeypatch):
     (tmp_path / "x").mkdir()
     monkeypatch.chdir(tmp_path)
-    asked = {"photons": photons, "runs": "2", "classifier": "false", "noise_removal_of": "[neutron=1]"}
-    words = [*command_words(asked), "--out", "o", "--shape", "s"]
+    asked = {"photons": photons, "runs": "2", "classifier": "false", "requantization_of": "[neutron=1]"}
+    words = [*command_words(asked), "--out", "o", "--shower", "s"]
     step = load_plan(judged).steps["good-evaluation"]
-    step = dataclasses.replace(step, options={**asked, "out": "o", "shape": "s"}, words=tuple(words))
+    step = dataclasses.replace(step, options={**asked, "out": "o", "shower": "s"}, words=tuple(words))
     record, made = read_json(step.result), resolved("evaluate", words)
     assert (made["photons"], made["runs"], made["classifier"]) == (["./x"], 2, False)
     # Made by another spelling of the folder.

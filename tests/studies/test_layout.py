@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from calosim.files import write_json
+from calosim.io import write_json
 from calosim.studies.layout import Table, judged_rows
 from calosim.studies.plan import load_plan
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from calosim.data.reading import read
+from calosim.data.root import write
 from calosim.runs import Run
-from calosim.showers.reading import read
-from calosim.showers.root import write
 from calosim.slurm import Slurm
 from calosim.studies.plan import load_plan
 from calosim.studies.runner import Execution, run_steps

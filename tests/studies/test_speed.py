@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from calosim.models.shape import ShapeModule
+from calosim.models.shower import ShowerModel
 from calosim.studies.speed import generation_times, speed_table
 
 
 @pytest.mark.parametrize("name", ["teacher", "splits"])
 def test_generation_times_are_per_response(name, run_folders, showers):
-    times = generation_times(ShapeModule.load(run_folders[name]), showers, (1, 4), repeats=1)
+    times = generation_times(ShowerModel.load(run_folders[name]), showers, (1, 4), repeats=1)
     # Only points have an inverse that others take feature by feature.
     assert set(times) == {"batch 1", "batch 4"} | ({"sequential"} if name == "teacher" else set())
     assert all(0 < t < 60 for t in times.values())

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from calosim.files import read_csv
+from calosim.io import read_csv
 from calosim.studies.compare import compare
 
 
