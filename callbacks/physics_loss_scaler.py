@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from calosim.io import atomic_write
-from calosim.metrics.diversity import diversity
+from calosim.metrics.conditional import diversity
 from calosim.particles import particle_name
 
 __all__ = ["PhysicsLossScaler"]
@@ -25,7 +25,7 @@ class PhysicsLossScaler(pl.Callback):
     r"""Puts a weight for every row into the training batches, small where responses to the same input differ much.
 
     The diversity :math:`f` of every unique input of the training split is computed once, when the fit starts, and scaled
-    to [0, 1] (see :func:`calosim.metrics.diversity.diversity`). Inputs with one response have none; they get the mean of their
+    to [0, 1] (see :func:`calosim.metrics.conditional.diversity`). Inputs with one response have none; they get the mean of their
     particle type, weighted by responses as published. Row weights are
 
     .. math:: w = 1 - f \quad \text{(inverted)} \qquad \text{or} \qquad w = \frac{1}{f + \epsilon} \quad \text{(reciprocal)}

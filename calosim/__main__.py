@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     except FileNotFoundError:
         print("calosim: error: the working folder is no longer there; expected one that is", file=sys.stderr)
         return 2
-    from calosim.commands import look_here_last
+    from calosim.processes import look_here_last
 
     look_here_last()
     if {"-h", "--help"} & set(argv[1:]):
@@ -125,7 +125,7 @@ def _take_any_character() -> None:
     """Makes names of files and particles readable in any locale."""
     if sys.getfilesystemencoding() == "ascii" and not sys.flags.utf8_mode:
         # Such as LC_ALL=C with PYTHONUTF8=0. It cannot be changed in a running interpreter.
-        from calosim.commands import own_command
+        from calosim.processes import own_command
 
         os.environ["PYTHONUTF8"] = "1"
         words = own_command(sys.argv[1:])

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from calosim.commands import own_command
 from calosim.io import atomic_write
+from calosim.processes import own_command
 
 __all__ = [
     "SECONDS",

@@ -14,8 +14,7 @@ from calosim.models.teacher import Teacher
 from calosim.representations import SplitConfig
 from calosim.runs import Run
 from calosim.studies.layout import Table
-from calosim.studies.plan import load_plan
-from calosim.studies.settings import simulated
+from calosim.studies.plan import load_plan, simulated
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FILES = sorted(p.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml"))

@@ -21,12 +21,12 @@ import torch
 import yaml
 
 from calosim.data import convert, read, write
-from calosim.data.primaries import read_primaries
+from calosim.data.reading import read_primaries
 from calosim.io import read_npz
 from calosim.models.checkpoints import load_module
-from calosim.studies.finished import is_finished
 from calosim.studies.layout import Table
 from calosim.studies.plan import load_plan
+from calosim.studies.run import is_finished
 
 #: Seconds and bytes that a damaged file may cost.
 PATIENCE, MEMORY = 20, 2 << 30

@@ -13,8 +13,7 @@ import yaml
 
 from calosim.data.datamodule import RootDataModule
 from calosim.detectors import Detector
-from calosim.evaluation.protocol import Protocol
-from calosim.evaluation.selection import Selection, select_rows
+from calosim.evaluation.selection import Protocol, Selection, select_rows
 from calosim.io import read_json, write_json
 
 from .protocol import Peer

@@ -13,8 +13,8 @@ from calosim.evaluation.stored import Evaluation
 from calosim.io import atomic_write, csv_text, markdown_table, read_json
 from calosim.plots.style import looks, picture, plain_log, save
 from calosim.runs import git_hash
-from calosim.studies.cells import Cell, fill_cells
 from calosim.studies.layout import FORMATS, HEADINGS, Row, Table
+from calosim.studies.statistics import Cell, fill_cells
 
 from .judging import REFERENCES, judged_tries
 from .settings import Study

@@ -8,8 +8,7 @@ import time
 import numpy as np
 import torch
 
-from calosim.evaluation.protocol import Protocol
-from calosim.evaluation.selection import select_rows
+from calosim.evaluation.selection import Protocol, select_rows
 from calosim.io import write_json, write_npz
 from calosim.metrics.wasserstein import wasserstein
 from calosim.runs import git_hash

@@ -9,7 +9,7 @@ from itertools import pairwise
 from jsonargparse import ArgumentParser
 
 from calosim.cli.words import TRAINING, submit_words
-from calosim.simulation.shards import Shard
+from calosim.simulation.generate import Shard
 from calosim.slurm import TASK, Slurm
 
 __all__ = ["run"]

@@ -111,11 +111,9 @@ def simulate(
         workers: Threads.
         quiet: Show no progress.
     """
-    from calosim.data.recipe import read_recipe, write_recipe
-    from calosim.data.root import Writer, write
+    from calosim.data.root import Writer, read_recipe, write, write_recipe
     from calosim.montecarlo import simulate as respond
-    from calosim.montecarlo.given import match_to_file, primaries_of_file
-    from calosim.montecarlo.simulate import MIN_PHOTONS
+    from calosim.montecarlo.simulate import MIN_PHOTONS, match_to_file, primaries_of_file
 
     Writer(out, detector)  # refuses a wrong name before the work, not after it
     check_writable(Path(out).parent)

@@ -41,7 +41,7 @@ from calosim.loggers import wandb_offline_where_needed
 # So that `--model Teacher` finds them by their short names.
 from calosim.models import Acceptance, CalosimModule, FineTune, PhotonSum, Student, Teacher  # noqa: F401
 from calosim.models.checkpoints import read_checkpoint
-from calosim.models.schedules import WarmupCosine  # noqa: F401
+from calosim.models.optim import WarmupCosine  # noqa: F401
 from calosim.runs import Run
 from calosim.slurm import forget
 

@@ -23,7 +23,7 @@ TOOLS: dict[str, str] = {
     "simulate": "calosim.cli.tools:simulate",
     "convert": "calosim.data.reading:convert",
     "generate": "calosim.simulation.generate:generate",
-    "merge": "calosim.simulation.shards:merge",
+    "merge": "calosim.simulation.generate:merge",
     "evaluate": "calosim.evaluation.evaluate:evaluate",
     "ensemble": "calosim.simulation.ensemble:save_ensemble",
     "explain": "calosim.explain.explain:explain",

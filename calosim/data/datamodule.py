@@ -1,4 +1,4 @@
-"""RootDataModule: files of showers to batches, split, filtered and sampled the same way on every process.
+"""Which rows train, validate and test.
 
 The files are read once into a cache of plain arrays that all processes map into memory. A batch is one indexing
 operation on those arrays, so that worker processes would not pay; images stay integers until they are on the model's
@@ -6,27 +6,162 @@ device.
 """
 
 from __future__ import annotations
-
+from collections.abc import Sequence
+from typing import Literal
+import numpy as np
+from collections.abc import Callable, Iterator
+from torch.utils.data import DistributedSampler, SequentialSampler
+from calosim import rng
 import os
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
-
 from calosim.detectors import get_detector
 from calosim.particles import particle_code, particle_name
 from calosim.data.cache import cached_arrays, open_cache
 from calosim.data.record import Showers
 from calosim.data.root import Names, read_made
-from calosim.data.samplers import EpochSampler, InOrder
-from calosim.data.splits import SPLITS, Split, split_rows
 
-__all__ = ["RootDataModule", "ShowerDataset", "describe", "generated"]
+__all__ = ['EpochSampler', 'InOrder', 'RootDataModule', 'SPLITS', 'ShowerDataset', 'Split', 'describe', 'generated', 'split_rows']
+
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+def split_rows(
+    inputs: np.ndarray,
+    pdg: np.ndarray,
+    by: Literal["primary", "response"] = "primary",
+    fractions: Sequence[float] = (0.7, 0.1, 0.2),
+    seed: int = 0,
+) -> dict[Split, np.ndarray]:
+    """Splits rows into training, validation and test.
+
+    Args:
+        inputs: Unique-input number of every row, shape (N,), see :attr:`calosim.data.record.Showers.inputs`.
+        pdg: PDG code of every row, shape (N,).
+        by: ``primary`` keeps all responses of one input together, so that no input is in two splits, and divides the
+            inputs of each particle type separately, so that rare types reach every split; ``response`` divides rows
+            regardless of their input, as the published studies did.
+        fractions: Shares of training, validation and test; they sum to 1.
+        seed: Seed of the division.
+
+    Returns:
+        Sorted row numbers of each split; together they hold every row once.
+
+    Raises:
+        ValueError: If the fractions do not sum to 1 or are negative.
+    """
+    if len(fractions) != 3 or min(fractions) < 0 or not abs(sum(fractions) - 1) <= 1e-9:
+        raise ValueError(f"expected three split fractions that sum to 1, got {tuple(fractions)}")
+    rng = np.random.default_rng(seed)
+
+    def divide(items: np.ndarray) -> list[np.ndarray]:
+        # Halves round up, so that a type with five inputs has one for validation.
+        held = [int(len(items) * f + 0.5) for f in fractions[1:]]
+        kept = max(len(items) - sum(held), 0)
+        return np.split(rng.permutation(items), [kept, kept + held[0]])
+
+    if by == "response":
+        return {name: np.sort(part) for name, part in zip(SPLITS, divide(np.arange(len(inputs))), strict=True)}
+    if by != "primary":
+        raise ValueError(f"unknown split {by!r}; expected primary or response")
+    of_input = np.zeros(int(inputs.max(initial=-1)) + 1, dtype=np.int8)
+    for code in np.unique(pdg):
+        for k, part in enumerate(divide(np.unique(inputs[pdg == code]))):
+            of_input[part] = k
+    return {name: np.flatnonzero(of_input[inputs] == k) for k, name in enumerate(SPLITS)}
+
+
+class EpochSampler(DistributedSampler):
+    """Yields the batches of an epoch, as arrays of positions, for one process.
+
+    Every process draws the same order and takes every ``num_replicas``-th position of each global batch of
+    ``batch_size * num_replicas``: processes are disjoint, together they are the epoch, and training on two processes
+    sees the global batches that one process with twice the batch size would see.
+
+    A subclass of :class:`~torch.utils.data.DistributedSampler`, so that Lightning keeps it and calls ``set_epoch``.
+
+    Args:
+        groups: A group number (particle type) for every position, shape (N,).
+        batch_size: Rows of a batch on one process.
+        power: Groups are drawn in proportion to (their size) to this power: 1 is the natural mix, 0 is balanced.
+            Rows of a group are repeated only after all of them were used.
+        shuffle: Whether the order is random; else positions ascend and ``power`` is ignored.
+        seed: Seed of the order, together with the epoch and the seed of the training (``seed_everything``).
+        num_replicas: Number of processes.
+        rank: This process.
+    """
+
+    def __init__(
+        self,
+        groups: np.ndarray,
+        batch_size: int,
+        power: float = 1.0,
+        shuffle: bool = True,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ):
+        super().__init__(groups, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+        self.groups, self.batch_size, self.power = groups, batch_size, power
+        #: Asked when an epoch begins: how many of its batches a training has seen before it was interrupted.
+        self.seen: Callable[[], int] = lambda: 0
+
+    def order(self) -> np.ndarray:
+        """The positions of the whole epoch, the same on every process, shape (N,)."""
+        if not self.shuffle:
+            return np.arange(len(self.groups))
+        random = np.random.default_rng((self.seed, rng.training_seed(), self.epoch))
+        if self.power == 1.0:
+            return random.permutation(len(self.groups))
+        _, group, sizes = np.unique(self.groups, return_inverse=True, return_counts=True)
+        share = sizes**self.power / np.sum(sizes**self.power) * len(self.groups)
+        quota = np.floor(share).astype(int)
+        remainder = len(self.groups) - quota.sum()
+        quota[random.permutation(len(sizes))[:remainder]] += 1
+        drawn = []
+        for g, q in enumerate(quota):
+            members = np.flatnonzero(group == g)
+            drawn += [random.permutation(members)[: q - done] for done in range(0, q, len(members))]
+        return random.permutation(np.concatenate(drawn))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        order, step = self.order(), self.batch_size * self.num_replicas
+        for k in range(self.seen(), len(self)):
+            yield order[k * step : (k + 1) * step][self.rank :: self.num_replicas]
+
+    def __len__(self) -> int:
+        """Batches of this process."""
+        step = self.batch_size * self.num_replicas
+        full, rest = divmod(len(self.groups), step)
+        if self.shuffle:
+            # Processes must take equally many steps, or DDP waits forever: a rest that not every process gets a share
+            # of is dropped in training. Evaluation drops nothing.
+            return full + (rest >= self.num_replicas)
+        return full + (rest > self.rank)
+
+
+class InOrder(SequentialSampler):
+    """Batches of a sampler that does not shuffle, of the kind that Lightning takes for `overfit_batches`.
+
+    Args:
+        batches: The sampler.
+    """
+
+    def __init__(self, batches: EpochSampler):
+        super().__init__(batches.groups)
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[np.ndarray]:  # type: ignore[override]
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
 
 class ShowerDataset(Dataset):

@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from calosim.detectors import DETECTORS, Detector
-from calosim.data.checks import (
+from calosim.data.record import (
     check_primaries,
     existing_file,
     first_true,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from calosim.data.checks import (
+from calosim.data.record import (
     agreed_detector,
     check_image_shape,
     detector_of_shape,

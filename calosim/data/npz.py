@@ -12,7 +12,7 @@ from typing import IO
 
 import numpy as np
 
-from calosim.data.checks import (
+from calosim.data.record import (
     agreed_detector,
     check_primaries,
     detector_of_shape,

@@ -16,20 +16,23 @@ import torch
 
 from calosim import __version__
 from calosim.data.datamodule import RootDataModule, describe
-from calosim.evaluation.acceptance import draw_acceptance, judge_acceptance
-from calosim.evaluation.answers import Answers, Candidate, ask, first_answers, measure, packed_answers
-from calosim.evaluation.classifier import judge_by_classifier
 from calosim.evaluation.definitions import TITLES
-from calosim.evaluation.intervals import metric_intervals
-from calosim.evaluation.likelihood import judge_by_likelihood
-from calosim.evaluation.photons import photon_report
-from calosim.evaluation.pools import Nearest
-from calosim.evaluation.protocol import ClassifierOptions, FloorOptions, Protocol
-from calosim.evaluation.references import Floors, Reference
+from calosim.evaluation.references import Floors, Nearest, Reference
 from calosim.evaluation.requantization import best_requantizations
-from calosim.evaluation.selection import Selection, check_splits, select_rows, trained_data
+from calosim.evaluation.samples import Answers, Candidate, ask, first_answers, measure, metric_intervals, packed_answers
+from calosim.evaluation.selection import (
+    ClassifierOptions,
+    FloorOptions,
+    Protocol,
+    Selection,
+    check_splits,
+    select_rows,
+    trained_data,
+)
 from calosim.evaluation.stored import Evaluation
+from calosim.evaluation.sums import draw_acceptance, judge_acceptance, photon_report
 from calosim.evaluation.tables import as_csv, as_markdown
+from calosim.evaluation.tests import judge_by_classifier, judge_by_likelihood
 from calosim.evaluation.variants import measure_variants
 from calosim.io import atomic_write, check_writable, write_json, write_npz
 from calosim.models.checkpoints import weights_of
@@ -37,7 +40,7 @@ from calosim.models.photon_sum import PhotonSum
 from calosim.models.shower import ShowerModel
 from calosim.particles import STUDY_PARTICLES, particle_symbol
 from calosim.runs import git_hash
-from calosim.simulation.processes import devices_of
+from calosim.simulation.parallel import devices_of
 from calosim.simulation.simulator import FastSimulator, Requantization, pick_device
 
 __all__ = ["Models", "evaluate"]

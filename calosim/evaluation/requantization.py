@@ -7,8 +7,7 @@ import torch
 from tqdm import tqdm
 
 from calosim.data.datamodule import RootDataModule
-from calosim.evaluation.protocol import Protocol
-from calosim.evaluation.selection import Selection, select_rows
+from calosim.evaluation.selection import Protocol, Selection, select_rows
 from calosim.metrics.wasserstein import wasserstein
 from calosim.models.shower import ShowerModel
 from calosim.particles import particle_name

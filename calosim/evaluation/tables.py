@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from calosim.evaluation.acceptance import acceptance_table
-from calosim.evaluation.classifier import classifier_rows, classifier_tables
 from calosim.evaluation.definitions import in_units, with_spread
-from calosim.evaluation.intervals import LEAST_PRIMARIES
-from calosim.evaluation.likelihood import likelihood_rows, likelihood_tables
-from calosim.evaluation.photons import INTERVALS, quantile_table, shown_particles
+from calosim.evaluation.samples import LEAST_PRIMARIES
+from calosim.evaluation.sums import INTERVALS, acceptance_table, quantile_table, shown_particles
+from calosim.evaluation.tests import classifier_rows, classifier_tables, likelihood_rows, likelihood_tables
 from calosim.evaluation.variants import variant_rows, variant_tables
 from calosim.io import csv_text, markdown_table
 from calosim.particles import particle_heading
@@ -90,7 +88,7 @@ def _metric_table(images: dict[str, Any], names: list[str], key: str, heading: s
 
 
 def _photon_table(sums: dict[str, Any], names: list[str]) -> str:
-    """What :func:`calosim.evaluation.photons.photon_report` says, by particle type and model."""
+    """What :func:`calosim.evaluation.sums.photon_report` says, by particle type and model."""
     header = ["photon sum, in photons", "model", "rows", "MAE", "RMSE", "median error", "W1"]
     rows = []
     for name in names:

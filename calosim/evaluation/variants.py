@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from calosim.evaluation.answers import Answers
 from calosim.evaluation.definitions import TITLES, with_spread
-from calosim.evaluation.protocol import Protocol
-from calosim.evaluation.selection import Selection
+from calosim.evaluation.samples import Answers
+from calosim.evaluation.selection import Protocol, Selection
 from calosim.io import markdown_table
-from calosim.metrics.variants import VARIANTS, variant_metrics
+from calosim.metrics.wasserstein import VARIANTS, variant_metrics
 from calosim.models.base import evaluating
 from calosim.simulation.simulator import FastSimulator
 

@@ -1,4 +1,4 @@
-r"""The command ``explain``: SHAP values of the photon sum and of the shower's center, and how sure the photon sum is.
+"""The tables of an explanation as Markdown: the surrogates' fit, the ranks, the explainers and the uncertainty.
 
 The explained function is the predictive mean, in photons or cm, of the nine physical features, even where a network
 derives further columns from them. A masked primary need not be on its mass shell, and what the networks make of such a
@@ -12,6 +12,8 @@ References:
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,19 +23,163 @@ import numpy as np
 from calosim import __version__
 from calosim.data.datamodule import RootDataModule, describe
 from calosim.data.record import FEATURES
-from calosim.evaluation.photons import photon_uncertainty
 from calosim.evaluation.selection import check_splits, some_rows, trained_data
-from calosim.explain.save import TARGETS, save_explanation
+from calosim.evaluation.sums import draw_uncertainty, photon_uncertainty, uncertainty_table
 from calosim.explain.shap import NAMES, ShapSettings, compare_explainers, explained, import_shap
 from calosim.explain.surrogates import PosteriorMeans, SurrogateSettings, center_surrogates
-from calosim.io import check_writable
+from calosim.io import atomic_write, check_writable, csv_text, markdown_table, write_json, write_npz
 from calosim.models.checkpoints import weights_of
 from calosim.models.photon_sum import PhotonSum
 from calosim.particles import particle_code, particle_name
 from calosim.runs import git_hash
 from calosim.simulation.simulator import FastSimulator
 
-__all__ = ["explain"]
+__all__ = ["TARGETS", "explain", "save_explanation", "tables_of"]
+
+
+def tables_of(results: Mapping[str, Any], report: dict[str, Any]) -> Iterator[str]:
+    """The tables of an explanation, each with a paragraph that says what it shows.
+
+    Args:
+        results: The content of ``explain.json``.
+        report: What :func:`calosim.evaluation.sums.photon_uncertainty` found.
+    """
+    if "surrogates" in results:
+        yield _fits(results["surrogates"])
+    yield _ranks(results)
+    if "explainers" in results:
+        yield _explainers(results["explainers"])
+    head, *rows = uncertainty_table(report)
+    yield _table(
+        "Uncertainty of the photon sum: observed shares inside central predictive intervals, and the parts of its standard "
+        "deviation: aleatoric (responses differ) and epistemic (networks of the posterior differ).",
+        head,
+        *rows,
+    )
+
+
+def _fits(surrogates: Mapping[str, Mapping[str, Any]]) -> str:
+    keys = {
+        "r2": "R²",
+        "ceiling": "largest possible R²",
+        "residual_mean": "residual mean, cm",
+        "residual_std": "residual std, cm",
+        "std": "values' std, cm",
+    }
+    return _table(
+        "Surrogates of the shower center on primaries they have not seen; an explanation is worth their fit. "
+        "No function of the primary can explain more than the share of the variance that lies between primaries.",
+        ["center", *keys.values(), "rows", "primaries"],
+        *(
+            [axis, *("–" if f[k] is None else f"{f[k]:.3f}" for k in keys), str(f["rows"]), str(f["primaries"])]
+            for axis, f in surrogates.items()
+        ),
+    )
+
+
+def _ranks(results: Mapping[str, Any]) -> str:
+    targets = results["targets"]
+    columns = [
+        [f"{f['feature']} {_with_error(f['mean_abs_shap'], f['posterior_std'])}" for f in target["features"]]
+        for target in targets.values()
+    ]
+    return _table(
+        f"Mean absolute SHAP value over {results['rows']} test rows ({results['particle']}), {results['background']} "
+        f"background rows; ± standard deviation over networks ({results['posterior']} of a Bayesian posterior, or the "
+        f"ensemble's); explainer: {results['method']}.",
+        ["rank", *(f"{key.replace('_', ' ')}, {target['unit']}" for key, target in targets.items())],
+        *([str(rank), *cells] for rank, cells in enumerate(zip(*columns, strict=True), 1)),
+    )
+
+
+def _explainers(explainers: Mapping[str, Mapping[str, Any]]) -> str:
+    forms = {"seconds": ".3f", "evaluations": ".0f", "deviation": ".1%", "efficiency": ".3g"}
+    heading = ["explainer", "seconds a row", "evaluations a row", "deviation", "sum of a row off by, photons"]
+    return _table(
+        "Explainers of the photon sum on the same rows; deviation is relative to the exact values.",
+        [*heading, "features in place"],
+        *(
+            [name, *(f"{e[k]:{form}}" for k, form in forms.items()), f"{e['same_order']} of {len(NAMES)}"]
+            for name, e in explainers.items()
+        ),
+    )
+
+
+def _table(words: str, head: list[str], *rows: list[str]) -> str:
+    """A paragraph and a Markdown table."""
+    return f"{words}\n\n{markdown_table(head, rows)}"
+
+
+def _with_error(value: float, error: float) -> str:
+    """Both with the decimals that leave the error two digits."""
+    decimals = max(0, 1 - math.floor(math.log10(error))) if error > 0 else 3
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+
+
+#: What can be explained: its name and its unit.
+TARGETS = {
+    "photon_sum": ("photon sum", "photons"),
+    "center_x": ("shower center x", "cm"),
+    "center_y": ("shower center y", "cm"),
+}
+
+
+def save_explanation(
+    folder: Path,
+    results: dict[str, Any],
+    stored: dict[str, np.ndarray],
+    report: dict[str, Any],
+    by_row: dict[str, np.ndarray],
+) -> None:
+    """Writes all files, each whole or not there, ``explain.json`` being the last; prints the tables.
+
+    Args:
+        folder: The folder; made if missing.
+        results: The content of ``explain.json``.
+        stored: The content of ``shap.npz``: ``features`` (N, 9), and by target SHAP values (N, 9, K), bases (K,) and
+            predictions (N, K), in photons or cm.
+        report: What :func:`calosim.evaluation.sums.photon_uncertainty` found, by particle type.
+        by_row: And by row.
+    """
+    write_npz(folder / "shap.npz", **stored)
+    ranks = [
+        [key, results["particle"], target["unit"], *feature.values()]
+        for key, target in results["targets"].items()
+        for feature in target["features"]
+    ]
+    columns = next(iter(results["targets"].values()))["features"][0]
+    atomic_write(folder / "shap.csv", csv_text(["target", "particle", "unit", *columns], ranks))
+    quantities = [
+        [name, quantity, nominal, value]
+        for name, values in report.items()
+        for quantity, of in values.items()
+        for nominal, value in (of.items() if isinstance(of, dict) else [("", of)])
+    ]
+    write_npz(folder / "photon_uncertainty.npz", **by_row)
+    header = ["particle", "quantity", "nominal", "value"]
+    atomic_write(folder / "photon_uncertainty.csv", csv_text(header, quantities))
+    write_json(folder / "photon_uncertainty.json", report)
+    _draw_targets(folder, results["targets"], stored)
+    draw_uncertainty(report, by_row, folder / "photon_uncertainty.png")
+    text = "\n\n".join(tables_of(results, report)) + "\n"
+    atomic_write(folder / "explain.md", text)
+    write_json(folder / "explain.json", results)
+    print(text)
+    print(f"Results: {folder}/explain.md, .json, shap.csv, .npz, photon_uncertainty.json, .csv, .npz and pictures")
+
+
+def _draw_targets(folder: Path, targets: Mapping[str, Any], stored: Mapping[str, np.ndarray]) -> None:
+    """Two pictures of each target, the most important feature on top."""
+    from calosim.plots import beeswarm, importances
+
+    for key, target in targets.items():
+        label = "SHAP value of the {}, {}".format(*TARGETS[key])
+        names = [feature["feature"] for feature in target["features"]]
+        lengths, errors = (np.array([f[k] for f in target["features"]]) for k in ("mean_abs_shap", "posterior_std"))
+        order = [NAMES.index(name) for name in names]
+        values = stored[f"{key}_values"].mean(2)[:, order]
+        beeswarm(values, stored["features"][:, order], names, label, folder / f"{key}_beeswarm.png")
+        importances(lengths, errors, names, f"mean absolute {label}", folder / f"{key}_bar.png")
 
 
 def explain(

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from calosim.data.record import FEATURES
-from calosim.threads import one_thread
+from calosim.processes import one_thread
 
 __all__ = [
     "METHODS",

@@ -21,11 +21,10 @@ from tqdm import tqdm
 
 from calosim.data.datamodule import RootDataModule
 from calosim.explain.shap import check_least, predict
-from calosim.models.heads import GaussianHead
 from calosim.models.losses import center_of_gravity
-from calosim.models.photon_sum import PhotonSum
+from calosim.models.photon_sum import GaussianHead, PhotonSum
+from calosim.processes import one_thread
 from calosim.simulation.simulator import FastSimulator
-from calosim.threads import one_thread
 
 __all__ = [
     "MIN_SURROGATE_ROWS",

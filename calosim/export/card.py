@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from calosim.export.builder import RUNTIMES
-from calosim.export.client import CLASSIFIER, GENERATOR, SIMULATOR, scales_name
+from calosim.export.o2 import CLASSIFIER, GENERATOR, SIMULATOR, scales_name
 from calosim.io import markdown_table, read_json
 from calosim.runs import Run
 
@@ -164,7 +164,7 @@ def _quality(record: dict[str, Any]) -> str:
 
 
 def not_quoted(record: dict[str, Any]) -> str:
-    """Why the evaluation of the shower model is not quoted, in words: it is of other weights; empty if it is, or there is none."""
+    """Why the evaluation of the shower model is not quoted, in words: of other weights; empty if it is, or there is none."""
     run = Run(record["models"]["shape"]["run"])
     path = run / Run.EVALUATION / "evaluation.json"
     judged = read_json(path) if path.is_file() else {}

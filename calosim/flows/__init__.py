@@ -3,9 +3,8 @@
 from .autoregressive import AutoregressiveSpline
 from .build import Side, Stage, Trace, cast, feature_orders, iaf, maf, stages, trace, units
 from .config import FlowChanges, FlowConfig, Permutation
-from .inverse import InverseSplits
-from .masked import MaskedSplits
 from .prune import prune
+from .splits import InverseSplits, MaskedSplits
 
 __all__ = [
     "AutoregressiveSpline",

@@ -26,9 +26,8 @@ from zuko.lazy import Flow, LazyInverse, UnconditionalDistribution
 
 from .autoregressive import AutoregressiveSpline, checked_order
 from .config import FlowConfig, Permutation, Stage
-from .inverse import InverseSplits
 from .made import MaskedConditioner
-from .masked import MaskedSplits
+from .splits import InverseSplits, MaskedSplits
 
 __all__ = ["Side", "Stage", "Trace", "cast", "feature_orders", "iaf", "maf", "stages", "trace", "units"]
 

@@ -1,4 +1,4 @@
-r"""The Wasserstein distance between distributions of channel values, and what all channel metrics share.
+"""The Wasserstein distance between distributions of channel values, and what all channel metrics share.
 
 The metrics of this package work on the five channel values of :meth:`calosim.detectors.Detector.channels` and share one
 signature, ``update(generated, reference, pdg, input)``, so that they live in one :class:`torchmetrics.MetricCollection`
@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +24,17 @@ from torchmetrics import Metric
 from calosim.detectors import Convention, Detector, get_detector
 from calosim.particles import groups
 
-__all__ = ["ChannelMetric", "CheckerboardWasserstein", "Floats", "Ints", "wasserstein"]
+__all__ = [
+    "VARIANTS",
+    "ChannelMetric",
+    "CheckerboardWasserstein",
+    "Floats",
+    "Ints",
+    "Variant",
+    "variant_metrics",
+    "wasserstein",
+]
+
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -174,3 +185,52 @@ class CheckerboardWasserstein(ChannelMetric):
             if name == "all":
                 values |= {channel: float(d) for channel, d in zip(self.channel_names, distances, strict=True)}
         return self._result(values)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a code computes its metrics.
+
+    Attributes:
+        source: Repository and files.
+        rounded: Whether channel sums are of whole photons, or of the real numbers that a model gives.
+        pooled: Whether all generations of a row count, or the first alone.
+    """
+
+    source: str
+    rounded: bool
+    pooled: bool
+
+    @property
+    def words(self) -> str:
+        """The definition in words."""
+        sums = "whole photons" if self.rounded else "channel sums not rounded"
+        generations = "all generations of a row pooled" if self.pooled else "one generation of each row"
+        return f"{sums}, {generations}, MAE paired row by row"
+
+
+#: By the names of the repositories.
+VARIANTS: dict[str, Variant] = {
+    "zdc": Variant("m-wojnar/zdc, zdc/utils/train.py and wasserstein.py", rounded=False, pooled=True),
+    "zdc-fast-simulations": Variant("majerzemilia/zdc-fast-simulations, test-nf.py", rounded=True, pooled=False),
+}
+
+
+def variant_metrics(variant: Variant, reference: NDArray, generated: NDArray) -> dict[str, float]:
+    """The metrics of one run.
+
+    The MAE compares each generated response with the very one that the Monte Carlo gave in that row. Two responses to a
+    primary differ, so that the Monte Carlo itself is far from 0.
+
+    Args:
+        variant: How.
+        reference: Channel values of N Monte Carlo responses with shape (N, 5).
+        generated: Those of G generations of each row with shape (N, G, 5).
+
+    Returns:
+        ``ws`` and ``mae``, both means over channels in photons.
+    """
+    used = np.asarray(generated, dtype=np.float64)[:, : None if variant.pooled else 1]
+    distances = wasserstein(reference, used.reshape(-1, used.shape[-1]))
+    errors = np.abs(used - np.asarray(reference)[:, None])
+    return {"ws": float(distances.mean()), "mae": float(errors.mean()) if errors.size else float("nan")}

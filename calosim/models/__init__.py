@@ -4,7 +4,7 @@ from calosim.models.acceptance import Acceptance
 from calosim.models.base import CalosimModule
 from calosim.models.checkpoints import load_module
 from calosim.models.finetune import FineTune
-from calosim.models.muon import Muon
+from calosim.models.optim import Muon
 from calosim.models.photon_sum import PhotonSum
 from calosim.models.shower import ShowerModel
 from calosim.models.student import Student

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from calosim import rng
 from calosim.detectors import get_detector
+from calosim.models.optim import WarmupCosine
 from calosim.models.provenance import (
     Lineage,
     Seen,
@@ -26,7 +27,6 @@ from calosim.models.provenance import (
     primaries_of,
     same_line,
 )
-from calosim.models.schedules import WarmupCosine
 from calosim.runs import FORMAT
 
 __all__ = ["CalosimModule", "evaluating", "fit_sample", "step_keys"]
@@ -87,7 +87,7 @@ class CalosimModule(LightningModule):
         detector: The detector's name.
         optimizer: From parameters with their names to an optimizer.
         scheduler: From an optimizer to a learning-rate scheduler, stepped once an epoch; a
-            :class:`~calosim.models.schedules.WarmupCosine` as it says itself.
+            :class:`~calosim.models.optim.WarmupCosine` as it says itself.
         init: The other constructor arguments as plain values; with them and ``detector`` the module can be rebuilt.
     """
 

@@ -14,9 +14,8 @@ from torchmetrics import MeanMetric
 from calosim import rng
 from calosim.flows import FlowChanges, FlowConfig, prune
 from calosim.models.base import fit_sample, step_keys
-from calosim.models.distillation import CHANNEL_POWERS, StudentLosses
+from calosim.models.distillation import CHANNEL_POWERS, CountPairing, Paired, PointPairing, StudentLosses
 from calosim.models.losses import channel_loss, distillation, shower_center
-from calosim.models.pairing import CountPairing, Paired, PointPairing
 from calosim.models.provenance import joined
 from calosim.models.shower import ShowerModel
 from calosim.representations import RepresentationConfig, SplitConfig, from_plain

@@ -21,8 +21,8 @@ from zuko.bayesian import BayesianModel
 
 __all__ = ["MASS", "SPOT", "BayesianNetworks", "Ensemble", "PiecewiseLinear"]
 
-#: Columns of :class:`~calosim.representations.features.FeatureScaler` to bin: the mass tells the type; where the straight flight ends, in
-#: x and y, whether it meets an edge.
+#: Columns of :class:`~calosim.representations.features.FeatureScaler` to bin: the mass tells the type; where the straight
+#: flight ends, in x and y, whether it meets an edge.
 MASS, SPOT = 7, (10, 11)
 
 #: Standard deviation of the Gaussian prior of Bayesian weights.

@@ -9,11 +9,16 @@ of one event, and everything low in energy. Its parameters were tuned so that pu
 :mod:`calosim.montecarlo.calibration`); nothing beyond those averages is to be believed.
 """
 
-from calosim.montecarlo.flight import Flight, decay, two_body
-from calosim.montecarlo.matching import simulate_matched
+from calosim.montecarlo.flight import Flight, decay, illuminate, transport, two_body
 from calosim.montecarlo.setups import SETUPS, Setup
-from calosim.montecarlo.simulate import Truth, distinct_primaries, draw_primaries, simulate, simulate_with_truth
-from calosim.montecarlo.transport import illuminate, transport
+from calosim.montecarlo.simulate import (
+    Truth,
+    distinct_primaries,
+    draw_primaries,
+    simulate,
+    simulate_matched,
+    simulate_with_truth,
+)
 
 __all__ = [
     "SETUPS",

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil
+from typing import Literal
 
 import numpy as np
 
+from calosim.data.datamodule import split_rows
+from calosim.data.reading import checked_pieces, read_primaries, sources
 from calosim.data.record import Showers
+from calosim.data.root import Writer, read_recipe
 from calosim.detectors import Detector, get_detector
-from calosim.montecarlo.flight import properties
+from calosim.montecarlo.flight import illuminate, properties, transport
 from calosim.montecarlo.setups import Setup, get_setup
-from calosim.montecarlo.transport import illuminate, transport
 
 __all__ = [
     "MIN_PHOTONS",
     "Truth",
     "distinct_primaries",
     "draw_primaries",
+    "match_to_file",
+    "nearest_free",
+    "primaries_of_file",
     "respond",
     "simulate",
+    "simulate_matched",
     "simulate_with_truth",
 ]
+
 
 Primaries = int | Showers | tuple[np.ndarray, np.ndarray]
 
@@ -271,3 +280,193 @@ def _respond(
     direct = np.zeros(n, dtype=bool)
     direct[arrived.row[arrived.primary]] = True
     return images, Truth(primary[kept], direct[kept], artifact[kept])
+
+
+def simulate_matched(
+    rows: Showers,
+    photon_sum: np.ndarray,
+    responses: int,
+    keep: int,
+    seed: int,
+    *,
+    workers: int = 1,
+    progress: bool = False,
+) -> Iterator[tuple[Showers, np.ndarray]]:
+    """Simulates responses to the rows' primaries and keeps, for each row, those whose photon sums are nearest to its own.
+
+    No response is kept for two rows. Of a primary with few responses some rows get fewer, or none.
+
+    Args:
+        rows: The rows; of their images only the detector matters.
+        photon_sum: Photon sums that are wanted with shape (N,).
+        responses: Mean number of responses per primary to choose from, see :func:`calosim.montecarlo.simulate`.
+        keep: Responses that are wanted for each row.
+        seed: One seed gives one result, whatever the number of workers; not that of the rows.
+        workers: Threads.
+        progress: Whether to show a progress bar.
+
+    Yields:
+        Piece by piece, the kept showers, those of one primary and then of one row next to each other, and the photon sums
+        (B,) that were wanted of them.
+
+    Raises:
+        ValueError: If a number is not positive, or the detector has no setup.
+    """
+    if min(responses, keep, workers) < 1:
+        raise ValueError(
+            "expected a positive number of responses per primary, of responses to keep and of workers, "
+            f"got {responses}, {keep} and {workers}"
+        )
+    inputs, first = rows.inputs, np.unique(rows.inputs, return_index=True)[1]
+    particles, pdg = rows.particles[first], rows.pdg[first]
+    of_primary = np.split(np.argsort(inputs, kind="stable"), np.cumsum(np.bincount(inputs))[:-1])
+    parts = respond(particles, pdg, responses, rows.geometry, seed, workers, progress)
+    for images, number in _whole_primaries((found, truth.primary) for found, truth in parts):
+        sums = images.sum((1, 2), dtype=np.int64)
+        chosen, wanted = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for primary in np.unique(number):
+            own, asked = np.flatnonzero(number == primary), photon_sum[of_primary[primary]]
+            places = nearest_free(asked, sums[own], keep, np.random.default_rng((seed, primary)))
+            chosen.append(own[places[places >= 0]])
+            wanted.append(np.repeat(asked, (places >= 0).sum(1)))
+        kept = np.concatenate(chosen)
+        if len(kept):
+            of = number[kept]
+            yield Showers(particles[of], pdg[of], images[kept], rows.detector), np.concatenate(wanted)
+
+
+def _whole_primaries(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Cuts images and numbers of their primaries, which rise, so that all responses to a primary are in one piece."""
+    held: tuple[np.ndarray, np.ndarray] | None = None
+    for part in parts:
+        images, number = part if held is None else (np.concatenate(both) for both in zip(held, part, strict=True))
+        cut = np.searchsorted(number, number[-1]) if len(number) else 0
+        if cut:
+            yield images[:cut], number[:cut]
+        held = images[cut:], number[cut:]
+    if held is not None and len(held[1]):
+        yield held
+
+
+def nearest_free(wanted: np.ndarray, found: np.ndarray, keep: int, rng: np.random.Generator) -> np.ndarray:
+    """Gives each wanted number some of the found ones, the nearest that are still free; each found one goes to one only.
+
+    Takes turns, in random order, so that none is always served first.
+
+    Args:
+        wanted: Numbers with shape (K,).
+        found: Numbers with shape (M,).
+        keep: How many each gets, as long as there are any.
+        rng: Draws the order.
+
+    Returns:
+        Positions in ``found`` with shape (K, keep), -1 where none was left.
+    """
+    order = np.argsort(found, kind="stable").tolist()
+    values = np.sort(found, kind="stable").tolist()
+    places = np.full((len(wanted), keep), -1, dtype=np.int64)
+    for turn in range(keep):
+        for k in rng.permutation(len(wanted)):
+            if not values:
+                return places
+            value = float(wanted[k])
+            right = bisect_left(values, value)
+            # The nearer of both neighbors, the upper one of equals.
+            left = right == len(values) or (right > 0 and value - values[right - 1] < values[right] - value)
+            taken = right - left
+            values.pop(taken)
+            places[k, turn] = order.pop(taken)
+    return places
+
+
+#: Rows of a file that are in memory at once.
+_PIECE = 4096
+#: Images without pixels, for rows whose responses do not matter.
+_NONE = (0, 0)
+
+
+def primaries_of_file(file: str, split: Literal["test", "val"] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct primaries of a file.
+
+    Args:
+        file: ROOT or CSV, see :func:`calosim.data.reading.read_primaries`.
+        split: Only those that a training holds out by default, to test or to validate.
+
+    Returns:
+        Features (n, 9) and PDG codes (n,).
+
+    Raises:
+        ValueError: If the file is bad, or has no row of that split.
+    """
+    particles, pdg = read_primaries(file)
+    rows = _rows_of(Showers(particles, pdg, np.zeros((len(pdg), *_NONE), np.int16), "zn"), split, file)
+    return distinct_primaries(particles[rows], pdg[rows])
+
+
+def match_to_file(
+    file: str,
+    out: str,
+    detector: str,
+    responses: int,
+    keep: int,
+    seed: int,
+    split: Literal["test", "val"] | None = None,
+    workers: int = 1,
+    progress: bool = False,
+) -> str:
+    """Writes responses with the photon sums of a file's rows, see :func:`simulate_matched`, in constant memory.
+
+    Args:
+        file: Showers in any form that :func:`calosim.data.read` takes.
+        out: The ROOT file to write.
+        detector: The detector that both are of.
+        responses: Mean number of responses per primary to choose from.
+        keep: Responses that are wanted for each row.
+        seed: The seed.
+        split: Only for the rows that a training holds out by default.
+        workers: Threads.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        A line about what was written, and how near the sums are.
+
+    Raises:
+        ValueError: If the file is bad, has no row of that split, or was simulated with the same seed.
+    """
+    recipe = read_recipe(file)
+    if recipe and recipe["settings"].get("seed") == seed:
+        raise ValueError(
+            f"{file}: was simulated with seed {seed}; expected another seed for responses to hold against it"
+        )
+    pieces = [
+        (piece.particles, piece.pdg, piece.photon_sum)
+        for source in sources(file, detector)
+        for piece in checked_pieces(source, _PIECE)
+    ]
+    particles, pdg, photon_sum = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+    every = Showers(particles, pdg, np.zeros((len(pdg), *_NONE), np.int16), detector)
+    kept = _rows_of(every, split, file)
+    rows, written, differences = every.select(kept), 0, []
+    matched = simulate_matched(rows, photon_sum[kept], responses, keep, seed, workers=workers, progress=progress)
+    with Writer(out, detector) as writer:
+        for showers, wanted in matched:
+            writer.extend(showers)
+            written += len(showers)
+            differences.append(np.abs(showers.photon_sum - wanted) / np.maximum(wanted, 1))
+        if not written:
+            raise ValueError(f"{file}: no response of at least 10 photons to any of its primaries was simulated")
+    median, most = 100 * np.quantile(np.concatenate(differences), [0.5, 0.95])
+    return (
+        f"{out}: {written} responses of {rows.geometry.title} for {len(rows)} rows, up to {keep} each; their photon sums "
+        f"differ by {median:.2g} % (median), 95 % of them by less than {most:.2g} %"
+    )
+
+
+def _rows_of(showers: Showers, split: Literal["test", "val"] | None, file: str) -> np.ndarray:
+    """The rows of a split, all if None."""
+    if split is None:
+        return np.arange(len(showers))
+    rows = split_rows(showers.inputs, showers.pdg)[split]
+    if not len(rows):
+        raise ValueError(f"{file}: none of its {len(showers)} rows is in the {split} split; expected more primaries")
+    return rows

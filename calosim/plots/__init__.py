@@ -1,9 +1,16 @@
 """Drawing of responses, distributions and tables; every picture is a file that is whole or not there."""
 
-from calosim.plots.distributions import channel_histograms, spectra
-from calosim.plots.explanations import beeswarm, importances, predictive_intervals, reliability_diagram
-from calosim.plots.models import Curve, Panel, comparison, training_curves
-from calosim.plots.responses import draws, image_rows
+from calosim.plots.models import (
+    Curve,
+    Panel,
+    beeswarm,
+    comparison,
+    importances,
+    predictive_intervals,
+    reliability_diagram,
+    training_curves,
+)
+from calosim.plots.responses import channel_histograms, draws, image_rows, spectra
 
 __all__ = [
     "Curve",

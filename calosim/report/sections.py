@@ -1,23 +1,199 @@
-"""What the report says of a folder: trainings, evaluations, studies, explanations."""
+"""What was logged while models trained, drawn so that what is in one panel can be compared."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from calosim.detectors import Detector, get_detector
 from calosim.evaluation.definitions import DEFINITIONS, HEADER, RADII, TITLES
 from calosim.evaluation.stored import Evaluation
-from calosim.io import read_json, read_npz
+from calosim.io import read_csv, read_json, read_npz
 from calosim.models.checkpoints import older
-from calosim.particles import particle_symbol
-from calosim.report.page import Picture, Section
+from calosim.particles import STUDY_PARTICLES, particle_symbol
+from calosim.report.report import Picture, Section
 from calosim.runs import Run
 
-__all__ = ["evaluation", "explanation", "folder_name", "picture_of", "response_picture", "study", "trainings"]
+if TYPE_CHECKING:
+    from calosim.plots import Curve, Panel
+
+__all__ = [
+    "Verdict",
+    "answer",
+    "curves",
+    "evaluation",
+    "explanation",
+    "folder_name",
+    "picture_of",
+    "response_picture",
+    "study",
+    "trainings",
+    "verdict",
+]
+
+
+#: Quantities that are logged in training and validation alike, the first that is there: the losses of students and
+#: Bayesian networks have parts in training, such as weights of rows, that validation has not.
+PAIRS = (("train/kl", "val/kl"), ("train/nll", "val/loss"), ("train/loss", "val/loss"))
+#: What they are, by the model's class: the loss of others is a sum of their own.
+WORDS = {"Teacher": "negative log-likelihood", "PhotonSum": "negative log-likelihood", "Acceptance": "cross-entropy"}
+DIVERGENCE = "divergence from the teacher"
+UNITS = {"splits": "nats an image", "pixels": "nats a pixel"}
+CAPTION = (
+    "{}: pale lines are means over groups of training batches, dots the validation split after an epoch; the ring is the "
+    "epoch whose checkpoint is kept. Particle types have panels of their own: their rows differ."
+)
+
+
+def curves(folders: Sequence[Path]) -> Section:
+    """The training curves, a picture for each kind of model.
+
+    Args:
+        folders: Run folders.
+    """
+    from calosim.plots import Panel, training_curves
+
+    section = Section("curves", "Training curves")
+    kinds: dict[str, dict[str, Panel]] = {}
+    short = [folder_name(folder) for folder in folders]
+    for run, name in sorted(zip(map(Run, folders), short, strict=True), key=lambda found: _place(found[0])):
+        called = str(run.folder) if short.count(name) > 1 else name
+        model = run.record["model"].replace("FineTune", "Teacher")  # the same likelihood
+        kind = ", ".join(filter(None, (model, run.record.get("representation"))))
+        for label, curve in _logged(run, model).items():
+            rows = "all particles" if run.particle is None else particle_symbol(run.particle)
+            title = f"{rows}: channels" if label.startswith("WS") else rows
+            panel = kinds.setdefault(kind, {}).setdefault(title, Panel(label, {}))
+            panel.runs[called] = curve
+    for kind, panels in kinds.items():
+        said = f"{kind}: {', '.join(dict.fromkeys(panel.label for panel in panels.values()))}"
+        section.figures(
+            picture_of(partial(training_curves, panels), f"Training curves of {said}", CAPTION.format(said))
+        )
+    return section
+
+
+def _place(run: Run) -> int:
+    """Where a run's panel stands: all particles, the study's in its order, others."""
+    order = (None, *STUDY_PARTICLES)
+    return order.index(run.particle) if run.particle in order else len(order)
+
+
+def _logged(run: Run, model: str) -> dict[str, Curve]:
+    """A run's curves by what they show: its loss, and the distance of channels if a callback measured it."""
+    from calosim.plots import Curve
+
+    lines = [line for path in run.metrics for line in read_csv(path)]
+
+    def series(key: str) -> list[tuple[float, float]]:
+        return [(float(line["step"]), float(line[key])) for line in lines if line.get(key)]
+
+    losses = series("val/loss")
+    best = min(losses, key=lambda point: point[1])[0] if losses else None
+    train, val = next(((t, v) for t, v in PAIRS if series(t) and series(v)), PAIRS[-1])
+    said = DIVERGENCE if val == "val/kl" else WORDS.get(model, "loss")
+    unit = UNITS.get(run.record.get("representation") or "", "nats" if said != "loss" else "")
+    found = {", ".join(filter(None, (said, unit))): Curve(series(train), series(val), best)}
+    if len(distances := series("val/ws")) > 1:  # a point alone is no curve
+        found["WS of the validation split, photons"] = Curve([], distances, best)
+    return {label: curve for label, curve in found.items() if curve.train or curve.val}
+
+
+#: A judge that finds the generated response in no more pairs than that is close to guessing.
+CLOSE, FAR = 0.6, 0.8
+#: Primaries, and responses to each on either side, of the picture.
+SHOWN = (4, 3)
+LEGEND = (
+    "WS ÷ floor: the Wasserstein distance of channel sums over that of the Monte Carlo itself (its answers with another seed or, "
+    "without --floor, its other responses) and, for a shape alone, with the same photon sums; 1 is as good as the Monte Carlo. "
+    "AUC: how often a trained judge finds the generated one of a pair, 0.5 is guessing, with standard errors. ms a response: in "
+    "batches of 1024 on the machine of the evaluation."
+)
+VERDICTS = ("model", "WS ÷ floor", "AUC images", "AUC features", "ms a response", "verdict")
+
+
+class Verdict(NamedTuple):
+    """What the classifier test says of a model, in words and as a level: good, fair, poor, or none without a test."""
+
+    level: str
+    words: str
+
+
+def answer(folders: Sequence[Path]) -> Section:
+    """The answer of all evaluations of models of all particle types on test rows.
+
+    Args:
+        folders: Folders of evaluations.
+    """
+    section = Section("answer", "At a glance")
+    judged = [found for found in map(Evaluation, folders) if _is_wanted(found)]
+    drawn: Picture | None = None
+    for found in judged:
+        drawn = drawn or response_picture(found, *SHOWN)
+    section.figures(drawn)
+    lines = [line for found in judged for line in _lines(found, len(judged) > 1)]
+    if lines:
+        section.pieces.append(("verdicts", (VERDICTS, lines, LEGEND)))
+    return section
+
+
+def verdict(test: Mapping[str, Any], title: str) -> Verdict:
+    """What a classifier test says of a candidate.
+
+    A judge can tell if the 95 % interval of its area under the ROC curve lies above 0.5.
+
+    Args:
+        test: The entry ``classifier`` of an evaluation's record; may be empty.
+        title: The candidate.
+    """
+    judges = test.get("candidates", {}).get(title, {}).get("verdicts")
+    if not judges:
+        return Verdict("none", "not put before a classifier")
+    told = [judge["auc"] for judge in judges.values() if judge["low"] > 0.5]
+    if told:
+        share = max(told)
+        level = "good" if share < CLOSE else "fair" if share < FAR else "poor"
+        return Verdict(level, f"a classifier tells it in {100 * share:.0f}\u00a0% of pairs")
+    damaged = [result["verdicts"].values() for name, result in test.get("controls", {}).items() if "damaged" in name]
+    if damaged and not any(judge["low"] > 0.5 for verdicts in damaged for judge in verdicts):
+        return Verdict("none", "a classifier cannot tell, but neither can it find photons that were moved")
+    return Verdict("good", "a classifier cannot tell")
+
+
+def _is_wanted(found: Evaluation) -> bool:
+    """Whether it is of a model of all particle types, on test rows."""
+    shape: str | None = found.record.get("shape")
+    return shape is not None and found.record.get("split") == "test" and Run(shape).particle is None
+
+
+def _lines(found: Evaluation, several: bool) -> list[tuple[Any, ...]]:
+    """Cells of the lines about an evaluation's candidates, the verdict last."""
+    test, metrics, lines = found.record.get("classifier", {}), found.metrics, []
+    for name, floors in (("shape", ("shape_floor", "floor", "halves")), ("chain", ("floor", "halves"))):
+        title = TITLES[name]
+        if title not in metrics:
+            continue
+        floor = next((TITLES[f] for f in floors if TITLES[f] in metrics), None)
+        ws = metrics[title]["mean"]["ws_all"]
+        ratio = f"{ws / metrics[floor]['mean']['ws_all']:.2f}" if floor else "–"
+        if name == "shape" and floor in (TITLES["floor"], TITLES["halves"]):
+            ratio += " (floor of other sums)"
+        judges = test.get("candidates", {}).get(title, {}).get("verdicts", {})
+        areas = [_area(judges.get(judge)) for judge in ("images", "features")]
+        called = f"{folder_name(Path(found.record['shape']))}: {title}" if several else title
+        called = f"{called} ({found.older})" if found.older else called
+        seconds = found.record["images"][title]["seconds"]
+        lines.append((called, ratio, *areas, f"{1000 * seconds:.2g}", verdict(test, title)))
+    return lines
+
+
+def _area(judge: Mapping[str, float] | None) -> str:
+    return f"{judge['auc']:.3f} ± {judge['error']:.3f}" if judge else "–"
 
 
 def folder_name(folder: Path) -> str:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from calosim.data.checks import check_primaries, row_name
+from calosim.data.record import check_primaries, row_name
 from calosim.io import read_json
 from calosim.models.acceptance import Acceptance
 from calosim.models.base import CalosimModule, evaluating
@@ -26,8 +26,7 @@ from calosim.models.provenance import not_seen
 from calosim.models.shower import ShowerModel
 from calosim.particles import particle_code, particle_name
 from calosim.runs import Run
-from calosim.simulation.processes import Processes, devices_of
-from calosim.simulation.threads import run_side_by_side, workers_on
+from calosim.simulation.parallel import Processes, devices_of, run_side_by_side, workers_on
 
 __all__ = ["DEFAULTS", "FastSimulator", "Requantization", "Stages", "pick_device", "read_ensemble"]
 
@@ -92,8 +91,8 @@ class FastSimulator:
     Args:
         shower: The shower model, of all particles that have none of their own.
         photons: The photon-sum model; without it, photon sums must be given to :meth:`sample`.
-        requantization: A key of the coordinates' :attr:`~calosim.representations.Representation.requantizations`, or one for each of some
-            PDG codes, with the key 0 for all others (the coordinates' own, if not given).
+        requantization: A key of the representation's :attr:`~calosim.representations.Representation.requantizations`,
+            or one for each of some PDG codes, with the key 0 for all others (the representation's own, if not given).
         members: Shower models of some PDG codes.
         acceptance: The acceptance model; without it every primary leaves a response.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from calosim.io import atomic_write, write_json
 from calosim.studies.plan import Plan, load_plan
-from calosim.studies.runner import Execution, run_steps
+from calosim.studies.run import Execution, run_steps
 
 __all__ = ["compare"]
 
@@ -40,13 +40,10 @@ def compare(
     """
     study = load_plan(plan, out, options)
     # These import torch; a plan that cannot be read is refused at once.
-    from calosim.studies.cells import fill_cells
-    from calosim.studies.cost import print_plan
     from calosim.studies.ensemble import make_ensemble
-    from calosim.studies.judges import judge_cells
     from calosim.studies.layout import ENSEMBLE, Row, Table, judged_rows, reference_rows
-    from calosim.studies.speed import measure_speeds, speed_table
-    from calosim.studies.tables import Comparison
+    from calosim.studies.statistics import fill_cells, judge_cells
+    from calosim.studies.tables import Comparison, measure_speeds, print_plan, speed_table
 
     table = Table.of(study)
     for step in study.steps.values():

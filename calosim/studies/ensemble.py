@@ -15,10 +15,9 @@ from calosim.runs import Run, difference, identity
 from calosim.simulation.ensemble import save_ensemble
 from calosim.simulation.simulator import Requantization, read_ensemble
 from calosim.studies.layout import ENSEMBLE, Table
-from calosim.studies.plan import Plan, Step
-from calosim.studies.runner import Execution, run_steps
-from calosim.studies.settings import command_words
-from calosim.studies.winners import mean_ranks
+from calosim.studies.plan import Plan, Step, command_words
+from calosim.studies.run import Execution, run_steps
+from calosim.studies.statistics import mean_ranks
 
 __all__ = ["make_ensemble"]
 

@@ -1,4 +1,4 @@
-"""Plans of studies: which trainings and evaluations there are, and which needs which.
+"""What plans have in common stands in a file of its own, which they include.
 
 A plan is a YAML file. What it names is made in order of need:
 
@@ -30,25 +30,166 @@ In a file that is included mappings are merged with the plan's, entry by entry; 
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import itertools
+import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from calosim.data.root import current_hash, primaries_hash
 from calosim.evaluation.stored import Evaluation
-from calosim.io import find_config
+from calosim.io import find_config, read_yaml
 from calosim.particles import particle_code
-from calosim.runs import Run
-from calosim.studies.include import read_entries
-from calosim.studies.settings import command_words, fingerprint, resolved
+from calosim.runs import Run, identity
 
-__all__ = ["ENSEMBLE", "REFERENCES", "Plan", "Step", "load_plan"]
+__all__ = [
+    "ENSEMBLE",
+    "REFERENCES",
+    "Plan",
+    "Step",
+    "command_words",
+    "files_of",
+    "fingerprint",
+    "load_plan",
+    "merged",
+    "read_entries",
+    "resolved",
+    "simulated",
+]
+
+
+def read_entries(path: str | Path) -> dict[str, Any]:
+    """The entries of a YAML file, on top of those of the files that it includes.
+
+    Args:
+        path: The file. Its entry ``include`` lists others, relative to its own folder: later ones win over earlier ones,
+            and the file itself over all.
+
+    Raises:
+        ValueError: If a file is missing, no YAML mapping, or includes itself.
+    """
+    return _read(Path(path), ())
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two mappings in one: mappings inside of both are merged, anything else (lists, null) is replaced.
+
+    >>> merged({"a": {"b": 1, "c": [1, 2]}}, {"a": {"c": [3]}, "d": None})
+    {'a': {'b': 1, 'c': [3]}, 'd': None}
+    """
+    result = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def _read(path: Path, outer: tuple[Path, ...]) -> dict[str, Any]:
+    by = f" (included by {outer[-1]})" if outer else ""
+    here = path.resolve()
+    if here in [file.resolve() for file in outer]:
+        raise ValueError(f"{path}: includes itself, by way of {' and '.join(map(str, outer))}")
+    try:
+        entries = read_yaml(path)
+    except ValueError as error:
+        raise ValueError(f"{error}{by}") from None
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path}{by}: expected entries such as `trainings:`, got {type(entries).__name__}")
+    includes = entries.pop("include", None) or []
+    if not isinstance(includes, list) or not all(isinstance(file, str) for file in includes):
+        raise ValueError(f"{path}{by}: expected `include` to be a list of files, got {includes!r}")
+    result: dict[str, Any] = {}
+    for file in includes:
+        result = merged(result, _read(path.parent / file, (*outer, path)))
+    return merged(result, entries)
+
+
+#: Options that stand in the settings as they are given, and where, and change nothing else.
+_VERBATIM: dict[str, tuple[str, ...]] = {
+    "--seed_everything": ("seed_everything",),
+    "--data.particle": ("data", "particle"),
+    "--model.init_from": ("model", "init_args", "init_from"),
+    "--run": ("run",),
+}
+#: Options of ``simulate`` that change no shower.
+_HOW = ("out", "workers", "quiet")
+#: Settings by configuration files and words, without the values of those options.
+_READ: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+
+def command_words(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Options as command-line words."""
+    return tuple(
+        w
+        for key, v in options.items()
+        for w in (f"--{key}", v if isinstance(v, str) else json.dumps(v, allow_nan=False))
+    )
+
+
+def resolved(words: Sequence[str]) -> dict[str, Any]:
+    """All settings of ``calosim fit WORDS``; trainings that differ in seed, particle or origin alone are read once.
+
+    Raises:
+        ValueError: If the command would refuse them.
+    """
+    pairs = list(itertools.pairwise(words))
+    files = tuple(find_config(word).read_bytes() for flag, word in pairs if flag in ("-c", "--config"))
+    given = {_VERBATIM[flag]: int(word) if word.isdecimal() else word for flag, word in pairs if flag in _VERBATIM}
+    rest = tuple(word for flag, word in itertools.pairwise(["", *words]) if flag not in _VERBATIM)
+    key = (files, rest, *map(type, given.values()))
+    if key not in _READ:
+        from calosim.cli.train import resolved as ask  # with torch and lightning, which a plan's reading can do without
+
+        settings = ask(list(words))
+        if any(reduce(getitem, place, settings) != value for place, value in given.items()):
+            return settings  # understood otherwise than it was written
+        _READ[key] = settings
+    settings = copy.deepcopy(_READ[key])
+    for (*outer, last), value in given.items():
+        reduce(getitem, outer, settings)[last] = value
+    return settings
+
+
+def files_of(settings: Mapping[str, Any]) -> list[str]:
+    """The data files of a training."""
+    files = settings["data"]["files"]
+    return [files] if isinstance(files, str) else list(files)
+
+
+def simulated(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What determines the showers of ``calosim simulate``: the settings that are given, and defaults for the rest."""
+    from calosim.cli.tools import resolved as ask
+
+    return {name: value for name, value in ask("simulate", command_words(given)).items() if name not in _HOW}
+
+
+def fingerprint(settings: Mapping[str, Any], simulate: Mapping[str, Mapping[str, Any]]) -> str:
+    """A short hash of a training's settings and data, known before the data are made.
+
+    Args:
+        settings: All settings.
+        simulate: How data files are made, by file; others count by their content.
+    """
+
+    def data(file: str, hashed: Callable[[str], str] = lambda file: current_hash([file])) -> Any:
+        if file not in simulate:
+            return hashed(file) if Path(file).is_file() else file
+        recipe = simulated(simulate[file])
+        source = recipe["primaries"]
+        return recipe | ({"primaries": data(source, primaries_hash)} if isinstance(source, str) else {})
+
+    content = json.dumps([identity(settings), [data(file) for file in files_of(settings)]], sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=5).hexdigest()
+
 
 #: Rows of tables that are no model of the plan: the Monte Carlo itself and the trivial answer; and the ensemble of the best.
 REFERENCES = ("floor", "halves", "trivial")

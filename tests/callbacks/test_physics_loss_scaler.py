@@ -12,7 +12,7 @@ import torch
 from callbacks import PhysicsLossScaler
 from callbacks.physics_loss_scaler import row_diversity
 from calosim.data.datamodule import RootDataModule
-from calosim.metrics.diversity import diversity
+from calosim.metrics.conditional import diversity
 from calosim.particles import particle_name
 
 KEYS = {"physics": "physics_weight", "all": "loss_weight"}

@@ -15,8 +15,8 @@ import yaml
 
 from calosim import loggers
 from calosim.__main__ import _have_home
-from calosim.commands import own_command
 from calosim.data.cache import cached_arrays
+from calosim.processes import own_command
 from calosim.runs import Run
 from calosim.slurm import TASKS, drop_stale
 

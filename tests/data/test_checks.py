@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from calosim.data import Showers
-from calosim.data.checks import check_primaries, check_showers, row_name
+from calosim.data.record import check_primaries, check_showers, row_name
 
 
 def test_a_bad_row_is_named(make):

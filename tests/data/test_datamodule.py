@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from calosim.particles import particle_name
 from calosim.data import Showers, read, write
 from calosim.data.datamodule import RootDataModule, describe
-from calosim.data.splits import SPLITS
+from calosim.data.datamodule import SPLITS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from calosim.data import FEATURES, Showers, primaries, read_primaries, write
-from calosim.data.primaries import PrimariesFile
+from calosim.data.reading import PrimariesFile
 
 #: Masses of the PDG's editions differ by less, relatively.
 EDITIONS = 1e-5

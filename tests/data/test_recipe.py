@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from calosim.data.recipe import current_hash, primaries_hash, read_recipe, write_recipe
+from calosim.data.root import current_hash, primaries_hash, read_recipe, write_recipe
 
 
 def test_a_record_is_of_one_file(tmp_path, root_file):

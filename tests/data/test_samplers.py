@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from calosim.data.samplers import EpochSampler
+from calosim.data.datamodule import EpochSampler
 
 
 def samplers(groups: np.ndarray, batch_size: int, world: int, epoch: int = 0, **options) -> list[EpochSampler]:

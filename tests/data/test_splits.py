@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calosim.data.splits import SPLITS, split_rows
+from calosim.data.datamodule import SPLITS, split_rows
 
 #: Shares of a split by response, of 1000 rows: rounded to one row.
 ROW = 1e-3

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from calosim.data.datamodule import RootDataModule
-from calosim.evaluation.acceptance import acceptance_report, acceptance_table, judge_acceptance
+from calosim.evaluation.sums import acceptance_report, acceptance_table, judge_acceptance
 
 CPU = torch.device("cpu")
 

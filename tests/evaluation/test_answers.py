@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from calosim.detectors import get_detector
-from calosim.evaluation.answers import ask, measure, packed_answers, radial_profile
 from calosim.evaluation.definitions import TITLES
+from calosim.evaluation.samples import ask, measure, packed_answers, radial_profile
 
 
 def judge(few, candidates, natural=None, **settings):

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from calosim.data.record import Showers
-from calosim.evaluation.classifier import CONTROLS, PRIMARY, classifier_tables, judge_by_classifier
 from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.evaluate import Models, evaluate
-from calosim.evaluation.protocol import ClassifierOptions, FloorOptions, Protocol
 from calosim.evaluation.references import floor_of_simulation, floor_of_sums
+from calosim.evaluation.selection import ClassifierOptions, FloorOptions, Protocol
 from calosim.evaluation.tables import as_csv, as_markdown
+from calosim.evaluation.tests import CONTROLS, PRIMARY, classifier_tables, judge_by_classifier
 from calosim.io import read_json, read_npz
-from calosim.metrics.classifier import ClassifierSettings
+from calosim.metrics.c2st import ClassifierSettings
 
 FEW = Protocol(runs=1, responses=2, rows=40)
 ONE = ClassifierOptions(classifier_seeds=1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from calosim.evaluation.evaluate import EXAMPLES, Models, _examples, evaluate
-from calosim.evaluation.protocol import FloorOptions, Protocol
+from calosim.evaluation.selection import FloorOptions, Protocol
 from calosim.io import read_json, read_npz
 
 FEW = Protocol(runs=2, responses=2, rows=40)

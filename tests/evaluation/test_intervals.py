@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calosim.evaluation.answers import Answers, ask, measure
-from calosim.evaluation.intervals import LEAST_PRIMARIES, metric_intervals
+from calosim.evaluation.samples import LEAST_PRIMARIES, Answers, ask, measure, metric_intervals
 
 
 def found(showers, resamples=200):

@@ -10,8 +10,8 @@ import pytest
 
 from calosim import FastSimulator
 from calosim.evaluation.definitions import TITLES
-from calosim.evaluation.likelihood import judge_by_likelihood, likelihood_rows, likelihood_tables
 from calosim.evaluation.references import floor_of_sums
+from calosim.evaluation.tests import judge_by_likelihood, likelihood_rows, likelihood_tables
 from calosim.models.student import Student
 from calosim.particles import particle_code
 

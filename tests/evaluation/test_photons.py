@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calosim.evaluation.photons import (
+from calosim.evaluation.sums import (
     INTERVALS,
     LEVELS,
     interval_contents,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calosim.evaluation.pools import Nearest, Pool
+from calosim.evaluation.references import Nearest, Pool
 
 #: Standard deviations that a share may lie off its expectation.
 SIGMAS = 4.0

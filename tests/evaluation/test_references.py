@@ -7,10 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from calosim.data.recipe import write_recipe
-from calosim.evaluation.protocol import FloorOptions, Protocol
+from calosim.data.root import write_recipe
 from calosim.evaluation.references import Floors, floor_of_halves, floor_of_simulation, floor_of_sums, trivial_model
-from calosim.evaluation.selection import select_rows
+from calosim.evaluation.selection import FloorOptions, Protocol, select_rows
 
 
 def test_another_simulation_answers_with_the_same_primary_or_else_the_same_type(showers, all_of):

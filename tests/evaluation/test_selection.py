@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from calosim.data.root import write
-from calosim.evaluation.protocol import Protocol
 from calosim.evaluation.selection import (
+    Protocol,
     check_splits,
     mixed_rows,
     rank_within,

@@ -8,8 +8,8 @@ import io
 import numpy as np
 import pytest
 
-from calosim.evaluation.answers import ask, measure
-from calosim.evaluation.photons import photon_report
+from calosim.evaluation.samples import ask, measure
+from calosim.evaluation.sums import photon_report
 from calosim.evaluation.tables import as_csv, as_markdown
 
 

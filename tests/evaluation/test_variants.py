@@ -7,12 +7,11 @@ import pytest
 
 from calosim import FastSimulator
 from calosim.evaluation.evaluate import Models, evaluate
-from calosim.evaluation.protocol import ClassifierOptions, FloorOptions, Protocol
-from calosim.evaluation.selection import select_rows
+from calosim.evaluation.selection import ClassifierOptions, FloorOptions, Protocol, select_rows
 from calosim.evaluation.stored import Evaluation
 from calosim.evaluation.variants import unrounded_channels
 from calosim.io import read_npz
-from calosim.metrics.variants import VARIANTS, variant_metrics
+from calosim.metrics.wasserstein import VARIANTS, variant_metrics
 
 
 def test_unrounded_channels_are_of_the_same_draws(run_folders, data):

@@ -14,8 +14,7 @@ from calosim.explain.surrogates import (
     fit_surrogate,
     surrogate_fit,
 )
-from calosim.models.heads import MIN_SCALE
-from calosim.models.photon_sum import PhotonSum
+from calosim.models.photon_sum import MIN_SCALE, PhotonSum
 
 #: Rounding of networks in single precision, relative.
 SINGLE = 1e-4

@@ -8,9 +8,8 @@ import torch
 from scipy import stats
 
 from calosim import rng
-from calosim.export.builder import Builder
-from calosim.export.inverse import quantile
-from calosim.export.numbers import NORMALS, Numbers, Wanted, rows_of
+from calosim.export.builder import NORMALS, Builder, Numbers, Wanted, rows_of
+from calosim.export.graph import quantile
 
 #: Probabilities below this are no chance.
 CHANCE = 1e-4

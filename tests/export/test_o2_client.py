@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calosim.data.primaries import read_primaries
-from calosim.export.client import Client
+from calosim.data.reading import read_primaries
+from calosim.export.o2 import Client
 
 HEADERS = Path(os.environ.get("ONNXRUNTIME_INCLUDE", "/usr/include/onnxruntime"))
 PRIMARIES = "conf/demo/primaries.csv"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from calosim.flows import InverseSplits, mixture
-from calosim.flows.inverse import log_density, share_of_noise
+from calosim.flows.splits import log_density, share_of_noise
 from calosim.representations.tree import SplitTree
 
 CONTEXT = 3

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from calosim.flows import mixture
-from calosim.flows.masked import MaskedSplits
+from calosim.flows.splits import MaskedSplits
 
 NODES, CONTEXT = 15, 3
 SOURCE = torch.tensor([-1] + [(j - 1) // 2 for j in range(1, NODES)])

@@ -10,10 +10,8 @@ import pytest
 import torch
 
 from calosim.detectors import get_detector
-from calosim.metrics.classifier import ClassifierSettings, classifier_test, divide
-from calosim.metrics.controls import classifier_controls, damaged
+from calosim.metrics.c2st import ClassifierSettings, Stack, auc, classifier_controls, classifier_test, damaged, divide
 from calosim.metrics.features import GROUPS, shower_features
-from calosim.metrics.judges import Stack, auc
 
 QUICK = ClassifierSettings(seeds=2, rows=450, epochs=2, resamples=200)
 #: Standard errors within which judges of identical distributions must stay.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calosim.metrics.diversity import diversity
+from calosim.metrics.conditional import diversity
 
 ROUNDING = 1e-9  # relative: the same formula, summed in another order
 

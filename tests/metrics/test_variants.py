@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calosim.metrics.variants import VARIANTS, variant_metrics
+from calosim.metrics.wasserstein import VARIANTS, variant_metrics
 
 
 def test_generations_are_pooled_or_one_counts():

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from calosim import rng
-from calosim.models.heads import HEADS, GaussianHead, Head, MixtureHead, build_head
+from calosim.models.photon_sum import HEADS, GaussianHead, Head, MixtureHead, build_head
 
 #: Sums of exact masses; of densities at integers.
 EXACT, QUADRATURE = 1e-9, 1e-3

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from calosim.models import Muon
-from calosim.models.muon import orthogonal
+from calosim.models.optim import orthogonal
 
 
 class Net(nn.Module):

@@ -13,8 +13,7 @@ from calosim.data.datamodule import RootDataModule
 from calosim.data.record import Showers
 from calosim.data.root import write
 from calosim.models.checkpoints import load_module
-from calosim.models.heads import HEADS
-from calosim.models.photon_sum import PhotonSum
+from calosim.models.photon_sum import HEADS, PhotonSum
 
 #: Standard deviations that a mean of draws may lie off its expectation.
 SIGMAS = 5.0

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from calosim.data.checks import check_showers
-from calosim.data.record import Showers
+from calosim.data.record import Showers, check_showers
 from calosim.models.checkpoints import lineages, load_module
 from calosim.models.finetune import FineTune
 from calosim.models.photon_sum import PhotonSum

@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
+from calosim.models.optim import WarmupCosine
 from calosim.models.photon_sum import PhotonSum
-from calosim.models.schedules import WarmupCosine
 
 
 def rates(steps: int, **settings) -> list[float]:

@@ -18,9 +18,8 @@ from calosim import rng
 from calosim.data.datamodule import RootDataModule
 from calosim.flows import FlowChanges, FlowConfig, Permutation, trace, units
 from calosim.models.base import step_keys
-from calosim.models.distillation import ChannelLoss, LossWeights, StudentLosses
+from calosim.models.distillation import ChannelLoss, CountPairing, LossWeights, StudentLosses
 from calosim.models.losses import distillation
-from calosim.models.pairing import CountPairing
 from calosim.models.shower import ShowerModel
 from calosim.models.student import Student
 from calosim.models.teacher import Teacher

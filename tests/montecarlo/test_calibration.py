@@ -7,9 +7,18 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from calosim.montecarlo.calibration import calibrate, main, over_seeds, to_markdown, to_text
-from calosim.montecarlo.targets import BLOCKS, Target, measured, relative
-from calosim.montecarlo.targets_parts import survival_targets
+from calosim.montecarlo.calibration import (
+    BLOCKS,
+    Target,
+    calibrate,
+    main,
+    measured,
+    over_seeds,
+    relative,
+    survival_targets,
+    to_markdown,
+    to_text,
+)
 
 #: Rows of the table by group.
 ROWS = {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from calosim.data.datamodule import split_rows
 from calosim.data.reading import read
-from calosim.data.splits import split_rows
 from calosim.io import read_json
-from calosim.montecarlo.given import primaries_of_file
+from calosim.montecarlo.simulate import primaries_of_file
 
 
 def test_sums_are_those_of_the_test_rows(command, tmp_path, capfd):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calosim.montecarlo import simulate, simulate_matched
-from calosim.montecarlo.matching import nearest_free
+from calosim.montecarlo.simulate import nearest_free
 from calosim.particles import particle_code
 
 

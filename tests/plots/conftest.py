@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-import calosim.plots.distributions
-import calosim.plots.explanations
 import calosim.plots.models
 import calosim.plots.responses
 

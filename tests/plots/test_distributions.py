@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calosim.plots import channel_histograms, spectra
-from calosim.plots.distributions import RATIOS, channel_edges
+from calosim.plots.responses import RATIOS, channel_edges
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.stored import Evaluation
 from calosim.io import read_json, write_json
-from calosim.report.answer import HEADER, answer, verdict
+from calosim.report.sections import HEADER, answer, verdict
 
 
 def judged(auc, low, controls=None):

@@ -6,7 +6,7 @@ import pytest
 
 import calosim.plots
 from calosim.io import atomic_write, csv_text, write_json
-from calosim.report.curves import curves
+from calosim.report.sections import curves
 from calosim.runs import FORMAT, Run
 
 

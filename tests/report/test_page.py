@@ -11,7 +11,7 @@ import subprocess
 import pytest
 from PIL import Image
 
-from calosim.report.page import Picture, Section, name_apart, render
+from calosim.report.report import Picture, Section, name_apart, render
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -9,8 +9,7 @@ import pytest
 from calosim.evaluation.stored import Evaluation
 from calosim.io import read_json, write_json
 from calosim.models.checkpoints import weights_of
-from calosim.report.answer import answer
-from calosim.report.sections import evaluation, explanation, picture_of, study, trainings
+from calosim.report.sections import answer, evaluation, explanation, picture_of, study, trainings
 from calosim.runs import Run
 
 
@@ -79,7 +78,7 @@ def test_a_run_of_another_format_is_refused(tmp_path):
 
 def test_what_could_not_be_drawn_is_left_out(folders, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr("calosim.plots.distributions.save", lambda figure, path: 1 / 0)
+        patch.setattr("calosim.plots.responses.save", lambda figure, path: 1 / 0)
         section = evaluation(folders / "judged")
     assert len(section.pictures) == len(evaluation(folders / "judged").pictures) - 2 > 0
     assert capsys.readouterr().err.count("was not drawn (ZeroDivisionError") == 2

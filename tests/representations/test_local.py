@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from calosim.detectors import DETECTORS
-from calosim.representations.local import EventNetwork, LevelSplits
+from calosim.representations.splits import EventNetwork, LevelSplits
 from calosim.representations.tree import SplitTree
 
 HIDDEN, ROWS = 16, 3

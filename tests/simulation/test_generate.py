@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calosim.data import read, write
-from calosim.data.primaries import PrimariesFile
+from calosim.data.reading import PrimariesFile
 from calosim.data.root import read_made
 from calosim.io import claimed
 from calosim.simulation import generate as generating

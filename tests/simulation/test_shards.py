@@ -11,7 +11,7 @@ import pytest
 
 from calosim.data import Writer, read
 from calosim.data.root import read_made
-from calosim.simulation.shards import Shard, merge
+from calosim.simulation.generate import Shard, merge
 
 CSV = "pdg,energy,vx,vy,vz,px,py,pz\n" + "".join(f"22,{100 + k},0,0,0,0,0,{100 + k}\n" for k in range(7))
 

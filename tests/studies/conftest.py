@@ -9,13 +9,12 @@ import pytest
 import yaml
 
 from calosim.data.cache import content_hash
-from calosim.evaluation.answers import ask, measure, packed_answers
 from calosim.evaluation.definitions import TITLES
+from calosim.evaluation.samples import ask, measure, packed_answers
 from calosim.evaluation.stored import Evaluation
 from calosim.io import write_json, write_npz
 from calosim.runs import FORMAT, Run
-from calosim.studies.plan import load_plan
-from calosim.studies.settings import files_of, resolved
+from calosim.studies.plan import files_of, load_plan, resolved
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 
 from calosim.evaluation.stored import Evaluation
 from calosim.io import read_npz, write_npz
-from calosim.studies.cells import fill_cells
 from calosim.studies.layout import Table, judged_rows
 from calosim.studies.plan import load_plan
+from calosim.studies.statistics import fill_cells
 
 
 def cells_of(path, resamples):
@@ -43,7 +43,7 @@ def test_models_judged_on_other_rows_are_not_compared(judged, tmp_path):
 
 
 def test_few_primaries_give_no_certainty(judged, monkeypatch):
-    monkeypatch.setattr("calosim.studies.cells.LEAST_PRIMARIES", 1000)
+    monkeypatch.setattr("calosim.studies.statistics.LEAST_PRIMARIES", 1000)
     cells = cells_of(judged, 100)
     assert all(cell.samples is None and cell.versus is None for cell in cells.values())
 

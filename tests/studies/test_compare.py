@@ -12,7 +12,7 @@ from calosim.data.root import write
 from calosim.simulation.simulator import FastSimulator
 from calosim.slurm import Slurm
 from calosim.studies import compare
-from calosim.studies.runner import Execution
+from calosim.studies.run import Execution
 
 
 def test_where_it_runs_is_read_from_options_and_files(tmp_path, monkeypatch):

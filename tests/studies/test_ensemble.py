@@ -10,7 +10,7 @@ import yaml
 from calosim.studies.ensemble import _best, make_ensemble
 from calosim.studies.layout import Table
 from calosim.studies.plan import load_plan
-from calosim.studies.runner import Execution
+from calosim.studies.run import Execution
 
 
 @pytest.fixture

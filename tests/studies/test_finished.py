@@ -10,14 +10,12 @@ import yaml
 
 from calosim.__main__ import main
 from calosim.cli.tools import resolved
-from calosim.data.recipe import read_recipe
-from calosim.data.root import write
+from calosim.data.root import read_recipe, write
 from calosim.io import read_json, write_json
 from calosim.models.checkpoints import weights_of
 from calosim.runs import Run, difference, identity
-from calosim.studies.finished import is_finished, unknown_origin
-from calosim.studies.plan import load_plan
-from calosim.studies.settings import command_words, simulated
+from calosim.studies.plan import command_words, load_plan, simulated
+from calosim.studies.run import is_finished, unknown_origin
 
 
 @pytest.fixture

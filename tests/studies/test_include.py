@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from calosim.studies.include import read_entries
+from calosim.studies.plan import read_entries
 
 
 def test_the_including_file_wins_and_mappings_are_merged(tmp_path):

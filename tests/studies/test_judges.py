@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from calosim.evaluation.definitions import TITLES
-from calosim.studies.judges import judge_cells, judge_table
 from calosim.studies.layout import Row
+from calosim.studies.statistics import judge_cells, judge_table
 
 
 def evaluation(images=None, features=None, **controls):

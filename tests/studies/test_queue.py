@@ -9,8 +9,7 @@ import pytest
 from calosim.slurm import Slurm
 from calosim.studies import queue
 from calosim.studies.plan import load_plan
-from calosim.studies.queue import submit_steps
-from calosim.studies.runner import run_steps
+from calosim.studies.run import run_steps, submit_steps
 
 BASE = {"config": ["conf/photons.yaml"], "evaluate": False}
 CHILD = {**BASE, "options": {"data.cache_dir": "{base}"}}

@@ -19,14 +19,13 @@ from calosim.data.root import write
 from calosim.runs import Run
 from calosim.slurm import Slurm
 from calosim.studies.plan import load_plan
-from calosim.studies.runner import Execution, run_steps
-from calosim.studies.steps import beside, hold
+from calosim.studies.run import Execution, beside, hold, run_steps
 
 #: A study in a process of its own.
 STUDY = """
 import sys
 from calosim.studies.plan import load_plan
-from calosim.studies.runner import run_steps
+from calosim.studies.run import run_steps
 run_steps(load_plan(sys.argv[1]), quiet=True)
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from calosim.models.shower import ShowerModel
-from calosim.studies.speed import generation_times, speed_table
+from calosim.studies.tables import generation_times, speed_table
 
 
 @pytest.mark.parametrize("name", ["teacher", "splits"])

@@ -8,7 +8,7 @@ import pytest
 
 from calosim.runs import Run
 from calosim.studies.plan import load_plan
-from calosim.studies.steps import beside, command, last_line
+from calosim.studies.run import beside, command, last_line
 
 
 @pytest.fixture

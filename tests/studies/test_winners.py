@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from calosim.studies.cells import Cell
 from calosim.studies.layout import Table
-from calosim.studies.winners import mean_ranks, winners
+from calosim.studies.statistics import Cell, mean_ranks, winners
 
 TITLES = {"a": "A", "b": "B", "c": "C"}
 

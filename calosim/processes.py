@@ -1,14 +1,17 @@
-"""How commands of calosim are started by others, and that what lies in the working folder takes no module's place."""
+"""Other processes and threads: how commands of calosim are started, what they import, and one thread where products are small."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
-__all__ = ["look_here_last", "own_command"]
+import torch
+
+__all__ = ["look_here_last", "one_thread", "own_command"]
 
 
 def own_command(words: Sequence[str]) -> list[str]:
@@ -40,3 +43,18 @@ class _HereLast:
     def find_spec(name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
         """The module of a name that lies there; parts of packages lie in their packages."""
         return PathFinder.find_spec(name, [""]) if path is None else None
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes with one thread, inside a ``with`` or in a function that this decorates.
+
+    Threads that share a small product wait for each other at its end, and where a neighbor keeps the machine busy they wait
+    long. This tells MKL too, which keeps a number of its own once torch has set one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,10 +1,11 @@
-"""A simulation on several devices: a process on each, which answers some of the rows with the bits of one device."""
+"""A simulation on several threads, or by a process on each of several devices, with the bits of one."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from itertools import repeat
 from multiprocessing import get_context
@@ -14,13 +15,38 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from calosim.commands import look_here_last
-from calosim.simulation.threads import workers_on
+from calosim.processes import look_here_last, one_thread
 
 if TYPE_CHECKING:
     from calosim.simulation.simulator import FastSimulator
 
-__all__ = ["Processes", "devices_of"]
+__all__ = ["Processes", "devices_of", "run_side_by_side", "workers_on"]
+
+
+def workers_on(device: torch.device) -> int:
+    """How many batches are computed at once: torch's threads on a CPU, one on another device."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+def run_side_by_side(jobs: Sequence[Callable[[], None]], device: torch.device) -> None:
+    """Runs jobs that do not depend on each other.
+
+    Threads with batches of their own do not wait for each other, see :func:`calosim.processes.one_thread`.
+
+    Args:
+        jobs: What is to be run, in any order.
+        device: Where; elsewhere than on a CPU one follows the other.
+    """
+    workers = min(workers_on(device), len(jobs))
+    with one_thread() if device.type == "cpu" else nullcontext():
+        if workers < 2:
+            for job in jobs:
+                job()
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(lambda job: job(), jobs):
+                pass
+
 
 #: In a process of :class:`Processes`, its simulation.
 _OWN: list[FastSimulator] = []
