@@ -20,13 +20,13 @@ SOURCES = {
     for folder in ("calosim", "callbacks")
     for path in sorted((REPOSITORY / folder).rglob("*.py"))
 }
-#: The house from bottom to top. A room imports from the floors below its own; of its own floor only from itself. All may
+#: The house from bottom to top. A room imports from the layers below its own; of its own layer only from itself. All may
 #: import `calosim` itself, for its version.
-FLOORS = (
-    ("commands", "detectors", "draws", "files", "loggers", "particles", "threads"),
-    ("pictures", "runs", "slurm"),
-    ("flows", "metrics", "showers"),
-    ("montecarlo", "shapes"),
+LAYERS = (
+    ("detectors", "io", "loggers", "particles", "processes", "rng"),
+    ("plots", "runs", "slurm"),
+    ("data", "flows", "metrics"),
+    ("montecarlo", "representations"),
     ("models",),
     ("simulation",),
     ("evaluation",),
@@ -35,7 +35,7 @@ FLOORS = (
     ("studies",),
     ("__main__",),
 )
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 #: Slow, optional or graphical: imported in the function that needs them.
 HEAVY = {"shap", "wandb", "mlflow", "matplotlib", "scipy", "sklearn", "onnx", "onnxruntime", "pandas"}
 every = pytest.mark.parametrize("name", SOURCES)
@@ -72,14 +72,14 @@ def rooms(name: str) -> set[str]:
 def test_the_reader_of_imports_sees_what_is_there():
     assert {"calosim.flows.autoregressive", "calosim.flows.build"} <= set(imports("calosim.flows"))
     assert "particle" in set(imports("calosim.particles")) - set(imports("calosim.particles", everywhere=False))
-    assert {"flows", "shapes", "models"} - rooms("calosim.models.teacher") == {"models"}
-    assert {name.split(".")[1] for name in SOURCES if name.startswith("calosim.")} == set(FLOOR)
+    assert {"flows", "representations", "models"} - rooms("calosim.models.teacher") == {"models"}
+    assert {name.split(".")[1] for name in SOURCES if name.startswith("calosim.")} == set(LAYER)
 
 
 @every
 def test_imports_point_down_and_nothing_of_calosim_knows_what_stands_on_it(name):
-    floor = FLOOR["cli"] if name.startswith("callbacks") else FLOOR.get(name.partition(".")[2].partition(".")[0], 0)
-    assert not [room for room in rooms(name) if FLOOR[room] >= floor]
+    layer = LAYER["cli"] if name.startswith("callbacks") else LAYER.get(name.partition(".")[2].partition(".")[0], 0)
+    assert not [room for room in rooms(name) if LAYER[room] >= layer]
     if name.startswith("calosim"):
         assert not {"callbacks", "tests", "benchmarks"} & {i.split(".")[0] for i in imports(name)}
         # Nor by name at run time: only YAML knows both.

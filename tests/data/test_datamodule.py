@@ -1,22 +1,201 @@
-"""Batches hold the rows of the files, of one split and one selection, the same on one process and on two."""
+"""Splits: no row twice, none lost, no input in two of them."""
 
 from __future__ import annotations
-
+import numpy as np
+import pytest
+from calosim.data.datamodule import SPLITS, split_rows
+from itertools import pairwise
+from calosim.data.datamodule import EpochSampler
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-
-import numpy as np
-import pytest
 import torch
 from torch.utils.data import DataLoader
-
 from calosim.particles import particle_name
 from calosim.data import Showers, read, write
 from calosim.data.datamodule import RootDataModule, describe
 from calosim.data.datamodule import SPLITS
+
+
+#: Shares of a split by response, of 1000 rows: rounded to one row.
+ROW = 1e-3
+
+
+def many_inputs(rows: int = 3000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Input numbers and PDG codes: four types with 5 to 300 inputs, unequal numbers of responses."""
+    rng = np.random.default_rng(seed)
+    pdg_of_input = np.repeat([22, 2112, 3122, 3222], [300, 100, 20, 5])
+    inputs = np.concatenate([np.arange(425), rng.choice(425, rows - 425, p=rng.dirichlet(np.ones(425)))])
+    inputs = rng.permutation(inputs)
+    return inputs, pdg_of_input[inputs]
+
+
+@pytest.mark.parametrize("by", ["primary", "response"])
+@pytest.mark.parametrize("fractions", [(0.7, 0.1, 0.2), (0.34, 0.33, 0.33), (1.0, 0.0, 0.0), (0.0, 0.5, 0.5)])
+@pytest.mark.parametrize("rows", [425, 426, 3001])
+def test_every_row_is_in_exactly_one_split(by, fractions, rows):
+    inputs, pdg = many_inputs(rows)
+    splits = split_rows(inputs, pdg, by, fractions, seed=3)
+    assert list(splits) == list(SPLITS)
+    np.testing.assert_array_equal(np.sort(np.concatenate(list(splits.values()))), np.arange(rows))
+    for part in splits.values():
+        assert (np.diff(part) > 0).all()
+
+
+@pytest.mark.parametrize("count", range(12))
+@pytest.mark.parametrize("fractions", [(0.7, 0.1, 0.2), (0.0, 0.5, 0.5), (0.2, 0.4, 0.4)])
+@pytest.mark.parametrize("by", ["primary", "response"])
+def test_few_rows_are_each_in_exactly_one_split(count, fractions, by):
+    splits = split_rows(np.arange(count), np.full(count, 22), by, fractions)
+    np.testing.assert_array_equal(np.sort(np.concatenate(list(splits.values()))), np.arange(count))
+
+
+def test_fractions_of_a_split_by_response():
+    splits = split_rows(np.zeros(1000, int), np.zeros(1000, int), "response")
+    assert [len(splits[s]) / 1000 for s in SPLITS] == pytest.approx([0.7, 0.1, 0.2], abs=ROW)
+
+
+def test_fractions_of_a_split_by_primary_hold_for_the_inputs_of_each_type():
+    inputs, pdg = many_inputs()
+    splits = split_rows(inputs, pdg)
+    for code in np.unique(pdg):
+        total = len(np.unique(inputs[pdg == code]))
+        for name, fraction in zip(SPLITS, (0.7, 0.1, 0.2), strict=True):
+            rows = splits[name]
+            assert abs(len(np.unique(inputs[rows][pdg[rows] == code])) - fraction * total) <= 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_split_by_primary_shares_no_input(seed):
+    inputs, pdg = many_inputs(seed=seed)
+    sets = [set(inputs[rows]) for rows in split_rows(inputs, pdg, seed=seed).values()]
+    assert not sets[0] & sets[1]
+    assert not sets[0] & sets[2]
+    assert not sets[1] & sets[2]
+
+
+def test_a_split_by_response_shares_inputs():
+    inputs, pdg = many_inputs()
+    splits = split_rows(inputs, pdg, "response")
+    assert set(inputs[splits["train"]]) & set(inputs[splits["test"]])
+
+
+@pytest.mark.parametrize("count", range(5, 40))
+def test_a_type_with_five_inputs_reaches_every_split(count):
+    inputs, pdg = np.arange(100 + count), np.repeat([22, 3222], [100, count])
+    for rows in split_rows(inputs, pdg, seed=count).values():
+        assert (pdg[rows] == 3222).any()
+
+
+def test_a_split_is_decided_by_its_seed():
+    inputs, pdg = many_inputs()
+    first, again, other = (split_rows(inputs, pdg, seed=s) for s in (1, 1, 2))
+    for name in SPLITS:
+        np.testing.assert_array_equal(first[name], again[name])
+    assert not np.array_equal(first["train"], other["train"])
+
+
+@pytest.mark.parametrize("fractions", [(0.7, 0.1, 0.1), (0.7, 0.3), (1.2, -0.1, -0.1), (0.5, float("nan"), 0.5)])
+def test_impossible_fractions_are_named(fractions):
+    with pytest.raises(ValueError, match="three split fractions that sum to 1"):
+        split_rows(np.arange(9), np.zeros(9), fractions=fractions)
+
+
+def test_an_unknown_split_is_named():
+    with pytest.raises(ValueError, match="unknown split 'event'; expected primary or response"):
+        split_rows(np.arange(9), np.zeros(9), by="event")
+
+
+def samplers(groups: np.ndarray, batch_size: int, world: int, epoch: int = 0, **options) -> list[EpochSampler]:
+    result = [EpochSampler(groups, batch_size, num_replicas=world, rank=r, **options) for r in range(world)]
+    for sampler in result:
+        sampler.set_epoch(epoch)
+    return result
+
+
+def groups_of(rows: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).choice([22, 2112, 3122], rows, p=[0.7, 0.25, 0.05])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 2, 3, 16, 17, 47, 48, 49, 50, 240])
+@pytest.mark.parametrize("power", [1.0, 0.5, 0.0])
+def test_processes_take_equally_many_steps_and_lose_less_than_one_row_each(world, rows, power):
+    ranks = [list(s) for s in samplers(groups_of(rows), 8, world, power=power)]
+    assert len({len(batches) for batches in ranks}) == 1  # or DDP would wait forever
+    assert [len(b) for b in ranks] == [len(s) for s in samplers(groups_of(rows), 8, world, power=power)]
+    for batches in ranks:
+        assert all(1 <= len(batch) <= 8 for batch in batches)
+    drawn = np.concatenate([batch for batches in ranks for batch in batches] or [np.array([], int)])
+    assert rows - world < len(drawn) <= rows
+    if power == 1.0:
+        assert len(np.unique(drawn)) == len(drawn)  # disjoint, and no row twice
+
+
+@pytest.mark.parametrize("power", [1.0, 0.3, 0.0])
+@pytest.mark.parametrize("rows", [240, 241, 250])
+def test_two_processes_see_the_global_batches_of_one_with_twice_the_batch_size(power, rows):
+    groups = groups_of(rows)
+    single = list(samplers(groups, 16, 1, epoch=3, power=power)[0])
+    double = list(zip(*samplers(groups, 8, 2, epoch=3, power=power), strict=True))
+    assert len(single) - len(double) in (0, 1)  # a rest of one row is dropped on two processes
+    for one, (first, second) in zip(single, double, strict=False):
+        np.testing.assert_array_equal(np.sort(one), np.sort(np.concatenate([first, second])))
+        assert abs(len(first) - len(second)) <= 1
+
+
+@pytest.mark.parametrize("power", [1.0, 0.3, 0.0])
+def test_an_epoch_repeats_itself_and_differs_from_the_next(power):
+    groups = groups_of(200)
+
+    def order(epoch, seed=0):
+        return np.concatenate(list(samplers(groups, 16, 1, epoch=epoch, power=power, seed=seed)[0]))
+
+    np.testing.assert_array_equal(order(4), order(4))
+    assert not np.array_equal(order(4), order(5))
+    assert not np.array_equal(order(4), order(4, seed=1))
+    # (seed, epoch) is a pair: seed 4 in epoch 0 is not seed 0 in epoch 4.
+    assert not np.array_equal(order(0, seed=4), order(4, seed=0))
+
+
+@pytest.mark.parametrize("rows", [100, 101, 997])
+def test_balanced_sampling_draws_equal_shares(rows):
+    groups = groups_of(rows)
+    counts = np.unique(groups[EpochSampler(groups, 8, power=0.0).order()], return_counts=True)[1]
+    assert counts.sum() == rows
+    assert counts.max() - counts.min() <= 1
+
+
+@pytest.mark.parametrize("power", [1.0, 1.0 - 1e-12, 0.7, 0.25])
+def test_shares_follow_the_power(power):
+    groups = groups_of(2000)
+    sizes = np.unique(groups, return_counts=True)[1]
+    drawn = np.unique(groups[EpochSampler(groups, 8, power=power).order()], return_counts=True)[1]
+    expected = sizes**power / (sizes**power).sum() * len(groups)
+    assert np.abs(drawn - expected).max() <= 1
+
+
+@pytest.mark.parametrize("power", [0.0, 0.4])
+def test_rows_repeat_only_after_all_of_their_group_were_used(power):
+    groups = groups_of(1000)
+    times = np.bincount(EpochSampler(groups, 8, power=power).order(), minlength=1000)
+    for group in np.unique(groups):
+        assert np.ptp(times[groups == group]) <= 1
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("rows", [0, 1, 5, 16, 17, 24, 25, 49])
+def test_evaluation_covers_every_row_once(world, rows):
+    ranks = [list(s) for s in samplers(groups_of(rows), 8, world, shuffle=False, power=0.0)]
+    assert [len(b) for b in ranks] == [len(s) for s in samplers(groups_of(rows), 8, world, shuffle=False)]
+    for batches in ranks:
+        assert all(len(batch) for batch in batches)
+        assert all(a[-1] < b[0] for a, b in pairwise(batches))
+    drawn = [batch for batches in ranks for batch in batches] or [np.array([], int)]
+    np.testing.assert_array_equal(np.sort(np.concatenate(drawn)), np.arange(rows))
+
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -14,7 +14,7 @@ import torch
 
 from calosim.detectors import DETECTORS
 from calosim.metrics import CheckerboardWasserstein, DispersionRatio, channel_metrics
-from calosim.metrics.wasserstein import wasserstein
+from calosim.metrics.wasserstein import VARIANTS, variant_metrics, wasserstein
 
 ROUNDING = 1e-9  # relative: the same formula, summed in another order
 PDG = {22: "gamma", 2112: "neutron", 310: "k0s"}
@@ -153,3 +153,23 @@ def test_what_is_not_finite_has_no_distance():
         metric.update(rows, torch.ones(3, 5), codes, torch.arange(3))
     with pytest.raises(ValueError, match="expected finite reference channel values, got others in row 1"):
         metric.update(torch.ones(3, 2, 5), rows[:, 0], codes, torch.arange(3))
+
+
+def test_generations_are_pooled_or_one_counts():
+    reference = np.zeros((2, 5))
+    generated = np.zeros((2, 2, 5))
+    generated[:, 1] = 4.0
+    assert variant_metrics(VARIANTS["zdc"], reference, generated) == {"ws": 2.0, "mae": 2.0}
+    assert variant_metrics(VARIANTS["zdc-fast-simulations"], reference, generated) == {"ws": 0.0, "mae": 0.0}
+
+
+def test_rows_are_paired():
+    """The same responses in another order: no distance between distributions, and an error all the same."""
+    reference = np.repeat([[1.0], [3.0]], 5, axis=1)
+    found = variant_metrics(VARIANTS["zdc"], reference, reference[::-1, None])
+    assert found == {"ws": 0.0, "mae": 2.0}
+
+
+@pytest.mark.parametrize(("name", "words"), [("zdc", "not rounded, all"), ("zdc-fast-simulations", "photons, one")])
+def test_words_say_what_is_done(name, words):
+    assert words in VARIANTS[name].words

@@ -8,9 +8,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from calosim.data.datamodule import split_rows
+from calosim.data.reading import read
 from calosim.detectors import get_detector
-from calosim.montecarlo import SETUPS, distinct_primaries, draw_primaries, simulate, simulate_with_truth
-from calosim.montecarlo.simulate import MIN_PHOTONS
+from calosim.io import read_json
+from calosim.montecarlo import (
+    SETUPS,
+    distinct_primaries,
+    draw_primaries,
+    simulate,
+    simulate_matched,
+    simulate_with_truth,
+)
+from calosim.montecarlo.simulate import MIN_PHOTONS, nearest_free, primaries_of_file
+from calosim.particles import particle_code
 
 
 @pytest.mark.parametrize("name", list(SETUPS))
@@ -125,3 +136,84 @@ def test_dark_attempts_are_kept_beside_the_same_responses():
     again = every.select(nonempty)
     assert np.array_equal(again.images, kept.images)
     assert np.array_equal(again.particles, kept.particles)
+
+
+def test_the_nearest_free_is_taken_once():
+    places = nearest_free(np.array([10, 11, 500]), np.array([7, 400, 11, 12]), 2, np.random.default_rng(0))
+    assert sorted(places[places >= 0]) == [0, 1, 2, 3]
+    assert (places[:, 0] >= 0).all()
+    assert places[2, 0] == 1
+    assert set(places[:2, 0]) <= {0, 2, 3}
+    # Four go to three that want two each.
+    assert (places < 0).sum() == 2
+
+
+def test_exact_sums_are_found_where_they_are():
+    found = np.random.default_rng(1).permutation(1000)
+    wanted = np.random.default_rng(2).permutation(1000)[:300]
+    places = nearest_free(wanted, found, 1, np.random.default_rng(3))[:, 0]
+    np.testing.assert_array_equal(found[places], wanted)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Some hundred responses to a few photons and neutrons."""
+    showers = simulate(40, 8, "zn", seed=4)
+    return showers.select(np.isin(showers.pdg, [particle_code("gamma"), particle_code("neutron")]))
+
+
+def matched(rows, responses=60, keep=2, workers=1):
+    pieces = list(simulate_matched(rows, rows.photon_sum, responses, keep, 5, workers=workers))
+    return [
+        np.concatenate([getattr(p, name) for p, _ in pieces]) for name in ("particles", "pdg", "images")
+    ], np.concatenate([wanted for _, wanted in pieces])
+
+
+def test_responses_have_the_rows_primaries_and_nearly_their_sums(rows):
+    (particles, pdg, images), wanted = matched(rows)
+    known = {(*p, c) for p, c in zip(rows.particles.tolist(), rows.pdg.tolist(), strict=True)}
+    assert {(*p, c) for p, c in zip(particles.tolist(), pdg.tolist(), strict=True)} <= known
+    assert len(pdg) > 1.9 * len(rows)
+    sums = images.sum((1, 2))
+    assert np.median(np.abs(sums - wanted) / wanted) < 0.03
+    # Other sums than those of as many responses at random.
+    assert len(np.unique(images.reshape(len(images), -1), axis=0)) == len(images)
+    # Of more, the nearest are nearer.
+    (_, _, more), wanted_of_more = matched(rows, responses=200)
+    assert np.abs(more.sum((1, 2)) - wanted_of_more).mean() < np.abs(sums - wanted).mean()
+
+
+def test_one_seed_is_one_result_whatever_the_workers(rows):
+    (particles, pdg, images), wanted = matched(rows, keep=1)
+    (others, codes, again), also = matched(rows, keep=1, workers=3)
+    for one, other in ((particles, others), (pdg, codes), (images, again), (wanted, also)):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_numbers_must_be_positive(rows):
+    with pytest.raises(ValueError, match="expected a positive number of responses per primary, of responses to keep"):
+        next(simulate_matched(rows, rows.photon_sum, 10, 0, 1))
+
+
+def test_sums_are_those_of_the_test_rows(command, tmp_path, capfd):
+    first, same = tmp_path / "first.root", tmp_path / "same.root"
+    words = ["--quiet", "--workers", 1]
+    assert command("simulate", "--primaries", 60, "--responses_per_primary", 6, "--out", first, *words) == 0
+    words = ["--primaries", first, *words]
+    given = ["--split", "test", "--match_sums", 2, "--responses_per_primary", 60, "--out", same]
+    assert command("simulate", *given, "--seed", 2, *words) == 0
+    assert "up to 2 each; their photon sums differ by" in capfd.readouterr().out
+    showers, found = read(first), read(same)
+    rows = showers.select(split_rows(showers.inputs, showers.pdg)["test"])
+    assert {p.tobytes() for p in found.particles} <= {p.tobytes() for p in rows.particles}
+    assert len(rows) < len(found) <= 2 * len(rows)
+    settings = read_json(f"{same}.json")["settings"]
+    assert (settings["match_sums"], settings["split"], settings["seed"]) == (2, "test", 2)
+    assert len(primaries_of_file(str(first), "test")[1]) == len(np.unique(rows.inputs))
+    # The very responses would be found again.
+    (tmp_path / "x").mkdir()
+    assert command("simulate", *given[:-1], tmp_path / "x" / "x.root", "--seed", 1, *words) == 2
+    assert "was simulated with seed 1" in capfd.readouterr().err
+    assert command("simulate", "--primaries", 5, "--match_sums", 1, "--out", tmp_path / "x" / "x.root") == 2
+    assert "of the rows of a file" in capfd.readouterr().err
+    assert not list((tmp_path / "x").iterdir())

@@ -1,4 +1,4 @@
-"""Plans: names are resolved, bad plans refused, and what several plans share is one."""
+"""Included files: merged, overridden, and refused where they cannot be."""
 
 from __future__ import annotations
 
@@ -6,7 +6,103 @@ import re
 
 import pytest
 
-from calosim.studies.plan import load_plan
+from calosim.cli import train
+from calosim.studies import plan as plans
+from calosim.studies.plan import load_plan, read_entries
+
+
+def test_the_including_file_wins_and_mappings_are_merged(tmp_path):
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common" / "a.yaml").write_text("common: {x: 1, y: [1, 2]}\nevaluate: {runs: 5, floor: f}\n")
+    (tmp_path / "common" / "b.yaml").write_text("include: [c.yaml]\ncommon: {x: 2}\n")
+    (tmp_path / "common" / "c.yaml").write_text("simulate: {z: {seed: 1}}\n")
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("include: [common/a.yaml, common/b.yaml]\ncommon: {y: [3]}\nevaluate: {floor: null, rows: 4}\n")
+    assert read_entries(plan) == {
+        "common": {"x": 2, "y": [3]},
+        "evaluate": {"runs": 5, "floor": None, "rows": 4},
+        "simulate": {"z": {"seed": 1}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("include: [plan.yaml]", r"plan\.yaml: includes itself, by way of \S+plan\.yaml$"),
+        ("include: [other.yaml]", r"plan\.yaml: includes itself, by way of \S+plan\.yaml and \S+other\.yaml$"),
+        (
+            "include: [missing.yaml]",
+            r"missing\.yaml: cannot be read \(No such file or directory\) \(included by \S+plan\.yaml\)",
+        ),
+        ("include: other.yaml", "expected `include` to be a list of files, got 'other.yaml'"),
+        ("[1, 2]", "expected entries such as `trainings:`, got list"),
+        ("{", "expected YAML"),
+    ],
+)
+def test_a_bad_include_is_refused_in_one_line(tmp_path, text, message):
+    (tmp_path / "plan.yaml").write_text(text)
+    (tmp_path / "other.yaml").write_text("include: [plan.yaml]")
+    with pytest.raises(ValueError, match=message) as error:
+        read_entries(tmp_path / "plan.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_the_same_file_may_be_included_twice_in_different_ways(tmp_path):
+    """A diamond is no cycle."""
+    for name, text in {"a": "include: [c.yaml]", "b": "include: [c.yaml]", "c": "x: 1"}.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    (tmp_path / "plan.yaml").write_text("include: [a.yaml, b.yaml]")
+    assert read_entries(tmp_path / "plan.yaml") == {"x": 1}
+
+
+GD = [
+    "-c",
+    "conf/finetune/gd.yaml",
+    "--model.init_from",
+    "runs/a",
+    "--data.particle",
+    "gamma",
+    "--seed_everything",
+    "1",
+]
+OTHER = [
+    "-c",
+    "conf/finetune/gd.yaml",
+    "--model.init_from",
+    "runs/b",
+    "--data.particle",
+    "22",
+    "--seed_everything",
+    "2",
+]
+
+
+def test_trainings_that_differ_by_seed_particle_or_origin_are_read_once(monkeypatch):
+    read, ask = [], train.resolved
+    monkeypatch.setattr(plans, "_READ", {})
+    monkeypatch.setattr(train, "resolved", lambda words: read.append(words) or ask(words))
+    variants = [GD, [*GD[:-1], "2"], [*GD[:3], "runs/b", *GD[4:5], "lambda", *GD[6:]], OTHER, [*GD[:-1], "true"]]
+    found = [settings.resolved(words) for words in variants]
+    # A code is another kind of value than a name, and `true` is no seed as it is written.
+    assert [read.index(words) for words in read] == [0, 1, 2]
+    assert found == [ask(words) for words in variants]
+    # What one caller does to its settings is none of another's business.
+    found[0]["data"]["particle"] = "muon"
+    assert settings.resolved(GD)["data"]["particle"] == "gamma"
+
+
+def test_what_the_command_refuses_is_refused(monkeypatch):
+    settings.resolved(GD)
+    with pytest.raises(ValueError, match="seed_everything"):
+        settings.resolved([*GD[:-1], "many"])
+
+
+def test_a_changed_configuration_file_is_read_again(tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    for epochs in (2, 3):
+        overlay.write_text(f"trainer: {{max_epochs: {epochs}}}\n")
+        found = settings.resolved(["-c", "conf/photons.yaml", "-c", str(overlay)])
+        assert found["trainer"]["max_epochs"] == epochs
 
 
 def test_names_stand_for_values_and_run_folders(tmp_path, make_plan):

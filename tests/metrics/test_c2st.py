@@ -266,13 +266,13 @@ def test_area_is_the_share_of_pairs():
 def test_judges_take_one_thread_and_give_back_what_there_was(monkeypatch):
     import torch
 
-    from calosim.metrics import classifier
+    from calosim.metrics import c2st
 
-    monkeypatch.setattr(classifier, "_judged", lambda *_: torch.__config__.parallel_info())
+    monkeypatch.setattr(c2st, "_judged", lambda *_: torch.__config__.parallel_info())
     before = torch.get_num_threads()
     torch.set_num_threads(2)  # as what came before may have: MKL then keeps a number of its own
     try:
-        said = classifier.judged(None, None, None, None)
+        said = c2st.judged(None, None, None, None)
         numbers = dict(re.findall(r"(\w+_get_(?:max|num)_threads)\(\) : (\d+)", said))
         assert set(numbers.values()) == {"1"}, numbers
         assert torch.get_num_threads() == 2
