@@ -18,7 +18,7 @@ from calosim.__main__ import main as calosim
 from calosim.data.reading import read_primaries
 from calosim.evaluation.definitions import TITLES
 from calosim.export.builder import NORMALS
-from calosim.export.o2 import Client
+from calosim.export.client import Client
 from calosim.io import markdown_table, read_json
 from calosim.runs import Run
 

@@ -111,7 +111,8 @@ def simulate(
         workers: Threads.
         quiet: Show no progress.
     """
-    from calosim.data.root import Writer, read_recipe, write, write_recipe
+    from calosim.data.cache import read_recipe, write_recipe
+    from calosim.data.root import Writer, write
     from calosim.montecarlo import simulate as respond
     from calosim.montecarlo.simulate import MIN_PHOTONS, match_to_file, primaries_of_file
 

@@ -1,4 +1,4 @@
-"""Which rows train, validate and test.
+"""RootDataModule: files of showers to batches, split, filtered and sampled the same way on every process.
 
 The files are read once into a cache of plain arrays that all processes map into memory. A batch is one indexing
 operation on those arrays, so that worker processes would not pay; images stay integers until they are on the model's

@@ -1,4 +1,4 @@
-"""Files of primary particles without responses, read in pieces: ten million rows take no more memory than ten thousand."""
+"""Reading showers in any form, and converting them to calosim's ROOT form or to HDF5."""
 
 from __future__ import annotations
 import os

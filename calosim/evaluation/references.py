@@ -1,4 +1,4 @@
-"""Monte Carlo responses that rows may be answered with: at random among those of a key, or those with the nearest sums."""
+"""What a simulation is held against: the Monte Carlo with another seed (the floor), and a trivial model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from calosim import rng
+from calosim.data.cache import read_recipe
 from calosim.data.datamodule import RootDataModule
 from calosim.data.reading import checked_pieces, read, sources
 from calosim.data.record import Showers
-from calosim.data.root import read_recipe
 from calosim.evaluation.selection import FloorOptions, Selection, rank_within
 
 __all__ = [

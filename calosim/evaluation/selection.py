@@ -1,4 +1,4 @@
-"""The settings of an evaluation that travel together: which rows, how often they are answered, and who judges."""
+"""Which rows are judged: the data set and split of a training, rows that keep the mix of particles, unseen by the models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of an explanation as Markdown: the surrogates' fit, the ranks, the explainers and the uncertainty.
+"""The command ``explain``: SHAP values of the photon sum and of the shower's center, and how sure the photon sum is.
 
 The explained function is the predictive mean, in photons or cm, of the nine physical features, even where a network
 derives further columns from them. A masked primary need not be on its mass shell, and what the networks make of such a

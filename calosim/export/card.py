@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from calosim.export.builder import RUNTIMES
-from calosim.export.o2 import CLASSIFIER, GENERATOR, SIMULATOR, scales_name
+from calosim.export.client import CLASSIFIER, GENERATOR, SIMULATOR, scales_name
 from calosim.io import markdown_table, read_json
 from calosim.runs import Run
 

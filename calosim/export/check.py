@@ -14,8 +14,8 @@ import numpy as np
 from calosim.data.reading import read, read_primaries
 from calosim.export.builder import NORMALS, SEED, rows_of
 from calosim.export.card import card, check_tables
+from calosim.export.client import CARD, CHECK, RECORD, Client
 from calosim.export.graph import LEAST
-from calosim.export.o2 import CARD, CHECK, RECORD, Client
 from calosim.io import atomic_write, read_json, write_json
 from calosim.metrics.wasserstein import wasserstein
 from calosim.models.checkpoints import weights_hash

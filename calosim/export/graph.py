@@ -1,4 +1,4 @@
-"""Drawing a split in a graph: the discretized mixture of :mod:`calosim.flows.mixture`, in float32.
+"""The whole chain as one graph: noise and primary in, photon sum, coarse part and local splits inside, an image out.
 
 Equal to :class:`~calosim.simulation.simulator.FastSimulator` up to rounding, see :mod:`calosim.export.builder`.
 """

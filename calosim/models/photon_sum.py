@@ -1,4 +1,4 @@
-"""Distributions of the photon sum given a network's outputs: the exact mass of an integer, draws, and moments.
+"""The photon sum of a response: networks of the primary with a mixture head, or as published: Bayesian, with a Gaussian head.
 
 Decays and secondaries give the sums of Lambda, K0S and Sigma+ several modes, which a Gaussian cannot make; the heads are in
 :mod:`calosim.models.photon_sum`.

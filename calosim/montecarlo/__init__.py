@@ -9,15 +9,17 @@ of one event, and everything low in energy. Its parameters were tuned so that pu
 :mod:`calosim.montecarlo.calibration`); nothing beyond those averages is to be believed.
 """
 
-from calosim.montecarlo.flight import Flight, decay, illuminate, transport, two_body
+from calosim.montecarlo.flight import Flight, decay, two_body
 from calosim.montecarlo.setups import SETUPS, Setup
 from calosim.montecarlo.simulate import (
     Truth,
     distinct_primaries,
     draw_primaries,
+    illuminate,
     simulate,
     simulate_matched,
     simulate_with_truth,
+    transport,
 )
 
 __all__ = [

@@ -1,9 +1,9 @@
-"""Targets of the calibration: a published number, ours with its statistical error, and where ours should lie.
-
-Errors are of sums over primaries (not over responses, which of one primary are alike) in blocks.
+"""The calibration table of the toy Monte Carlo: what is published, what comes out of ours, and whether it fits.
 
 ``python -m calosim.montecarlo.calibration`` prints it, with one row per published number about the ALICE ZN data. Nothing
 is left out because it does not fit: such rows say "MISSED" and why.
+
+Errors are of sums over primaries (not over responses, which of one primary are alike) in blocks.
 
 References:
     | Photon sums of single tracks and pictures of responses: Jot-De/ZDC_fastsim
@@ -27,9 +27,9 @@ from calosim.data.record import FEATURES, Showers
 from calosim.detectors import get_detector
 from calosim.io import atomic_write, markdown_table
 from calosim.metrics.conditional import diversity
-from calosim.montecarlo.flight import Flight, illuminate, transport
+from calosim.montecarlo.flight import Flight
 from calosim.montecarlo.setups import SETUPS
-from calosim.montecarlo.simulate import Truth, draw_primaries, simulate_with_truth
+from calosim.montecarlo.simulate import Truth, draw_primaries, illuminate, simulate_with_truth, transport
 from calosim.particles import STUDY_PARTICLES, particle_symbol
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Pictures of distributions: channels, photon sums and radial profiles."""
+"""Pictures of responses, the Monte Carlo's beside generated ones."""
 
 from __future__ import annotations
 

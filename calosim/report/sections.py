@@ -1,4 +1,4 @@
-"""What was logged while models trained, drawn so that what is in one panel can be compared."""
+"""What the report says of a folder: trainings, evaluations, studies, explanations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from calosim.evaluation.stored import Evaluation
 from calosim.io import read_csv, read_json, read_npz
 from calosim.models.checkpoints import older
 from calosim.particles import STUDY_PARTICLES, particle_symbol
-from calosim.report.report import Picture, Section
+from calosim.report.page import Picture, Section
 from calosim.runs import Run
 
 if TYPE_CHECKING:

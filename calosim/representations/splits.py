@@ -1,12 +1,4 @@
-r"""Splits below the coarse part: each occupied cell by a small network that sees what is around it.
-
-The network of a level sees the logarithms of the counts in the cells around at its level, how neighbors of an earlier
-phase were split, the cell's place and size, its distance from the end of the primary's straight flight, and what another
-network makes of the coarse cells and the context. A cell without photons is not split: cost follows photons.
-
-Cells of a level are split in two phases, like the fields of a chessboard: those of the second see how their neighbors
-were split. Given the counts of their own level alone, neighbors are not independent: a narrow spot on a border leans on
-it from both sides.
+r"""Split coordinates: an image is a tree of splits of its photons, and its probability is exact.
 
 A coarse part, the first levels of the tree, is split step by step by a masked network; below, every occupied cell is
 split by a small network that sees its surroundings. The probability of an image given its photon sum is the product of
@@ -16,6 +8,14 @@ by construction, and a cell without photons costs nothing.
 As coordinates of a flow, :math:`k` of :math:`n` photons are any :math:`v \in [k / (n + 1), (k + 1) / (n + 1))`, and
 :math:`x = \Phi^{-1}(v)`; back, :math:`k = \lfloor v (n + 1) \rfloor` from the whole face down. A node without photons is
 standard normal: the identity of a flow is right where it is dark.
+
+The network of a level sees the logarithms of the counts in the cells around at its level, how neighbors of an earlier
+phase were split, the cell's place and size, its distance from the end of the primary's straight flight, and what another
+network makes of the coarse cells and the context. A cell without photons is not split: cost follows photons.
+
+Cells of a level are split in two phases, like the fields of a chessboard: those of the second see how their neighbors
+were split. Given the counts of their own level alone, neighbors are not independent: a narrow spot on a border leans on
+it from both sides.
 
 References:
     | Tree Polya splitting distributions for multivariate count data (2024), https://arxiv.org/abs/2404.19528

@@ -1,4 +1,4 @@
-"""Shards: one generation as several jobs, each a range of its rows, and their files as the one that one run would write."""
+"""The command ``generate``: primaries in, simulated responses out, in constant memory and from where it was interrupted."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from calosim import __version__
+from calosim.data.cache import primaries_hash
 from calosim.data.reading import PrimariesFile, checked_pieces
 from calosim.data.record import Showers, existing_file
-from calosim.data.root import BASKET, Writer, primaries_hash, read_made, root_source
+from calosim.data.root import BASKET, Writer, read_made, root_source
 from calosim.io import check_not_read, claimed
 from calosim.runs import difference
 from calosim.simulation.simulator import DEFAULTS, FastSimulator, Requantization, Stages, pick_device

@@ -1,4 +1,4 @@
-"""What plans have in common stands in a file of its own, which they include.
+"""Plans of studies: which trainings and evaluations there are, and which needs which.
 
 A plan is a YAML file. What it names is made in order of need:
 
@@ -45,7 +45,7 @@ from typing import Any
 
 import yaml
 
-from calosim.data.root import current_hash, primaries_hash
+from calosim.data.cache import current_hash, primaries_hash
 from calosim.evaluation.stored import Evaluation
 from calosim.io import find_config, read_yaml
 from calosim.particles import particle_code

@@ -19,7 +19,7 @@ from typing import Any, Literal, TextIO
 
 from tqdm import tqdm
 
-from calosim.data.root import current_hash, primaries_hash, read_recipe
+from calosim.data.cache import current_hash, primaries_hash, read_recipe
 from calosim.evaluation.stored import Evaluation
 from calosim.io import read_json, temporary_folder, write_json
 from calosim.processes import own_command

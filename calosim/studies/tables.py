@@ -1,4 +1,4 @@
-"""What a study costs: the time that its plan will take, and the samples and minutes that it took."""
+"""The written comparison of a study: Markdown tables, the same as CSV, and a picture for each mode."""
 
 from __future__ import annotations
 

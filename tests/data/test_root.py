@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 import os
-from calosim.data.root import current_hash, primaries_hash, read_recipe, write_recipe
+from calosim.data.cache import current_hash, primaries_hash, read_recipe, write_recipe
 import resource
 import subprocess
 import sys

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from calosim.data.root import write_recipe
+from calosim.data.cache import write_recipe
 from calosim.evaluation.references import (
     Floors,
     Nearest,

@@ -76,7 +76,7 @@ def test_one_particle_alone(run_folders, command, tmp_path):
         ([], "nothing to explain"),
         (["--photons", "{tmp}"], "expected a checkpoint or a run folder"),
         (["--photons", "{teacher}"], "expected a checkpoint of PhotonSum, got one of Teacher"),
-        (["--photons", "{photons}", "--shower", "{photons}"], "expected a checkpoint of ShapeModule"),
+        (["--photons", "{photons}", "--shower", "{photons}"], "expected a checkpoint of ShowerModel"),
         (["--shower", "{teacher}"], "holds no photon-sum model"),
         (["--photons", "{photons}", "--particle", "xyz"], "unknown particle 'xyz'"),
         (["--photons", "{photons}", "--particle", "k0s"], "no k0s row"),

@@ -10,8 +10,9 @@ import torch
 
 from calosim.detectors import get_detector
 from calosim.export.builder import NORMALS, Builder, rows_of
+from calosim.export.client import Client
 from calosim.export.graph import LEAST, classifier, generator, logarithms, simulator
-from calosim.export.o2 import Client, script
+from calosim.export.o2 import script
 from calosim.models.acceptance import Acceptance
 from calosim.models.photon_sum import PhotonSum
 from calosim.models.student import Student

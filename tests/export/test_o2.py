@@ -14,7 +14,7 @@ import pytest
 from calosim.export.builder import Builder
 from calosim.export.card import card
 from calosim.export.check import _differences
-from calosim.export.o2 import CARD, CHECK, RECORD, Client, read_scales, scales_text
+from calosim.export.client import CARD, CHECK, RECORD, Client, read_scales, scales_text
 from calosim.io import read_json, write_json
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from calosim.data.reading import read_primaries
-from calosim.export.o2 import Client
+from calosim.export.client import Client
 
 HEADERS = Path(os.environ.get("ONNXRUNTIME_INCLUDE", "/usr/include/onnxruntime"))
 PRIMARIES = "conf/demo/primaries.csv"

@@ -72,7 +72,7 @@ FOREIGN = {
     "torch": (entry("torch.nn.Identity"), r"a checkpoint of Teacher, .*, got one of 'torch.nn.Identity'"),
     "long": (entry("calosim.models.teacher.Teacher"), r"got one of 'calosim.models.teacher.Teacher'"),
     "part": (entry("PixelLogits"), r"got one of 'PixelLogits'"),
-    "base": (entry("ShowerModel"), r"got one of 'ShapeModule'"),
+    "base": (entry("ShowerModel"), r"got one of 'ShowerModel'"),
     "first": ({"calosim": {"class": "calosim.teacher.Teacher", "init": {}}}, r"a checkpoint of format 2, got 1; train"),
     "later": (entry("Teacher", format=3), r"a checkpoint of format 2, got 3; train the model anew"),
     "weights": (entry("PhotonSum", hidden=[3]), r"its weights do not fit PhotonSum \(.*Missing key"),
@@ -113,7 +113,7 @@ def test_a_truncated_checkpoint_gets_one_clear_line(run_folders, tmp_path):
 def test_a_checkpoint_of_another_class_is_named(run_folders):
     with pytest.raises(ValueError, match="expected a checkpoint of PhotonSum, got one of Teacher"):
         PhotonSum.load(run_folders["teacher"])
-    with pytest.raises(ValueError, match="expected a checkpoint of ShapeModule, got one of PhotonSum"):
+    with pytest.raises(ValueError, match="expected a checkpoint of ShowerModel, got one of PhotonSum"):
         ShowerModel.load(run_folders["photons"])
     assert isinstance(ShowerModel.load(run_folders["teacher"]), Teacher)
 

@@ -15,7 +15,7 @@ import sys
 import pytest
 from PIL import Image
 
-from calosim.report.report import Picture, Section, name_apart, render
+from calosim.report.page import Picture, Section, name_apart, render
 from calosim.runs import Run
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -139,7 +139,7 @@ def test_ensembles_that_cannot_be(ensemble, run_folders, tmp_path):
         save_ensemble(ensemble, teacher, {})
     for members, said in (
         ({"xyz": teacher}, "unknown particle 'xyz'"),
-        ({"lambda": run_folders["photons"]}, "expected a checkpoint of ShapeModule, got one of PhotonSum"),
+        ({"lambda": run_folders["photons"]}, "expected a checkpoint of ShowerModel, got one of PhotonSum"),
         ({"lambda": tmp_path / "nowhere"}, "nowhere: expected a checkpoint"),
         ({"lambda": teacher, "3122": teacher}, "one particle twice"),
     ):

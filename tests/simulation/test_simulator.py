@@ -115,7 +115,7 @@ def test_lists_and_tensors_are_samples_too(simulator, showers):
 
 
 def test_a_photon_model_is_no_shape_model(run_folders):
-    with pytest.raises(ValueError, match="expected a checkpoint of ShapeModule, got one of PhotonSum"):
+    with pytest.raises(ValueError, match="expected a checkpoint of ShowerModel, got one of PhotonSum"):
         FastSimulator.load(run_folders["photons"])
 
 

@@ -19,8 +19,9 @@ import yaml
 
 from calosim.__main__ import main
 from calosim.cli.tools import resolved
+from calosim.data.cache import read_recipe
 from calosim.data.reading import read
-from calosim.data.root import read_recipe, write
+from calosim.data.root import write
 from calosim.io import read_json, write_json
 from calosim.models.checkpoints import weights_of
 from calosim.runs import Run, difference, identity
