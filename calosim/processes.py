@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
-import torch
-
 __all__ = ["look_here_last", "one_thread", "own_command"]
 
 
@@ -52,6 +50,8 @@ def one_thread() -> Iterator[None]:
     Threads that share a small product wait for each other at its end, and where a neighbor keeps the machine busy they wait
     long. This tells MKL too, which keeps a number of its own once torch has set one.
     """
+    import torch  # which most commands that are started do without
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
