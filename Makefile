@@ -87,7 +87,7 @@ report: | $(STAMP)  ## one HTML page about RUNS="runs/a,runs/b" (default runs), 
 	$(CALOSIM) report --runs "[$(or $(RUNS),runs)]" --out $(or $(OUT),report.html) $(ARGS)
 
 $(DARK): | $(STAMP)
-	$(CALOSIM) simulate --detector zn --primaries 10000 --responses_per_primary 2 --keep_dark true --seed $(SEED) --out $@
+	$(CALOSIM) simulate --detector zn --primaries 10000 --responses_per_primary 2 --keep_empty true --seed $(SEED) --out $@
 
 train-acceptance: $(DARK)  ## train the model of whether there is a response at all, on data/zn-dark.root
 	$(CALOSIM) fit -c conf/acceptance.yaml $(ARGS)

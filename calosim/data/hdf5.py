@@ -6,7 +6,6 @@ References:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +15,12 @@ from typing import Any
 import numpy as np
 
 from calosim.data.record import (
+    COLUMNS,
+    FEATURES,
+    TABULATED,
+    Showers,
+    Source,
+    Where,
     agreed_detector,
     check_image_shape,
     detector_of_shape,
@@ -23,7 +28,6 @@ from calosim.data.record import (
     row_name,
     showers_of,
 )
-from calosim.data.record import COLUMNS, FEATURES, TABULATED, Showers, Source, Where
 from calosim.data.root import Names, Writer
 
 __all__ = ["SUFFIXES", "Hdf5Writer", "hdf5_source"]
@@ -130,8 +134,6 @@ class Hdf5Writer(Writer):
         with self._write_errors():
             self._file = h5py.File(self._temporary, "w")
             self._file.attrs["detector"] = self.geometry.name
-            if self._made is not None:
-                self._file.attrs["made"] = json.dumps(self._made)
             kinds: dict[str, Any] = {_ENERGIES: ((1,), "f8"), **dict.fromkeys(FEATURES, ((), "f8"))}
             kinds |= {"pdg": ((), "i4"), _SHOWERS: ((pixels,), "i4")}
             for name, (shape, kind) in kinds.items():

@@ -13,6 +13,10 @@ from typing import IO
 import numpy as np
 
 from calosim.data.record import (
+    FEATURES,
+    Showers,
+    Source,
+    Where,
     agreed_detector,
     check_primaries,
     detector_of_shape,
@@ -22,7 +26,6 @@ from calosim.data.record import (
     reading_file,
     row_name,
 )
-from calosim.data.record import FEATURES, Showers, Source, Where
 
 __all__ = ["npz_header", "npz_source"]
 

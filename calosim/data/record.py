@@ -1,21 +1,46 @@
 """What a data set is: primaries with their responses, and what is refused of them, in one line that names the row."""
 
 from __future__ import annotations
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
-import numpy as np
-from calosim.detectors import Detector, get_detector
+
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
-from calosim.detectors import DETECTORS, get_detector
 
-__all__ = ['COLUMNS', 'FEATURES', 'Showers', 'Source', 'TABULATED', 'Where', 'agreed_detector', 'check_image_shape', 'check_primaries', 'check_showers', 'detector_of_shape', 'existing_file', 'features_of', 'first_true', 'infer_pdg', 'masses_and_charges', 'pdg_codes', 'photon_counts', 'reading_file', 'row_name', 'showers_of', 'tabulated']
+import numpy as np
+
+from calosim.detectors import DETECTORS, Detector, get_detector
+from calosim.particles import lookup
+
+__all__ = [
+    "COLUMNS",
+    "FEATURES",
+    "TABULATED",
+    "Showers",
+    "Source",
+    "Where",
+    "agreed_detector",
+    "check_image_shape",
+    "check_primaries",
+    "check_showers",
+    "detector_of_shape",
+    "existing_file",
+    "features_of",
+    "first_true",
+    "infer_pdg",
+    "masses_and_charges",
+    "number_primaries",
+    "pdg_codes",
+    "photon_counts",
+    "reading_file",
+    "row_name",
+    "showers_of",
+    "tabulated",
+]
 
 
 #: The primary particle's features, in the order of ``Showers.particles``.
@@ -57,21 +82,25 @@ class Showers:
         return self.images.sum(axis=(1, 2), dtype=np.int64)
 
     @cached_property
-    def inputs(self) -> np.ndarray:
-        """The unique input each row belongs to, shape (N,), int64, numbered in order of first appearance.
+    def primary_ids(self) -> np.ndarray:
+        """The number of each row's primary, shape (N,), int64, in order of first appearance.
 
-        Rows are of one input when the nine features and the PDG code are identical: the same primary
-        simulated again.
+        Rows are of one primary when the nine features and the PDG code are identical: it was simulated again.
         """
-        # Adding zero turns -0.0 into 0.0, which must compare equal byte by byte.
-        rows = np.ascontiguousarray(np.column_stack([self.particles, self.pdg]) + 0.0)
-        keys = rows.view(f"V{rows.shape[1] * rows.itemsize}")[:, 0].tolist()
-        seen: dict[bytes, int] = {}
-        return np.fromiter((seen.setdefault(key, len(seen)) for key in keys), np.int64, len(keys))
+        return number_primaries(self.particles, self.pdg)
 
     def select(self, rows: np.ndarray | slice) -> Showers:
         """Returns some rows, by index, mask or slice."""
         return Showers(self.particles[rows], self.pdg[rows], self.images[rows], self.detector)
+
+
+def number_primaries(particles: np.ndarray, pdg: np.ndarray) -> np.ndarray:
+    """Numbers primaries (N, 9) with PDG codes (N,), see :attr:`Showers.primary_ids`, where there are no images."""
+    # Adding zero turns -0.0 into 0.0, which must compare equal byte by byte.
+    rows = np.ascontiguousarray(np.column_stack([particles, pdg]) + 0.0)
+    keys = rows.view(f"V{rows.shape[1] * rows.itemsize}")[:, 0].tolist()
+    seen: dict[bytes, int] = {}
+    return np.fromiter((seen.setdefault(key, len(seen)) for key in keys), np.int64, len(keys))
 
 
 #: Names a row of a piece for messages: its index within the piece to ``row 12`` or ``line 34``.
@@ -126,13 +155,14 @@ _LONG_LIVED: tuple[int, ...] = (
 
 @lru_cache
 def _mass_and_charge(pdg: int) -> tuple[float, float] | None:
-    from particle import PDGID, InvalidParticle, Particle, ParticleNotFound  # reading its tables costs 0.2 s
-
     try:
-        particle = Particle.from_pdgid(pdg)
-    except (InvalidParticle, ParticleNotFound):
-        # The tables have no hypernuclei and no excited nuclei; their codes tell the charge.
-        return (math.nan, float(PDGID(pdg).charge)) if PDGID(pdg).is_nucleus else None
+        particle = lookup(pdg)
+    except ValueError:
+        return None
+    if particle is None:  # a hypernucleus or an excited nucleus, whose code tells the charge
+        from particle import PDGID
+
+        return math.nan, float(PDGID(pdg).charge)
     # Neutrinos have no mass in the tables.
     return float(particle.mass or 0.0), float(particle.charge or 0.0)
 

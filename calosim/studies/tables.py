@@ -31,7 +31,7 @@ from calosim.models.shower import ShowerModel
 from calosim.models.teacher import Teacher
 from calosim.montecarlo.simulate import simulate
 from calosim.processes import one_thread, own_command
-from calosim.runs import Run, git_hash
+from calosim.runs import Run, git_hash, origin
 from calosim.studies.layout import FORMATS, HEADINGS, REFERENCES, Row, Table
 from calosim.studies.plan import Plan, Step, command_words, files_of, simulated
 from calosim.studies.run import is_finished, unknown_origin
@@ -356,7 +356,7 @@ class Comparison:
                 place = os.path.realpath(evaluation.folder / told["beside"])
                 found[told["model"]] = told | {"beside": os.path.relpath(place, os.path.realpath(self.plan.out))}
         data = self.rows[0].evaluations[0][0].record["data"]["data_hash"]
-        return {"calosim": __version__, "git": git_hash(), "data_hash": data, "weights": list(found.values())}
+        return origin(data_hash=data, weights=list(found.values()))
 
     def csv(self) -> str:
         """All cells."""

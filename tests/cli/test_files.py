@@ -64,7 +64,7 @@ def test_primaries_that_meet_another_detector_are_told(tmp_path, command, capfd)
     again = ["simulate", "--primaries", source, "--seed", 2, *few, "--out", out]
     for words, expected in ([], said), (["--detector", "zp"], ""):
         capfd.readouterr()
-        assert command(*again, "--keep_dark", "true", *words) == 0
+        assert command(*again, "--keep_empty", "true", *words) == 0
         assert capfd.readouterr().err == expected
     assert command(*again, "--match_sums", 1) == 2
     assert capfd.readouterr().err == f"calosim: error: {source}: holds ZP responses; expected ZN\n"

@@ -13,8 +13,8 @@ import pytest
 import uproot
 
 from calosim.__main__ import main
-from calosim.detectors import DETECTORS
 from calosim.data import FEATURES, Showers, convert
+from calosim.detectors import DETECTORS
 
 #: Mass in MeV and charge in e from the PDG listings of 2024, by code: what the files must hold.
 PARTICLES = {22: (0, 0), 2112: (939.5654, 0), 2212: (938.2721, 1), 3122: (1115.683, 0), -211: (139.5704, -1)}

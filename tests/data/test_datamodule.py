@@ -1,23 +1,22 @@
 """Splits: no row twice, none lost, no input in two of them."""
 
 from __future__ import annotations
-import numpy as np
-import pytest
-from calosim.data.datamodule import SPLITS, split_rows
-from itertools import pairwise
-from calosim.data.datamodule import EpochSampler
+
 import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
+
+import numpy as np
+import pytest
 import torch
 from torch.utils.data import DataLoader
-from calosim.particles import particle_name
-from calosim.data import Showers, read, write
-from calosim.data.datamodule import RootDataModule, describe
-from calosim.data.datamodule import SPLITS
 
+from calosim.data import Showers, read, write
+from calosim.data.datamodule import SPLITS, EpochSampler, RootDataModule, split_rows
+from calosim.particles import particle_name
 
 #: Shares of a split by response, of 1000 rows: rounded to one row.
 ROW = 1e-3
@@ -217,14 +216,14 @@ def test_batches_hold_the_rows_of_the_file(module, showers):
                 "particles": torch.float32,
                 "pdg": torch.int64,
                 "images": torch.int16,
-                "inputs": torch.int64,
+                "primary_ids": torch.int64,
                 "photon_sum": torch.int64,
                 "rows": torch.int64,
             }
             np.testing.assert_array_equal(batch["images"], showers.images[rows])
             np.testing.assert_array_equal(batch["particles"], showers.particles[rows].astype(np.float32))
             np.testing.assert_array_equal(batch["pdg"], showers.pdg[rows])
-            np.testing.assert_array_equal(batch["inputs"], stored.inputs[rows])
+            np.testing.assert_array_equal(batch["primary_ids"], stored.primary_ids[rows])
             np.testing.assert_array_equal(batch["photon_sum"], showers.photon_sum[rows])
         assert sorted(seen) == module.rows(split).tolist()
 
@@ -275,11 +274,11 @@ def test_showers_and_inputs_of_a_split(module, showers, split):
     part = module.showers(split)
     assert isinstance(part, Showers)
     np.testing.assert_array_equal(part.images, showers.images[rows])
-    np.testing.assert_array_equal(module.inputs(split), showers.inputs[rows])
+    np.testing.assert_array_equal(module.primary_ids(split), showers.primary_ids[rows])
     some = np.array([3, 0, 2])
     np.testing.assert_array_equal(module.showers(split, some).particles, showers.particles[rows[some]])
-    others = np.concatenate([module.inputs(s) for s in SPLITS if s != split])
-    assert not set(module.inputs(split)) & set(others)
+    others = np.concatenate([module.primary_ids(s) for s in SPLITS if s != split])
+    assert not set(module.primary_ids(split)) & set(others)
 
 
 def test_several_files_are_one_data_set(showers, tmp_path):
@@ -292,13 +291,13 @@ def test_several_files_are_one_data_set(showers, tmp_path):
     everything = np.sort(np.concatenate([module.rows(s) for s in SPLITS]))
     np.testing.assert_array_equal(everything, np.arange(len(showers)))
     # An input with responses in both files is one input.
-    np.testing.assert_array_equal(module.arrays["inputs"], showers.inputs)
+    np.testing.assert_array_equal(module.arrays["primary_ids"], showers.primary_ids)
     np.testing.assert_array_equal(module.arrays["images"], showers.images)
 
 
 def test_description_for_the_run_folder(module, root_file, showers):
     module.setup()
-    text = json.loads(json.dumps(describe(module)))
+    text = json.loads(json.dumps(module.data.describe()))
     assert text["files"] == [str(root_file)]
     assert sum(text["rows"].values()) == len(showers)
     assert (text["detector"], text["split_by"], text["particle"], text["seed"]) == ("zn", "primary", None, 0)

@@ -1,17 +1,19 @@
 """Rows of one input are told by their primary alone."""
 
 from __future__ import annotations
-import numpy as np
-from calosim.data import FEATURES, Showers
+
 from functools import partial
+
+import numpy as np
 import pytest
-from calosim.data import Showers
+
+from calosim.data import FEATURES, Showers
 from calosim.data.record import check_primaries, check_showers, row_name
 
 
 def test_inputs_are_unique_rows_in_order_of_appearance(make):
     showers = make(500, inputs=60)
-    inputs = showers.inputs
+    inputs = showers.primary_ids
     rows = np.column_stack([showers.particles, showers.pdg])
     _, expected = np.unique(rows, axis=0, return_inverse=True)
     pairs = np.unique(np.column_stack([inputs, expected.reshape(-1)]), axis=0)
@@ -25,7 +27,7 @@ def test_inputs_tell_particles_apart_but_not_zeros():
     particles = np.zeros((3, len(FEATURES)))
     particles[1, 4] = -0.0
     images = np.zeros((3, 44, 44), np.int16)
-    assert Showers(particles, np.array([310, 310, 130]), images, "zn").inputs.tolist() == [0, 0, 1]
+    assert Showers(particles, np.array([310, 310, 130]), images, "zn").primary_ids.tolist() == [0, 0, 1]
 
 
 def test_a_bad_row_is_named(make):
