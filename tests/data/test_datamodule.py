@@ -15,7 +15,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from calosim.data import Showers, read, write
-from calosim.data.datamodule import SPLITS, EpochSampler, RootDataModule, split_rows
+from calosim.data.datamodule import EpochSampler, RootDataModule
+from calosim.data.splits import SPLITS, split_rows
 from calosim.particles import particle_name
 
 #: Shares of a split by response, of 1000 rows: rounded to one row.

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from calosim.data.cache import read_recipe
 from calosim.data.reading import read
 from calosim.data.splits import split_rows
 from calosim.detectors import get_detector
-from calosim.io import read_json
 from calosim.montecarlo import (
     SETUPS,
     distinct_primaries,
