@@ -200,7 +200,7 @@ class ShowerData:
             "detector": self.detector,
             "rows": {split: len(self.rows(split)) for split in SPLITS},
             "split_by": self.split_by,
-            "fractions": list(self.fractions),
+            "fractions": [float(fraction) for fraction in self.fractions],
             "particle": self.particle,
             "seed": self.seed,
         }

@@ -128,7 +128,7 @@ def test_it_is_of_the_answers_that_are_judged_anyway(run_folders, data, root_fil
     asked = []
 
     def judge(generated, rows, floors, *_):
-        channels = {title: data.detector.channels(images) for title, images in generated.items()}
+        channels = {title: data.geometry.channels(images) for title, images in generated.items()}
         asked.append((rows, channels, floors))
         return {"reason": "is not made here"}
 

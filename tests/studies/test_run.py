@@ -118,7 +118,7 @@ def test_data_tell_how_they_were_made(tmp_path, make_plan):
     with pytest.raises(ValueError, match=r"it has the primaries of another .*a\.root"):
         is_finished(made[1])
     # Data of another origin are taken, and that is said.
-    floor.write_bytes(data.read_bytes())
+    write(floor, read(data))
     assert is_finished(made[1])
     assert "b.root: taken as it is" in unknown_origin(made[1])
 
