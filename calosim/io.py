@@ -264,18 +264,24 @@ def write_json(path: str | Path, value: Any) -> None:
     atomic_write(path, to_json(value))
 
 
+@contextmanager
+def _reading(path: str | Path, form: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turns what goes wrong in reading a file, and the errors of what it holds, into one line that names the file."""
+    with _naming(path, "cannot be read"):
+        try:
+            yield
+        except errors as error:
+            raise ValueError(f"{path}: expected {form} ({' '.join(str(error).split()):.300})") from None
+
+
 def read_json(path: str | Path) -> Any:
     """The value of a JSON file.
 
     Raises:
         ValueError: If the file is missing or no JSON.
     """
-    try:
+    with _reading(path, "JSON", ValueError, RecursionError):
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON ({error})") from None
 
 
 def write_npz(path: str | Path, **arrays: np.ndarray) -> None:
@@ -324,16 +330,9 @@ def read_yaml(path: str | Path) -> Any:
                 raise yaml.YAMLError(f"{twice[0]} is there twice, again in line {node.start_mark.line + 1} or below")
             return super().construct_mapping(node, deep)
 
-    try:
+    # Numbers and dates that are none, lists without an end.
+    with _reading(path, "YAML", yaml.YAMLError, ValueError, RecursionError):
         return yaml.load(Path(path).read_text(encoding="utf-8"), Once)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # numbers and dates that are none, lists without an end
-        raise ValueError(f"{path}: expected YAML ({' '.join(str(error).split()):.300})") from None
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -355,13 +354,8 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
     Raises:
         ValueError: If the file is missing or no CSV.
     """
-    try:
-        with Path(path).open(encoding="utf-8", newline="") as stream:
-            return list(csv.DictReader(stream))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: expected CSV ({error})") from None
+    with _reading(path, "CSV", UnicodeDecodeError, csv.Error), Path(path).open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -23,14 +23,13 @@ from calosim.data.record import (
     Source,
     Where,
     agreed_detector,
-    check_image_shape,
     check_primaries,
     check_showers,
-    detector_of_shape,
     existing_file,
     features_of,
     row_name,
     showers_of,
+    told_detector,
 )
 from calosim.data.root import BASKET, O2SIM, Names, Writer, open_tree, root_source
 from calosim.detectors import get_detector
@@ -299,9 +298,7 @@ def arrays_source(arrays: Mapping[str, Any], wanted: str | None) -> Source:
             raise ValueError(
                 f"arrays: {name} has shape {column.shape}; expected {images.shape[:1]}, a number for each image"
             )
-    detector = detector_of_shape(images.shape[1:], "arrays", wanted)
-    check_image_shape(images.shape[1:], detector, "arrays")
-    agreed_detector(detector, wanted, "arrays")
+    detector = told_detector(images.shape[1:], wanted, "arrays")
 
     def pieces(rows: int) -> Iterator[tuple[Showers, Where]]:
         for first in range(0, len(images), rows):

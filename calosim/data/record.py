@@ -24,10 +24,8 @@ __all__ = [
     "Source",
     "Where",
     "agreed_detector",
-    "check_image_shape",
     "check_primaries",
     "check_showers",
-    "detector_of_shape",
     "existing_file",
     "features_of",
     "first_true",
@@ -40,6 +38,7 @@ __all__ = [
     "row_name",
     "showers_of",
     "tabulated",
+    "told_detector",
 ]
 
 
@@ -413,31 +412,30 @@ def showers_of(columns: Mapping[str, np.ndarray], detector: str, source: str, wh
     return Showers(particles, pdg, images.reshape(-1, *get_detector(detector).shape), detector)
 
 
-def check_image_shape(shape: tuple[int, ...], detector: str, source: str) -> None:
-    """Checks that images are those of a detector: of its shape, or as many numbers in a row.
+def told_detector(shape: tuple[int, ...], wanted: str | None, source: str, named: str | None = None) -> str:
+    """The name of the detector whose images a file holds.
+
+    Args:
+        shape: Shape of an image, or as many numbers in a row.
+        wanted: The detector expected; any if None.
+        source: The file's name, for the message.
+        named: What the file says itself; told by the shape if None, where the one that is wanted comes first.
 
     Raises:
-        ValueError: If not, or if there is no such detector.
+        ValueError: If there is no such detector, its images have another shape, or another one is wanted.
     """
-    if detector not in DETECTORS:
-        raise ValueError(f"{source}: unknown detector {detector!r} in the file; expected one of {', '.join(DETECTORS)}")
-    expected = DETECTORS[detector]
-    if shape not in (expected.shape, (expected.pixels,)):
+    fits = [name for name, detector in DETECTORS.items() if shape in (detector.shape, (detector.pixels,))]
+    if not named:
+        if not fits:
+            known = ", ".join(f"{d.title} {d.shape[0]} x {d.shape[1]}" for d in DETECTORS.values())
+            raise ValueError(f"{source}: response: images of shape {shape} fit no detector; expected one of {known}")
+        named = wanted if wanted in fits else fits[0]
+    elif named not in DETECTORS:
+        raise ValueError(f"{source}: unknown detector {named!r} in the file; expected one of {', '.join(DETECTORS)}")
+    elif named not in fits:
+        expected = DETECTORS[named]
         raise ValueError(f"{source}: response: images of shape {shape}; {expected.title} has {expected.shape}")
-
-
-def detector_of_shape(shape: tuple[int, ...], source: str, wanted: str | None = None) -> str:
-    """The name of the detector whose images have that shape, or as many numbers in a row; the one that is wanted comes first.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    names = sorted(DETECTORS, key=lambda name: name != wanted)
-    for name in names:
-        if shape in (DETECTORS[name].shape, (DETECTORS[name].pixels,)):
-            return name
-    known = ", ".join(f"{d.title} {d.shape[0]} x {d.shape[1]}" for d in DETECTORS.values())
-    raise ValueError(f"{source}: response: images of shape {shape} fit no detector; expected one of {known}")
+    return agreed_detector(named, wanted, source)
 
 
 def agreed_detector(found: str, wanted: str | None, source: str) -> str:

@@ -28,14 +28,12 @@ from calosim.data.record import (
     Showers,
     Source,
     Where,
-    agreed_detector,
-    check_image_shape,
     check_showers,
-    detector_of_shape,
     photon_counts,
     reading_file,
     row_name,
     showers_of,
+    told_detector,
 )
 from calosim.detectors import get_detector
 from calosim.io import writing
@@ -309,9 +307,7 @@ def root_source(path: Path, wanted: str | None, names: Names = Names()) -> Sourc
             raise ValueError(f"{path}: has format {form!r}; this calosim reads {_FORMAT!r}")
         columns = tree.check([name for name in COLUMNS if name not in TABULATED], TABULATED)
         (shape, dtype), rows = tree.shape("response"), tree.rows
-        detector = tree.texts.get("detector") or detector_of_shape(shape, str(path), wanted)
-        check_image_shape(shape, detector, str(path))
-    agreed_detector(detector, wanted, str(path))
+    detector = told_detector(shape, wanted, str(path), tree.texts.get("detector"))
     narrow = dtype.kind == "i" and dtype.itemsize <= 2
 
     def pieces(most: int) -> Iterator[tuple[Showers, Where]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -99,7 +99,7 @@ class ShowerData:
     seed: int = 0
     cache_dir: str | None = None
     tree: str | None = None
-    columns: Mapping[str, str] | None = field(default=None, hash=False)
+    columns: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         files = [self.files] if isinstance(self.files, str) else list(self.files)

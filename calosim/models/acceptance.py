@@ -73,7 +73,7 @@ class Acceptance(CalosimModule):
         """Fits standardizations and bins on the training split, unless a checkpoint brought them.
 
         Raises:
-            ValueError: If all of its rows are dark, or none.
+            ValueError: If all of its rows are empty, or none.
         """
         super().setup(stage)
         if stage != "fit" or bool(self.features.fitted):

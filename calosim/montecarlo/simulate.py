@@ -21,7 +21,7 @@ from calosim.data.splits import split_rows
 from calosim.detectors import Detector, get_detector
 from calosim.io import check_not_read, check_writable
 from calosim.montecarlo.flight import Flight, decay, properties
-from calosim.montecarlo.matter import DARK, ELECTROMAGNETIC, Station
+from calosim.montecarlo.matter import ELECTROMAGNETIC, INVISIBLE, Station
 from calosim.montecarlo.setups import Setup, get_setup
 from calosim.runs import origin
 
@@ -128,7 +128,7 @@ def illuminate(
     local = arrived.position[:, :2] - (detector.center_x, 0.0)
     em = np.isin(arrived.pdg, ELECTROMAGNETIC)
     photons = []
-    for light, which in ((setup.electronic, em), (setup.hadronic, ~em & ~np.isin(arrived.pdg, DARK))):
+    for light, which in ((setup.electronic, em), (setup.hadronic, ~em & ~np.isin(arrived.pdg, INVISIBLE))):
         shower = arrived.select(which)
         counts = light.counts(shower.energy, properties(shower.pdg).charge == 0, rng)
         if artifact is not None:
@@ -227,6 +227,13 @@ def distinct_primaries(particles: np.ndarray, pdg: np.ndarray) -> tuple[np.ndarr
 
 
 def simulate(
+    primaries: Primaries, responses_per_primary: int, detector: str | Detector, seed: int, **how: Any
+) -> Showers:
+    """The responses of :func:`simulate_with_truth` alone; ``how`` are its other arguments."""
+    return simulate_with_truth(primaries, responses_per_primary, detector, seed, **how)[0]
+
+
+def simulate_with_truth(
     primaries: Primaries,
     responses_per_primary: int,
     detector: str | Detector,
@@ -235,7 +242,7 @@ def simulate(
     workers: int = 1,
     progress: bool = False,
     min_photons: int = MIN_PHOTONS,
-) -> Showers:
+) -> tuple[Showers, Truth]:
     """Simulates many responses to each of some primaries and keeps those with at least 10 photons.
 
     Every primary is tried equally often, as in the ALICE data, and ``responses_per_primary`` is the number of *kept*
@@ -255,46 +262,11 @@ def simulate(
         min_photons: Attempts that leave fewer are dropped; 0 keeps every attempt.
 
     Returns:
-        The kept responses, those of one primary next to each other; images are int16.
+        The kept responses, those of one primary next to each other, images int16; and how each came about.
 
     Raises:
         ValueError: If the detector is unknown or has no setup, a number is not positive, given primaries have the
             wrong shape or an unknown PDG code, or none of them leaves a response.
-    """
-    return simulate_with_truth(
-        primaries,
-        responses_per_primary,
-        detector,
-        seed,
-        workers=workers,
-        progress=progress,
-        min_photons=min_photons,
-    )[0]
-
-
-def simulate_with_truth(
-    primaries: Primaries,
-    responses_per_primary: int,
-    detector: str | Detector,
-    seed: int,
-    *,
-    workers: int = 1,
-    progress: bool = False,
-    min_photons: int = MIN_PHOTONS,
-) -> tuple[Showers, Truth]:
-    """Does what :func:`simulate` does and tells how each response came about.
-
-    Args:
-        primaries: See :func:`simulate`.
-        responses_per_primary: See :func:`simulate`.
-        detector: See :func:`simulate`.
-        seed: See :func:`simulate`.
-        workers: See :func:`simulate`.
-        progress: See :func:`simulate`.
-        min_photons: See :func:`simulate`.
-
-    Returns:
-        The kept responses and their truth.
     """
     geometry = get_detector(detector)
     if responses_per_primary < 1 or workers < 1:

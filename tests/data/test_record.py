@@ -1,4 +1,4 @@
-"""Rows of one input are told by their primary alone."""
+"""Rows of one primary are told by its features and its PDG code alone."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from calosim.data.record import check_primaries, check_showers, row_name
 
 
 def test_inputs_are_unique_rows_in_order_of_appearance(make):
-    showers = make(500, inputs=60)
-    inputs = showers.primary_ids
+    showers = make(500, primaries=60)
+    primary_ids = showers.primary_ids
     rows = np.column_stack([showers.particles, showers.pdg])
     _, expected = np.unique(rows, axis=0, return_inverse=True)
-    pairs = np.unique(np.column_stack([inputs, expected.reshape(-1)]), axis=0)
-    assert len(pairs) == expected.max() + 1 == inputs.max() + 1  # one to one
-    _, first = np.unique(inputs, return_index=True)
+    pairs = np.unique(np.column_stack([primary_ids, expected.reshape(-1)]), axis=0)
+    assert len(pairs) == expected.max() + 1 == primary_ids.max() + 1  # one to one
+    _, first = np.unique(primary_ids, return_index=True)
     assert (np.diff(first) > 0).all()
-    assert inputs.dtype == np.int64
+    assert primary_ids.dtype == np.int64
 
 
 def test_inputs_tell_particles_apart_but_not_zeros():

@@ -128,7 +128,7 @@ def test_errors_say_what_is_wrong(arguments, message):
         simulate(*arguments)
 
 
-def test_dark_attempts_are_kept_beside_the_same_responses():
+def test_empty_attempts_are_kept_beside_the_same_responses():
     kept, every = simulate(40, 2, "zn", 5), simulate(40, 2, "zn", 5, min_photons=0)
     nonempty = every.photon_sum >= MIN_PHOTONS
     assert 0 < nonempty.mean() < 0.5
