@@ -675,8 +675,8 @@ def check_chain(shape: ShowerModel, photons: PhotonSum, acceptance: Acceptance |
     Raises:
         ValueError: If the models are of different detectors, or of a kind that cannot be exported.
     """
-    if not isinstance(shape.representation, SplitRepresentation):
-        raise ValueError("expected a shower model of split coordinates to export, got another kind")
+    if reason := shape.not_exportable():
+        raise ValueError(f"expected a shower model that can be exported, but {reason}")
     FastSimulator(shape, photons, acceptance=acceptance)  # refuses what does not fit together
 
 
@@ -742,13 +742,10 @@ def simulator(shape: ShowerModel, photons: PhotonSum, acceptance: Acceptance | N
     return g.model(_INPUTS, (images, "images", shape.detector.shape), about, rows=True)
 
 
-def _response(
-    g: Builder, shape: ShowerModel, photons: PhotonSum, acceptance: Acceptance | None, charge_unit: float
-) -> str:
+def _response(g: Builder, shape: Any, photons: PhotonSum, acceptance: Acceptance | None, charge_unit: float) -> str:
     """Photons of all pixels, (ny, nx) float32."""
     check_chain(shape, photons, acceptance)
-    representation: Any = shape.representation
-    flow: Any = shape.flow
+    representation, flow = shape.representation, shape.flow
     primary = Primary(g, "features", photons.features, charge_unit)
     numbers = Numbers(g, "noise")
 

@@ -18,8 +18,7 @@ from calosim import rng
 from calosim.data.datamodule import RootDataModule
 from calosim.flows import FlowChanges, FlowConfig, Permutation, trace, units
 from calosim.models.base import step_keys
-from calosim.models.distillation import ChannelLoss, CountPairing, LossWeights, StudentLosses
-from calosim.models.losses import distillation
+from calosim.models.losses import ChannelLoss, LossWeights, StudentLosses, distillation
 from calosim.models.shower import ShowerModel
 from calosim.models.student import Student
 from calosim.models.teacher import Teacher
@@ -327,7 +326,7 @@ def test_a_student_of_splits_learns_the_coarse_part_only(counting, batch):
 def test_a_student_of_splits_answers_in_one_pass_what_its_noise_says(counting, batch):
     """The image of the noise that the teacher makes of an image has its coarse counts, if the student is the teacher."""
     images, context, keys = counting.inputs(batch)
-    found = CountPairing(counting.representation, counting.teacher.flow, counting.flow).from_data(images, context, keys)
+    found = counting.representation.pairing(counting.teacher.flow, counting.flow).from_data(images, context, keys)
     torch.testing.assert_close(found.made, found.data, rtol=0, atol=1e-6)
     sums = images.flatten(1).sum(1)
     coarse = counting.representation.decode(found.made, sums)
@@ -416,7 +415,7 @@ import json, sys
 import torch
 from lightning import Trainer, seed_everything
 from callbacks import PhysicsLossScaler
-from calosim.models.distillation import ChannelLoss, StudentLosses
+from calosim.models.losses import ChannelLoss, StudentLosses
 from calosim.models.student import Student
 from calosim.data.datamodule import RootDataModule
 
