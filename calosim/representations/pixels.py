@@ -31,7 +31,7 @@ from calosim.representations.distillation import PointPairing
 
 __all__ = ["REQUANTIZATIONS", "PixelConfig", "PixelLogits", "requantize"]
 
-#: The four published noise removals.
+#: The four published ways to remove the noise.
 REQUANTIZATIONS: dict[int, str] = {
     1: "floor",
     2: "subtract the expected noise, round",
@@ -59,7 +59,7 @@ def requantize(values: Tensor, photon_sum: Tensor, method: int | Tensor = 3, noi
     """
     method = torch.as_tensor(method, device=values.device).expand(len(values))
     if not bool(((method >= 1) & (method <= 4)).all()):
-        raise ValueError(f"unknown noise removal {method.unique().tolist()}; expected 1, 2, 3 or 4")
+        raise ValueError(f"unknown requantization {method.unique().tolist()}; expected 1, 2, 3 or 4")
     column = (-1, *[1] * (values.ndim - 1))
     floors, renormalizes = (method % 2 == 1).view(column), method >= 3
     counts = torch.where(floors, values.floor(), (values - noise / 2).round().clamp(min=0))
