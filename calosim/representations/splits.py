@@ -238,9 +238,6 @@ def _sizes(level: Level) -> Tensor:
     return torch.stack([column.flatten() for column in columns], 1)
 
 
-#: Straight flights end at most this far from the detector's centre, in cm; a soft primary's would end anywhere.
-FARTHEST = 30.0
-
 #: Products of fewer rows take other paths in BLAS, whose last bits differ.
 _ROWS = 4
 
@@ -367,18 +364,9 @@ class SplitRepresentation(Representation):
         return torch.cat(steps)
 
     def flight_end(self, particles: Tensor) -> Tensor:
-        """Where the primaries would hit the front face if they flew straight.
-
-        Args:
-            particles: Energy (GeV), vx, vy, vz (cm), px, py, pz (GeV/c), mass, charge, with shape (B, 9).
-
-        Returns:
-            Distances from the detector's centre along x and y in cm, at most 30, with shape (B, 2).
-        """
-        _, vx, vy, _, px, py, pz = particles.unbind(1)[:7]
-        lever = abs(self.detector.front_z[0]) / pz.abs().clamp(min=1e-3)
-        end = torch.stack((vx + px * lever - self.detector.center_x, vy + py * lever), 1)
-        return end.clamp(-FARTHEST, FARTHEST)
+        """Where the straight flights of primaries (B, 9) end, bounded, in cm with shape (B, 2)."""
+        end = torch.stack(self.detector.straight_flight(particles), 1)
+        return end.clamp(-self.detector.farthest, self.detector.farthest)
 
     def flow(self, context: int, settings: FlowConfig | None = None, inverse: bool = False) -> nn.Module:
         """A masked network that reads counts, or one that reads noise, see :meth:`Representation.flow`."""
