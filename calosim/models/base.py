@@ -28,7 +28,7 @@ from calosim.models.provenance import (
     primaries_of,
     same_line,
 )
-from calosim.runs import FORMAT
+from calosim.runs import FORMAT, renamed
 
 __all__ = ["CalosimModule", "evaluating", "fit_sample", "step_keys"]
 
@@ -225,6 +225,7 @@ class CalosimModule(LightningModule):
             ValueError: If a weight is not finite, or the checkpoint is of another model, of other data, or beyond the training's
                 end.
         """
+        checkpoint.update({key: renamed(checkpoint[key]) for key in ("state_dict", "calosim") if key in checkpoint})
         if bad := first_not_finite(checkpoint.get("state_dict", {})):
             raise ValueError(f"the checkpoint's weights {bad} are not finite")
         found = checkpoint.get("calosim", {})

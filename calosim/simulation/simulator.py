@@ -25,7 +25,7 @@ from calosim.models.photon_sum import PhotonSum
 from calosim.models.provenance import not_seen
 from calosim.models.shower import ShowerModel
 from calosim.particles import particle_code, particle_name
-from calosim.runs import Run
+from calosim.runs import Run, renamed
 from calosim.simulation.parallel import Processes, devices_of, run_side_by_side, workers_on
 
 __all__ = ["DEFAULTS", "FastSimulator", "Requantization", "Stages", "pick_device", "read_ensemble"]
@@ -326,7 +326,7 @@ def read_ensemble(folder: Path) -> dict[str, Any]:
         ValueError: If it is damaged.
     """
     path = Run(folder) / Run.ENSEMBLE
-    record = read_json(path)
+    record = renamed(read_json(path))
     missing = {"default", "members", "photons", "requantization"} - set(record if isinstance(record, dict) else ())
     if missing:
         raise ValueError(f"{path}: expected the record of an ensemble, it lacks {', '.join(sorted(missing))}")
