@@ -12,14 +12,16 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from calosim.flows import Stage
+
 __all__ = ["GradualUnfreezing"]
 
 
 class GradualUnfreezing(pl.Callback):
     r"""Trains one part of a shower model first, then two, and so on.
 
-    Parts are what the module's ``stages(side)`` says: the transformations of a pixel flow, or the coarse part of split
-    coordinates and the levels below it.
+    Parts are what the module's ``stages(side)`` says: the transformations of a pixel flow, or the coarse part of a tree of splits
+    and the levels below it.
 
     In stage :math:`s = 0, 1, \dots` the first :math:`s + 1` parts train, counted from the side where ``order``
     begins; none freezes again. Parameters outside of the flow always train.
@@ -47,7 +49,7 @@ class GradualUnfreezing(pl.Callback):
 
     Raises:
         ValueError: If an argument is out of range, the epochs do not suffice for a list of stages or are not known for
-            equal ones, or the module has no flow.
+            equal ones, or the module has no stages.
 
     References:
         | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026): unfreezing from the noise (ND)
@@ -73,7 +75,7 @@ class GradualUnfreezing(pl.Callback):
             raise ValueError(f"GradualUnfreezing: expected positive learning-rate factors, got {lr_factors!r}")
         self.side: Literal["data", "gauss"] = "gauss" if order in ("GD", "ND") else "data"
         self.stages, self.lr_factors, self.context = stages, lr_factors, context
-        #: When each stage begins, in epochs, and its learning-rate factor; known once there is a flow.
+        #: When each stage begins, in epochs, and its learning-rate factor; known once there are parts.
         self.starts: list[float] = []
         self.factors: list[float] = []
         self._thaws: list[tuple[nn.Parameter, int]] = []
@@ -91,10 +93,9 @@ class GradualUnfreezing(pl.Callback):
         """Divides the epochs into stages and the parameters among them."""
         if stage != "fit":
             return
-        ask = getattr(pl_module, "stages", None)
-        if ask is None:
+        parts: list[Stage] = getattr(pl_module, "stages", lambda side: [])(self.side)
+        if not parts:
             raise ValueError(f"GradualUnfreezing: {type(pl_module).__name__} has no stages in which it can thaw")
-        parts = ask(self.side)
         self.starts = self._divide(len(parts), -1 if trainer.max_epochs is None else trainer.max_epochs)
         count = len(self.starts)
         given = self.lr_factors
