@@ -218,9 +218,9 @@ class GradualUnfreezing(pl.Callback):
         self._hooks, self._thaws, self._now = [], [], None
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leaves nothing behind."""
+        """As :meth:`teardown`."""
         self._leave()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leaves nothing behind."""
+        """Leaves module and optimizers as they were found."""
         self._leave()
