@@ -676,8 +676,8 @@ def check_chain(shape: ShowerModel, photons: PhotonSum, acceptance: Acceptance |
     Raises:
         ValueError: If the models are of different detectors, or of a kind that cannot be exported.
     """
-    if shape.not_exportable:
-        raise ValueError(f"expected a shower model that can be exported, but {shape.not_exportable}")
+    if reason := shape.not_exportable():
+        raise ValueError(f"expected a shower model that can be exported, but {reason}")
     FastSimulator(shape, photons, acceptance=acceptance)  # refuses what does not fit together
 
 

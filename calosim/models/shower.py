@@ -35,14 +35,12 @@ class ShowerModel(CalosimModule):
         fast_likelihood: Whether a likelihood takes about as long as a step of training.
         requantizations: The ways from real numbers to counts and what they do, by number; empty where counts come out exactly.
         requantization: The one that is used unless another is asked for; None where there is none.
-        not_exportable: Why the model cannot be exported as a graph, in words; empty if it can.
     """
 
     nll_unit: str | None = None
     fast_likelihood = True
     requantizations: Mapping[int, str] = {}
     requantization: int | None = None
-    not_exportable = "it is of a kind that no graph is known of"
 
     def __init__(
         self,
@@ -124,6 +122,10 @@ class ShowerModel(CalosimModule):
     def sequential(self, particles: Tensor, photon_sum: Tensor) -> tuple[Callable[[], Any], int] | None:
         """One pass of a network, and how many of them a feature-by-feature sampler takes; None if nobody samples so."""
         return None
+
+    def not_exportable(self) -> str:
+        """Why the model cannot be exported as a graph, in words; empty if it can."""
+        return f"it is a {type(self).__name__}, which no graph is known of"
 
     def fit_images(self, images: Tensor, keys: Tensor) -> None:
         """Sets standardizations of images from a sample of the training split, where there are any.
@@ -228,7 +230,6 @@ class FlowModel(ShowerModel):
         self.requantizations = self.representation.requantizations
         self.requantization = self.representation.requantization
         self.small_products = self.representation.small_products
-        self.not_exportable = self.representation.not_exportable
 
     def fit_images(self, images: Tensor, keys: Tensor) -> None:
         """Those of the representation, see :meth:`ShowerModel.fit_images`."""
@@ -275,3 +276,7 @@ class FlowModel(ShowerModel):
         """As the representation does, see :meth:`ShowerModel.expected`."""
         with evaluating(self):
             return self.representation.expected(points, photon_sum, noise=False)
+
+    def not_exportable(self) -> str:
+        """What the representation says, see :meth:`ShowerModel.not_exportable`."""
+        return self.representation.not_exportable

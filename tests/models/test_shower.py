@@ -135,7 +135,7 @@ def test_a_kind_of_model_is_a_loss_and_images(root_file, tmp_path):
     assert trainer.predict(model, data)[0]["images"].shape[1:] == (44, 44)
     assert model.stages("gauss") == []
     assert model.nll_unit is None
-    assert model.not_exportable == "it is of a kind that no graph is known of"
+    assert model.not_exportable() == "it is a Uniform, which no graph is known of"
     with pytest.raises(ValueError, match="unknown requantization 1; expected none: counts come out exactly"):
         model.check_requantization(1)
     with pytest.raises(ValueError, match="nothing to requantize"):
