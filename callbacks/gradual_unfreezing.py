@@ -12,8 +12,6 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from calosim.flows import Stage
-
 __all__ = ["GradualUnfreezing"]
 
 
@@ -93,7 +91,8 @@ class GradualUnfreezing(pl.Callback):
         """Divides the epochs into stages and the parameters among them."""
         if stage != "fit":
             return
-        parts: list[Stage] = getattr(pl_module, "stages", lambda side: [])(self.side)
+        ask = getattr(pl_module, "stages", None)
+        parts = ask(self.side) if ask else []
         if not parts:
             raise ValueError(f"GradualUnfreezing: {type(pl_module).__name__} has no stages in which it can thaw")
         self.starts = self._divide(len(parts), -1 if trainer.max_epochs is None else trainer.max_epochs)
