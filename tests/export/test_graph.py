@@ -183,7 +183,7 @@ def test_sums_of_logarithms_round_to_sums_of_counts(written, showers):
 
 def test_what_cannot_be_exported(run_folders):
     photons = PhotonSum.load(run_folders["photons"])
-    with pytest.raises(ValueError, match="expected a shower model of split coordinates to export"):
+    with pytest.raises(ValueError, match="expected a shower model that can be exported, but it is of pixels"):
         generator(Teacher.load(run_folders["teacher"]), photons)
     with pytest.raises(ValueError, match="a mixture head to export, got a gaussian head"):
         generator(Teacher.load(run_folders["splits"]), PhotonSum("zn", head="gaussian"))
