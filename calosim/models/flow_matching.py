@@ -181,3 +181,7 @@ class FlowMatching(ImageModel):
         """Brings the flow's photons to their sum, see :meth:`ImageModel.counts`."""
         x = euler(self.averaged, z.view(-1, 1, *self.detector.shape), context, self.steps)
         return with_sum(x[:, 0].relu().expm1(), photon_sum)
+
+    def not_exportable(self) -> str:
+        """What the graph has no operations for, see :meth:`ShowerModel.not_exportable`."""
+        return "a network that attends and normalizes groups is passed several times"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -28,6 +29,9 @@ from calosim.models.base import step_keys
 from calosim.models.images import Decoder, Encoder, ImageModel, with_sum
 
 __all__ = ["GAN"]
+
+#: ONNX's number of a type.
+DOUBLE = 11
 
 #: Subtracted before the softplus, so that images begin dark.
 DARK = 2.0
@@ -92,4 +96,18 @@ class GAN(ImageModel):
 
     def counts(self, z: Tensor, context: Tensor, photon_sum: Tensor, keys: Tensor) -> Tensor:
         """Brings the generator's photons to their sum, see :meth:`ImageModel.counts`."""
-        return with_sum(self.logarithms(z, context).expm1(), photon_sum)
+        return with_sum(self.logarithms(z, context).double().expm1(), photon_sum)
+
+    def not_exportable(self) -> str:
+        """Nothing stands against it, see :meth:`ShowerModel.not_exportable`."""
+        return ""
+
+    def write(self, graph: Any) -> str:
+        """Writes the generator, see :meth:`ShowerModel.write`."""
+        g, (nx, ny) = graph.graph, self.detector.shape
+        z, total, context = graph.given(np.arange((self.noise + 1) // 2), 0)
+        z = g("Reshape", g.split(z, (self.noise, self.noise % 2))[0] if self.noise % 2 else z, np.array([1, -1]))
+        x = graph.network(self.generator.layers, g("Concat", z, context, axis=1))
+        x = g("Slice", x, np.array([0, 0]), np.array([nx, ny]), np.array([2, 3]))
+        x = g("Cast", g("Softplus", g("Sub", x, DARK)), to=DOUBLE)
+        return graph.with_sum(g("Sub", g("Exp", x), np.float64(1)), total)

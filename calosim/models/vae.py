@@ -94,3 +94,7 @@ class VAE(ImageModel):
         """Draws the photons one by one, see :meth:`ImageModel.counts`."""
         logits = self.decoder(z, context).flatten(1).double()
         return multinomial(logits.softmax(1), photon_sum, keys).view(-1, *self.detector.shape)
+
+    def not_exportable(self) -> str:
+        """What the graph has no operations for, see :meth:`ShowerModel.not_exportable`."""
+        return "photons are drawn one by one, as many as there are"
