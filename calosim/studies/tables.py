@@ -28,7 +28,6 @@ from calosim.io import csv_text, markdown_table
 from calosim.metrics.bootstrap import Bootstrap
 from calosim.models.base import evaluating
 from calosim.models.shower import ShowerModel
-from calosim.models.teacher import Teacher
 from calosim.montecarlo.simulate import simulate
 from calosim.processes import one_thread, own_command
 from calosim.runs import Run, git_hash
@@ -239,13 +238,11 @@ def generation_times(
             model.generate(particles, photon_sum, seed, rows)
 
         times[f"batch {batch}"] = _median(generate, model.device, repeats) / batch
-        if isinstance(model, Teacher) and model.representation.nodes is None and batch == batches[-1]:
-            size = model.representation.size
+        if batch == batches[-1]:
             with evaluating(model):
-                transform = model.flow(model.context(particles, photon_sum)).transform
-                x = torch.zeros(batch, size, device=model.device)
-                one = _median(lambda seed, t=transform, x=x: t(x), model.device, repeats)
-            times["sequential"] = one * size / batch
+                if found := model.sequential(particles, photon_sum):
+                    run, passes = found
+                    times["sequential"] = _median(lambda seed, run=run: run(), model.device, repeats) * passes / batch
     return times
 
 
