@@ -150,8 +150,8 @@ def check_chain(shower: ShowerModel, photons: PhotonSum, acceptance: Acceptance 
     Raises:
         ValueError: If the models are of different detectors, or of a kind that cannot be exported.
     """
-    if why := shower.not_exportable():
-        raise ValueError(f"expected a shower model that can be exported: {why}")
+    if reason := shower.not_exportable():
+        raise ValueError(f"expected a shower model that can be exported, but {reason}")
     FastSimulator(shower, photons, acceptance=acceptance)  # refuses what does not fit together
 
 
@@ -770,9 +770,6 @@ def quantile(g: Builder, u: str) -> str:
     tail = g("Mul", g("Sign", q), g("Where", g("Greater", r, np.float64(5.0)), far, tail))
     z = g("Where", g("LessOrEqual", g("Abs", q), np.float64(0.425)), middle, tail)
     return g("Reshape", z, np.array([-1]))
-
-
-
 
 
 def _ratio(g: Builder, r: str, coefficients: tuple[tuple[float, ...], tuple[float, ...]]) -> str:

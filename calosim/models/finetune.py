@@ -54,7 +54,9 @@ class FineTune(ShowerModel):
         init = {**baseline.init}
         if dropout is not None:
             if not init.get("flow"):
-                raise ValueError(f"{init_from}: expected a baseline with dropout to set it, got a {kind.__name__} without")
+                raise ValueError(
+                    f"{init_from}: expected a baseline with dropout to set it, got a {kind.__name__} without"
+                )
             init["flow"] = {**init["flow"], "dropout": dropout}
         model = kind(**init, optimizer=optimizer, scheduler=scheduler)
         model.load_state_dict(baseline.state_dict())

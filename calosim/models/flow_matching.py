@@ -17,6 +17,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -127,9 +128,9 @@ def euler(velocity: nn.Module, z: Tensor, c: Tensor, steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def average(averaged: list[Tensor], trained: list[Tensor], steps: Tensor | int) -> None:
+def average(averaged: Sequence[Tensor], trained: Sequence[Tensor], steps: Tensor | int) -> None:
     """Moves averaged weights after so many steps; the decay begins lower, or the random beginning would be remembered."""
-    torch._foreach_lerp_(averaged, trained, 1 - min(DECAY, (1 + int(steps)) / (10 + int(steps))))
+    torch._foreach_lerp_(list(averaged), list(trained), 1 - min(DECAY, (1 + int(steps)) / (10 + int(steps))))
 
 
 class FlowMatching(ImageModel):
@@ -158,8 +159,8 @@ class FlowMatching(ImageModel):
         own = {"widths": list(widths), "embedding": embedding, "steps": steps}
         super().__init__(detector, physics, optimizer, scheduler, **own)
         self.noise, self.steps = self.detector.pixels, steps
-        network = Velocity(self.features.width, tuple(widths), embedding)
-        self.velocity = network.to(memory_format=torch.channels_last)
+        self.velocity = Velocity(self.features.width, tuple(widths), embedding)
+        self.velocity.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = AveragedModel(self.velocity, multi_avg_fn=average).requires_grad_(False)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

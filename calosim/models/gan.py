@@ -41,8 +41,7 @@ class GAN(ImageModel):
     r"""The adversarial network.
 
     Its losses in training rank nothing. The validation loss, which chooses the best checkpoint, is the energy score of the
-    detector's channels :math:`s` in photons, a proper score that neither blur nor collapse deceives, by two responses of the row's
-    photon sum:
+    detector's channels :math:`s` in photons, a proper score that neither blur nor collapse deceives, by two responses to a row:
 
     .. math:: \tfrac{1}{2} (|s_1 - s| + |s_2 - s| - |s_1 - s_2|)
 
