@@ -92,9 +92,9 @@ class GradualUnfreezing(pl.Callback):
         if stage != "fit":
             return
         ask = getattr(pl_module, "stages", None)
-        if ask is None:
+        parts = ask(self.side) if ask else []
+        if not parts:
             raise ValueError(f"GradualUnfreezing: {type(pl_module).__name__} has no stages in which it can thaw")
-        parts = ask(self.side)
         self.starts = self._divide(len(parts), -1 if trainer.max_epochs is None else trainer.max_epochs)
         count = len(self.starts)
         given = self.lr_factors
