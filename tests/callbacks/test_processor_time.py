@@ -52,7 +52,10 @@ def fit(clock, minutes, folder, ckpt_path=None, **more):
     model, callback = Model(clock), ProcessorTime(minutes)
     trainer = pl.Trainer(
         accelerator="cpu",
-        callbacks=[callback, pl.callbacks.ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)],
+        callbacks=[
+            callback,
+            pl.callbacks.ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False),
+        ],
         default_root_dir=folder,
         logger=False,
         enable_progress_bar=False,
