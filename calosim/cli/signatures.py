@@ -145,11 +145,7 @@ def summary(module: str, name: str) -> str:
 def descriptions(module: str, name: str) -> dict[str, str]:
     """What a docstring says of each argument of a function, or of what makes an object of a class."""
     _, node = _find(module, name)
-    made = [
-        item
-        for item in getattr(node, "body", ())
-        if isinstance(item, ast.FunctionDef) and item.name in ("__init__", "__new__")
-    ]
+    made = [item for item in getattr(node, "body", ()) if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
     found: dict[str, list[str]] = {}
     for text in map(_docstring, (node, *made)):
         inside, last = False, ""

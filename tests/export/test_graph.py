@@ -116,7 +116,7 @@ def test_a_gan(detector, normals, make_showers):
     photons.features.fit(particles)
     photons.encoding.fit(photons.features(particles))
     photons.head.fit(total, particles[:, 0])
-    for step in range(30):  # statistics of the normalization, too
+    for _ in range(30):  # statistics of the normalization, too
         gan.train().logarithms(torch.randn(16, normals), gan.context(particles[:16].float(), total[:16]))
     with torch.no_grad():
         for p in gan.generator.parameters():
