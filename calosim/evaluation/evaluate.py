@@ -40,8 +40,7 @@ from calosim.models.photon_sum import PhotonSum
 from calosim.models.shower import ShowerModel
 from calosim.particles import STUDY_PARTICLES, particle_symbol
 from calosim.runs import git_hash
-from calosim.simulation.parallel import devices_of
-from calosim.simulation.simulator import FastSimulator, Requantization, pick_device
+from calosim.simulation.simulator import FastSimulator, Requantization, devices_of, pick_device
 
 __all__ = ["Models", "evaluate"]
 

@@ -71,8 +71,7 @@ def unrounded_channels(
     """
     showers, responses, seed = rows.showers, protocol.responses, protocol.seed + run
     channels, codes = np.zeros((len(rows) * responses, 5)), np.repeat(showers.pdg, responses)
-    rest = ~np.isin(codes, list(simulator.members))
-    for model, mine in ((simulator.shower, rest), *((m, codes == code) for code, m in simulator.members.items())):
+    for model, mine in simulator.groups(codes):
         numbers = np.flatnonzero(mine)
         for part in np.split(numbers, range(BATCH, len(numbers), BATCH)):
             row = part // responses
