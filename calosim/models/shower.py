@@ -127,6 +127,17 @@ class ShowerModel(CalosimModule):
         """Why the model cannot be exported as a graph, in words; empty if it can."""
         return f"it is a {type(self).__name__}, which no graph is known of"
 
+    def write(self, graph: Any) -> str:
+        """Writes what :meth:`generate` does as a graph, where nothing stands against it.
+
+        Args:
+            graph: What to write with, a :class:`calosim.export.graph.ShowerGraph`.
+
+        Returns:
+            The name of the photons, row by row of y, (ny nx,) float32.
+        """
+        raise NotImplementedError
+
     def fit_images(self, images: Tensor, keys: Tensor) -> None:
         """Sets standardizations of images from a sample of the training split, where there are any.
 
@@ -280,3 +291,7 @@ class FlowModel(ShowerModel):
     def not_exportable(self) -> str:
         """What the representation says, see :meth:`ShowerModel.not_exportable`."""
         return self.representation.not_exportable
+
+    def write(self, graph: Any) -> str:
+        """Writes the flow and the representation's networks, see :meth:`ShowerModel.write`."""
+        return graph.splits(self.representation, self.flow)
