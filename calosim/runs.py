@@ -23,15 +23,11 @@ __all__ = ["FORMAT", "OLD_NAMES", "SPLIT", "Run", "difference", "git_hash", "ide
 #: Version of run folders and checkpoints; those of another version are refused in one line.
 FORMAT = 2
 
-#: Names that version 0.2 wrote, of settings, of parts of a model and of the modules of classes, and today's.
+#: Names that version 0.2 wrote, of settings, of parts of a model and of a class, and today's.
 OLD_NAMES = {
     "coordinates": "representation",
     "noise_removal": "requantization",
-    "calosim.shapes": "calosim.representations",
-    "calosim.models.muon": "calosim.models.optim",
-    "calosim.models.schedules": "calosim.models.optim",
-    "calosim.models.photons": "calosim.models.photon_sum",
-    "calosim.showers": "calosim.data",
+    "calosim.models.schedules.WarmupCosine": "calosim.models.optim.WarmupCosine",
 }
 
 #: What loggers and trainings write before they say what they train; W&B and TensorBoard among them.
@@ -273,24 +269,18 @@ def renamed(values: Any) -> Any:
     """What version 0.2 stored, with today's names; what has them already stays as it is.
 
     Args:
-        values: Settings, a record, or weights by name; keys are renamed up to their first dot, and modules of ``class_path``.
+        values: Settings, a record, or weights by name: keys are renamed up to their first dot, and classes.
     """
     if isinstance(values, Mapping):
-        return {
-            _new_name(key): _new_module(value) if key == "class_path" else renamed(value)
-            for key, value in values.items()
-        }
-    return [renamed(value) for value in values] if isinstance(values, list) else values
+        return {_today(key): renamed(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [renamed(value) for value in values]
+    return OLD_NAMES.get(values, values) if isinstance(values, str) and "." in values else values
 
 
-def _new_name(key: Any) -> Any:
-    first, *rest = key.split(".", 1) if isinstance(key, str) else (key,)
-    return ".".join([OLD_NAMES[first], *rest]) if first in OLD_NAMES else key
-
-
-def _new_module(path: Any) -> Any:
-    module, _, name = str(path).rpartition(".")
-    return f"{OLD_NAMES[module]}.{name}" if module in OLD_NAMES else path
+def _today(key: Any) -> Any:
+    first, dot, rest = str(key).partition(".")
+    return f"{OLD_NAMES[first]}{dot}{rest}" if first in OLD_NAMES else key
 
 
 def _number(path: Path) -> int:

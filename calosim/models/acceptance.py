@@ -95,19 +95,15 @@ class Acceptance(CalosimModule):
         nonempty = (batch["photon_sum"] >= self.min_photons).to(logits)
         return F.binary_cross_entropy_with_logits(logits, nonempty.expand_as(logits), reduction="none")
 
+    def loss(self, batch: dict[str, Tensor], step: int = -1) -> Tensor:
+        """The mean cross-entropy of the members."""
+        return self._losses(batch).mean(0)
+
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         """Minimizes the cross-entropy per row, a proper score: its best is the true probability."""
         loss = self.finite(self._losses(batch), batch).mean()
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["rows"]), sync_dist=True)
         return loss
-
-    def validation_step(self, batch: dict[str, Tensor]) -> None:
-        """Accumulates the cross-entropy over all rows of all processes."""
-        self.log_mean("val/loss", self._losses(batch).mean(0), prog_bar=True)
-
-    def test_step(self, batch: dict[str, Tensor]) -> None:
-        """Accumulates the cross-entropy of the test split."""
-        self.log_mean("test/loss", self._losses(batch).mean(0))
 
     def probability(self, particles: Tensor) -> Tensor:
         """The probability of a response.

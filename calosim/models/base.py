@@ -179,6 +179,44 @@ class CalosimModule(LightningModule):
         check_rows(losses, batch["rows"], f"loss in {when} after {self.global_step} steps")
         return losses
 
+    def loss(self, batch: dict[str, Tensor], step: int = -1) -> Tensor:
+        """What training minimizes, of each row.
+
+        Args:
+            batch: A batch of :class:`~calosim.data.datamodule.RootDataModule`: ``images`` (B, nx, ny), ``particles`` (B, 9),
+                ``rows`` (B,) and more.
+            step: The training step, which keys random numbers together with the row, see :func:`step_keys`; -1 for the fixed ones
+                of validation.
+
+        Returns:
+            Losses with shape (B,).
+        """
+        return self.parts(batch, step)["loss"]
+
+    def parts(self, batch: dict[str, Tensor], step: int = -1) -> dict[str, Tensor]:
+        """The loss of each row as ``loss``, and by their names what it is made of and worth a curve; each with shape (B,)."""
+        return {"loss": self.loss(batch, step)}
+
+    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
+        """Minimizes the mean loss of the rows."""
+        parts, rows = self.parts(batch, self.global_step), len(batch["rows"])
+        loss = self.finite(parts.pop("loss"), batch).mean()
+        self.log("train/loss", loss, prog_bar=True, batch_size=rows, sync_dist=True)
+        for name, part in parts.items():
+            self.log(f"train/{name}", part.detach().mean(), batch_size=rows, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor]) -> None:
+        """Accumulates the losses, noise fixed, over all rows of all processes."""
+        parts = self.parts(batch)
+        self.finite(parts["loss"], batch)
+        for name, part in parts.items():
+            self.log_mean(f"val/{name}", part, prog_bar=name == "loss")
+
+    def test_step(self, batch: dict[str, Tensor]) -> None:
+        """Accumulates the loss of the test split."""
+        self.log_mean("test/loss", self.finite(self.loss(batch), batch))
+
     def log_mean(self, name: str, values: Tensor, prog_bar: bool = False) -> None:
         """Logs the mean of values over all rows of an evaluation and of all processes.
 

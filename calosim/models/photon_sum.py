@@ -368,8 +368,8 @@ class PhotonSum(CalosimModule):
         """Forgets networks drawn from an older posterior."""
         self._networks.clear()
 
-    def _evaluation_step(self, batch: dict[str, Tensor]) -> Tensor:
-        """Negative log of the predictive probability, the mean over the networks, shape (B,)."""
+    def loss(self, batch: dict[str, Tensor], step: int = -1) -> Tensor:
+        """What is evaluated: the negative log of the predictive probability, the mean over the networks, shape (B,)."""
         features, energy = self.features(batch["particles"]).double(), batch["particles"][:, 0]
         total = batch["photon_sum"]
         logs = torch.stack([self.head.log_prob(network(features), energy, total) for network in self.networks(0)])
@@ -378,14 +378,6 @@ class PhotonSum(CalosimModule):
     def on_validation_epoch_start(self) -> None:
         """Draws the networks of this epoch's posterior."""
         self._networks.clear()
-
-    def validation_step(self, batch: dict[str, Tensor]) -> None:
-        """Accumulates the negative log predictive probability over all rows of all processes."""
-        self.log_mean("val/loss", self.finite(self._evaluation_step(batch), batch), prog_bar=True)
-
-    def test_step(self, batch: dict[str, Tensor]) -> None:
-        """Accumulates the negative log predictive probability of the test split."""
-        self.log_mean("test/loss", self.finite(self._evaluation_step(batch), batch))
 
     # -- inference ----------------------------------------------------------------------------------------------------
 

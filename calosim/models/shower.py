@@ -55,24 +55,6 @@ class ShowerModel(CalosimModule):
 
     # -- what a kind of model says ------------------------------------------------------------------------------------
 
-    def loss(self, batch: dict[str, Tensor], step: int = -1) -> Tensor:
-        """What training minimizes, of each row.
-
-        Args:
-            batch: A batch of :class:`~calosim.data.datamodule.RootDataModule`: ``images`` (B, nx, ny), ``particles`` (B, 9),
-                ``rows`` (B,) and more.
-            step: The training step, which keys random numbers together with the row, see
-                :func:`~calosim.models.base.step_keys`; -1 for the fixed ones of validation.
-
-        Returns:
-            Losses with shape (B,).
-        """
-        return self.parts(batch, step)["loss"]
-
-    def parts(self, batch: dict[str, Tensor], step: int = -1) -> dict[str, Tensor]:
-        """The loss of each row as ``loss``, and by their names what it is made of and worth a curve; each with shape (B,)."""
-        return {"loss": self.loss(batch, step)}
-
     def generate(
         self, particles: Tensor, photon_sum: Tensor, seed: int, rows: Tensor, requantization: int | Tensor | None = None
     ) -> Tensor:
@@ -163,22 +145,6 @@ class ShowerModel(CalosimModule):
     def context(self, particles: Tensor, photon_sum: Tensor) -> Tensor:
         """What an image is conditioned on, shape (B, width), from features (B, 9) and photon sums (B,)."""
         return self.features(particles, photon_sum)
-
-    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
-        """Minimizes the mean loss of the rows."""
-        parts, rows = self.parts(batch, self.global_step), len(batch["rows"])
-        loss = self.finite(parts.pop("loss"), batch).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=rows, sync_dist=True)
-        for name, part in parts.items():
-            self.log(f"train/{name}", part.detach().mean(), batch_size=rows, sync_dist=True)
-        return loss
-
-    def validation_step(self, batch: dict[str, Tensor]) -> None:
-        """Accumulates the losses, noise fixed, over all rows of all processes."""
-        parts = self.parts(batch)
-        self.finite(parts["loss"], batch)
-        for name, part in parts.items():
-            self.log_mean(f"val/{name}", part, prog_bar=name == "loss")
 
     def test_step(self, batch: dict[str, Tensor]) -> None:
         """Accumulates the negative log-likelihood of the test split, or the loss where there is none.

@@ -35,25 +35,7 @@ from calosim import rng
 from calosim.flows import InverseSplits, MaskedSplits, mixture, trace, units
 from calosim.flows.splits import log_density, share_of_noise
 
-__all__ = ["CountPairing", "Paired", "PointPairing", "unpaired_parts"]
-
-
-def unpaired_parts(teacher: list[Any], student: list[Any]) -> dict[str, str]:
-    """In words, why intermediate states and parameters cannot be paired; empty where they can."""
-    if len(teacher) != len(student):
-        return dict.fromkeys(
-            ("intermediate", "parameters"), f"{len(student)} transforms for the teacher's {len(teacher)}"
-        )
-    words = {"intermediate": "", "parameters": ""}
-    for t, s in zip(teacher, student, strict=True):
-        if not torch.equal(t.order, s.order):
-            words = dict.fromkeys(words, "other pixel orders than the teacher's")
-        elif t.bins != s.bins or t.conditioner.edges != s.conditioner.edges:
-            words["parameters"] = (
-                f"{s.bins} bins in {len(s.conditioner.edges) - 1} chunks for the teacher's {t.bins} in "
-                f"{len(t.conditioner.edges) - 1}"
-            )
-    return words
+__all__ = ["CountPairing", "Paired", "PointPairing"]
 
 
 #: Probabilities are kept that far from 0 and 1 before they become normal noise.
@@ -99,7 +81,20 @@ class PointPairing:
         theirs, ours = ([u for _, u in units(flow)] for flow in (self.teacher, self.student))
         if any(u.inverse for u in theirs):
             raise ValueError(f"{source}: expected a teacher, a masked autoregressive flow; got a student")
-        return unpaired_parts(theirs, ours)
+        if len(theirs) != len(ours):
+            return dict.fromkeys(
+                ("intermediate", "parameters"), f"{len(ours)} transforms for the teacher's {len(theirs)}"
+            )
+        words = {"intermediate": "", "parameters": ""}
+        for t, s in zip(theirs, ours, strict=True):
+            if not torch.equal(t.order, s.order):
+                words = dict.fromkeys(words, "other pixel orders than the teacher's")
+            elif t.bins != s.bins or t.conditioner.edges != s.conditioner.edges:
+                words["parameters"] = (
+                    f"{s.bins} bins in {len(s.conditioner.edges) - 1} chunks for the teacher's {t.bins} in "
+                    f"{len(t.conditioner.edges) - 1}"
+                )
+        return words
 
     def copy(self) -> None:
         """Gives the student the teacher's conditioners, which read the other side of each transformation, however.

@@ -18,6 +18,6 @@ def test_noise_removal_is_chosen_on_validation_rows_by_distance(run_folders, dat
 
 
 def test_there_is_nothing_to_choose_where_counts_come_out_exactly(data):
-    exact = SimpleNamespace(representation=SimpleNamespace(requantizations={}))
+    exact = SimpleNamespace(requantizations={})
     with pytest.raises(ValueError, match="this model's counts come out exactly; there is no noise removal to choose"):
         best_requantizations(exact, data, 10, 0)

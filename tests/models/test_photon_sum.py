@@ -222,7 +222,7 @@ def test_the_test_loss_is_the_posterior_predictive(trained, showers):
         "photon_sum": torch.from_numpy(showers.photon_sum[:30]),
     }
     with torch.no_grad():
-        got, features = trained._evaluation_step(batch), trained.features(batch["particles"]).double()
+        got, features = trained.loss(batch), trained.features(batch["particles"]).double()
         energy = batch["particles"][:, 0]
         logs = [trained.head.log_prob(n(features), energy, batch["photon_sum"]) for n in trained.networks(0)]
     torch.testing.assert_close(got, -torch.stack(logs).exp().mean(0).log())
