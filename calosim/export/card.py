@@ -106,13 +106,13 @@ def _contents(record: dict[str, Any]) -> str:
 `{SIMULATOR[record["to"]]}`: inputs `noise` (N, 10), standard normal, and `features` (N, 9), both float32:
 {_FEATURES}; charge in e.
 Output `images` (N, {nx}, {ny}): photons of pixel (x, y), whole numbers as {_FORMS[record["to"]]}
-The graph draws the photon sum and all splits itself."""
+The graph draws the photon sum and the image itself."""
     return f"""{table}
 
 `{GENERATOR}`: inputs `noise` (1, 10), standard normal, and `features` (1, 9):
 {_FEATURES}; charge in |e|/3.
 Output `image` ({ny}, {nx}): log(1 + photons) of pixel (x, y) at {nx} y + x, a little more, so that `(int) expm1` is the count.
-The graph draws the photon sum and all splits itself.
+The graph draws the photon sum and the image itself.
 
 `{CLASSIFIER}`: `features` as before; {_CLASSIFIERS["acceptance" in record["models"]]}
 The scales files have means 0 and scales 1: the graphs standardize for themselves, as in training."""

@@ -1,4 +1,4 @@
-"""The whole chain as one graph: noise and primary in, photon sum, coarse part and local splits inside, an image out.
+"""The whole chain as one graph: noise and primary in, photon sum and shower model inside, an image out.
 
 Equal to :class:`~calosim.simulation.simulator.FastSimulator` up to rounding, see :mod:`calosim.export.builder`.
 """

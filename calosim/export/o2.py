@@ -49,11 +49,11 @@ class _Chain(nn.Module):
         return self.simulator.shower.generate(features, total, SEED, rows).int()
 
 
-def script(shape: ShowerModel, photons: PhotonSum, acceptance: Acceptance | None = None) -> bytes:
+def script(shower: ShowerModel, photons: PhotonSum, acceptance: Acceptance | None = None) -> bytes:
     """A file for libtorch with the whole chain.
 
     Args:
-        shape: A teacher or a student of split coordinates.
+        shower: The shower model.
         photons: The photon-sum model.
         acceptance: The acceptance model; without it every primary leaves a response.
 
@@ -64,13 +64,13 @@ def script(shape: ShowerModel, photons: PhotonSum, acceptance: Acceptance | None
     Raises:
         ValueError: If the models are of different detectors, or of a kind that cannot be exported.
     """
-    check_chain(shape, photons, acceptance)
-    shape, photons, acceptance = copy.deepcopy((shape, photons, acceptance))
-    for model in (shape, photons, acceptance, *photons.networks(SEED)):
+    check_chain(shower, photons, acceptance)
+    shower, photons, acceptance = copy.deepcopy((shower, photons, acceptance))
+    for model in (shower, photons, acceptance, *photons.networks(SEED)):
         if model is not None:
             model.eval().requires_grad_(False)
     example = torch.zeros(_EXAMPLE, NORMALS), torch.ones(_EXAMPLE, len(FEATURES))
-    module, buffer = _Chain(FastSimulator(shape, photons, acceptance=acceptance)).eval(), io.BytesIO()
+    module, buffer = _Chain(FastSimulator(shower, photons, acceptance=acceptance)).eval(), io.BytesIO()
     module(*example)  # what is made once is a constant then
     with warnings.catch_warnings():
         # Of the deprecation; and of numbers that become constants, which are sizes of tables.
@@ -91,7 +91,7 @@ def export(
     """Writes trained models as files for other programs, or checks such files.
 
     Args:
-        shower: Run folder or checkpoint of the shower model, of split coordinates.
+        shower: Run folder or checkpoint of the shower model, of a kind that can be exported.
         photons: Run folder or checkpoint of the photon-sum model.
         acceptance: Run folder or checkpoint of the acceptance model; without it every primary leaves a response, and the
             classifier, which O2 wants, says yes to all.
@@ -137,11 +137,11 @@ def export(
 
 def _files(models: dict[str, str], to: str) -> dict[str, bytes]:
     """The graphs by file name."""
-    shape, photons = ShowerModel.load(models["shape"]), PhotonSum.load(models["photons"])
+    model, photons = ShowerModel.load(models["shape"]), PhotonSum.load(models["photons"])
     acceptance = Acceptance.load(models["acceptance"]) if "acceptance" in models else None
     if to != "o2":
-        return {SIMULATOR[to]: (simulator if to == "onnx" else script)(shape, photons, acceptance)}
-    return {GENERATOR: generator(shape, photons, acceptance), CLASSIFIER: classifier(shape.detector, acceptance)}
+        return {SIMULATOR[to]: (simulator if to == "onnx" else script)(model, photons, acceptance)}
+    return {GENERATOR: generator(model, photons, acceptance), CLASSIFIER: classifier(model.detector, acceptance)}
 
 
 def _record(models: dict[str, str], files: dict[str, bytes], to: str) -> dict[str, Any]:
