@@ -388,8 +388,8 @@ def acceptance_report(
 
     Returns:
         For ``all`` and each particle type: ``rows``; ``share`` with a response and ``predicted``, its mean probability;
-        ``brier`` and ``ece``, see :func:`brier_score` and :func:`calibration_error`, and ``auc``; ``w1`` in photons between the sums of all
-        attempts; and of ``all`` the ``reliability`` diagram.
+        ``brier`` and ``ece``, see :func:`brier_score` and :func:`calibration_error`, and ``auc``; ``w1`` in photons between
+        the sums of all attempts; and of ``all`` the ``reliability`` diagram.
     """
     report: dict[str, dict[str, Any]] = {}
     for name, some in groups(pdg):

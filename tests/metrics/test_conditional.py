@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from calosim.detectors import DETECTORS
-from calosim.metrics import ConditionalMAE, DispersionRatio, JaccardError, channel_metrics
+from calosim.metrics.conditional import ConditionalMAE, DispersionRatio, JaccardError
+from calosim.metrics.registry import channel_metrics
 
 ROUNDING = 1e-9  # relative: the same formula, summed in another order
 PDG = {22: "gamma", 2112: "neutron", 310: "k0s"}
@@ -106,11 +107,11 @@ def test_jaccard_and_dispersion_ignore_what_they_should(make_rows, compute):
     assert compute(ConditionalMAE(), (copies + 7, reference, particle, input))["all"] == pytest.approx(7)
 
 
-def test_per_input_values_give_the_mean(make_rows, compute):
+def test_per_primary_values_give_the_mean(make_rows, compute):
     rows = make_rows()
     for metric in (ConditionalMAE(), DispersionRatio(), JaccardError()):
         result = compute(metric, rows)
-        ids, particle, weight, value = metric.per_input()
+        ids, particle, weight, value = metric.per_primary()
         assert len(set(zip(particle, ids, strict=True))) == len(value)
         assert np.average(value, weights=weight) == pytest.approx(result["all"], rel=ROUNDING)
         mine = particle == 2112
@@ -123,7 +124,7 @@ def test_nothing_gives_nan(compute):
     result = metrics.compute()
     assert len(result) == 5 + 5  # `all` of each, and the channels
     assert all(value.isnan() for value in result.values())
-    assert all(len(x) == 0 for x in DispersionRatio().per_input())
+    assert all(len(x) == 0 for x in DispersionRatio().per_primary())
 
 
 def test_single_responses_have_no_dispersion(make_rows, compute):
