@@ -110,7 +110,7 @@ def _judge(
     reference = itself.channels[0, :, 0]
 
     def measured(some: Samples) -> dict:
-        return measure(some, reference, test.pdg, rows.primary_ids, detector)
+        return measure(some.runs(reference, test.pdg, rows.primary_ids, detector))
 
     options = ClassifierOptions(classifier_rows=len(rows), classifier_seeds=study.classifier_seeds)
     # The floors are controls of the C2ST, and no candidates.

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from calosim.detectors import Detector
-from calosim.evaluation.samples import Judgement, Samples, Work, generated_points
+from calosim.evaluation.samples import Judgement, Work, generated_points
 from calosim.evaluation.selection import Protocol, Selection
 from calosim.evaluation.stored import TITLES, shown_particles
 from calosim.io import markdown_table
@@ -27,97 +27,74 @@ from calosim.models.base import evaluating
 from calosim.particles import groups, particle_heading
 from calosim.simulation.simulator import FastSimulator
 
-__all__ = ["CHANNELS", "VARIANT_CODES", "intervals", "measure", "monte_carlo", "unrounded_channels"]
+__all__ = ["CHANNELS", "VARIANT_CODES", "measure", "monte_carlo", "over_runs", "unrounded_channels"]
 
 
-def measure(
-    samples: Samples,
-    reference: np.ndarray,
-    pdg: np.ndarray,
-    primary_ids: np.ndarray,
-    detector: Detector,
-    natural: np.ndarray | None = None,
-) -> dict[str, Any]:
-    """The metrics of a candidate's samples.
-
-    Args:
-        samples: From :func:`calosim.evaluation.samples.sample`.
-        reference: Channel values of the test rows with shape (N, 5).
-        pdg: PDG codes with shape (N,).
-        primary_ids: Identifiers of the primaries with shape (N,).
-        detector: The detector.
-        natural: Rows with shape (N,) that have the natural mix of particle types: ``all`` is their value; all if not given.
-
-    Returns:
-        ``mean`` and ``std`` over runs by metric (``ws_all``, ``mae_cond_gamma``), the values of all ``runs``, and
-        ``seconds`` per response. Values of a particle type are over all its rows.
-    """
-    types = tuple(f"_{name}" for name, _ in groups(pdg) if name != "all")
-    runs = []
-    for rows in samples.runs(reference, pdg, primary_ids, detector):
-        result = metric_values(rows)
-        if natural is not None and natural.any() and not natural.all():
-            result |= {k: value for k, value in metric_values(rows.of(natural)).items() if not k.endswith(types)}
-        runs.append(result)
+def over_runs(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """``mean`` and ``std`` of each value; the deviation of a single run is 0."""
     series = {key: np.array([run[key] for run in runs]) for key in runs[0]}
     return {
         "mean": {key: float(v.mean()) for key, v in series.items()},
         "std": {key: float(v.std(ddof=1)) if len(runs) > 1 else 0.0 for key, v in series.items()},
-        "runs": runs,
-        "seconds": samples.seconds,
     }
 
 
-def intervals(
-    runs: Sequence[Rows], mean: Mapping[str, float], natural: np.ndarray, resamples: int
-) -> dict[str, dict[str, float]]:
-    """The 95 % intervals of a candidate's metrics by bootstrap over primaries.
+def measure(runs: Sequence[Rows], natural: np.ndarray | None = None, resamples: int = 0) -> dict[str, Any]:
+    """The metrics of a candidate's samples, with 95 % intervals by bootstrap over primaries.
 
     Args:
         runs: Its samples, see :meth:`calosim.evaluation.samples.Samples.runs`.
-        mean: Their metrics, from :func:`measure`.
-        natural: Rows with shape (N,) that have the natural mix of particle types.
+        natural: Rows with shape (N,) that have the natural mix of particle types: ``all`` is their value; all if not given.
         resamples: Resamples of primaries; below 2 there are no intervals.
 
     Returns:
-        ``low`` and ``high`` by metric (``ws_all``, ``mae_cond_gamma``); nothing of particle types with fewer than
-        :data:`~calosim.metrics.bootstrap.LEAST_PRIMARIES` primaries.
+        ``mean`` and ``std`` over runs by metric (``ws_all``, ``mae_cond_gamma``), the values of all ``runs``, and ``low`` and
+        ``high``, the latter not of particle types with fewer than :data:`~calosim.metrics.bootstrap.LEAST_PRIMARIES`
+        primaries. Values of a particle type are over all its rows.
     """
-    result: dict[str, dict[str, float]] = {"low": {}, "high": {}}
-    for name, of_type in groups(runs[0].pdg):
-        own = natural if name == "all" and natural.any() else of_type
-        primaries = len(np.unique(runs[0].primary_ids[own]))
+    pdg, primary_ids = runs[0].pdg, runs[0].primary_ids
+    types = tuple(f"_{name}" for name, _ in groups(pdg) if name != "all")
+    mix = natural if natural is not None and natural.any() else np.ones(len(pdg), dtype=bool)
+    values = []
+    for rows in runs:
+        result = metric_values(rows)
+        if not mix.all():
+            result |= {key: value for key, value in metric_values(rows.of(mix)).items() if not key.endswith(types)}
+        values.append(result)
+    found: dict[str, Any] = {**over_runs(values), "runs": values, "low": {}, "high": {}}
+    for name, of_type in groups(pdg):
+        own = mix if name == "all" else of_type
+        primaries = len(np.unique(primary_ids[own]))
         if primaries < LEAST_PRIMARIES or resamples < 2:
             continue
         some = [rows.of(own) for rows in runs]
-        for metric, values in resampled_metrics(some, resample(primaries, resamples), list(METRICS)).items():
+        for metric, resampled in resampled_metrics(some, resample(primaries, resamples), list(METRICS)).items():
             key = f"{metric}_{name}"
-            if not np.isnan(values).all():
-                result["low"][key], result["high"][key] = interval(mean[key], values)
-    return result
+            if not np.isnan(resampled).all():
+                found["low"][key], found["high"][key] = interval(found["mean"][key], resampled)
+    return found
 
 
-def _measured(work: Work, samples: Samples, eligible: np.ndarray) -> dict[str, Any]:
-    """Metrics with their intervals on some of the rows."""
-    pdg, primary_ids = work.rows.showers.pdg[eligible], work.rows.primary_ids[eligible]
-    known = work.reference[eligible], pdg, primary_ids, work.rows.showers.geometry
-    some, natural = samples.of(eligible), work.rows.natural[eligible]
-    found = measure(some, *known, natural)
-    return found | intervals(some.runs(*known), found["mean"], natural, work.protocol.resamples)
+def _known(work: Work) -> tuple[np.ndarray, np.ndarray, np.ndarray, Detector]:
+    """What is known of the rows, for :meth:`calosim.evaluation.samples.Samples.runs`."""
+    showers = work.rows.showers
+    return work.reference, showers.pdg, work.rows.primary_ids, showers.geometry
 
 
 def monte_carlo(work: Work) -> dict[str, float]:
     """The Monte Carlo's own metrics: 0 but for those that have a value of their own."""
-    rows = work.rows
-    return measure(
-        work.monte_carlo, work.reference, rows.showers.pdg, rows.primary_ids, rows.showers.geometry, rows.natural
-    )["mean"]
+    return measure(work.monte_carlo.runs(*_known(work)), work.rows.natural)["mean"]
 
 
 def _compute(work: Work) -> dict[str, Any] | None:
     if work.simulator is None:
         return None
-    return {name: _measured(work, samples, work.eligible(name)) for name, samples in work.samples.items()}
+    found = {}
+    for name, samples in work.samples.items():
+        own = work.eligible(name)
+        runs = [rows.of(own) for rows in samples.runs(*_known(work))]
+        found[name] = measure(runs, work.rows.natural[own], work.protocol.resamples) | {"seconds": samples.seconds}
+    return found
 
 
 def _tables(results: Mapping[str, Any]) -> list[str]:
@@ -164,16 +141,13 @@ def _compute_variants(work: Work) -> dict[str, dict[str, dict[str, dict[str, flo
     for name in protocol.variants:
         result[name] = {}
         for who, samples in work.whole.items():
-            series: dict[str, list[float]] = {}
+            runs = []
             for run, channels in enumerate(samples.channels):
                 exact = VARIANTS[name].rounded or not simulator.shower.representation.requantizations
                 if who in ("shape", "chain") and not exact:
                     channels = unrounded_channels(simulator, rows, protocol, run, who == "chain")
-                found = variant_metrics(VARIANTS[name], work.reference[natural], channels[natural])
-                for key, value in found.items():
-                    series.setdefault(key, []).append(value)
-            std = {key: float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for key, v in series.items()}
-            result[name][who] = {"mean": {key: float(np.mean(v)) for key, v in series.items()}, "std": std}
+                runs.append(variant_metrics(VARIANTS[name], work.reference[natural], channels[natural]))
+            result[name][who] = over_runs(runs)
     return result
 
 

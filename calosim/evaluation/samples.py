@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -74,10 +74,6 @@ class Samples(NamedTuple):
     offsets: np.ndarray
     profile: np.ndarray
     seconds: float
-
-    def of(self, rows: np.ndarray) -> Self:
-        """The channels and offsets of some rows, chosen by a mask with shape (N,)."""
-        return self._replace(channels=self.channels[:, rows], offsets=self.offsets[:, rows])
 
     def runs(self, reference: np.ndarray, pdg: np.ndarray, primary_ids: np.ndarray, detector: Detector) -> list[Rows]:
         """Each run's samples beside what is known of the rows, see :class:`calosim.metrics.registry.Rows`."""

@@ -9,19 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calosim.detectors import Convention, Detector
+from calosim.detectors import Detector
 from calosim.io import markdown_table
 from calosim.metrics.bootstrap import Floats, resampled_mean, resampled_wasserstein
 from calosim.particles import groups
 
 if TYPE_CHECKING:
-    from torchmetrics import MetricCollection
-
     from calosim.metrics.wasserstein import ChannelMetric
 
 __all__ = [
@@ -30,7 +29,6 @@ __all__ = [
     "Definition",
     "Metric",
     "Rows",
-    "channel_metrics",
     "definition_table",
     "definitions",
     "metric_values",
@@ -92,8 +90,6 @@ class Metric:
         values: From the rows of a run to its values: ``all``, by particle type (``gamma``), and perhaps by channel.
         resampled: From the rows of all runs, and how often each of the K primaries, ascending, is in each resample (R, K),
             to the values of ``all`` in each resample (R,), averaged over runs. None for a metric without intervals.
-        collected: The same values as a :class:`torchmetrics.Metric` of channel values, given detector and convention, if
-            there is one.
         target: The best value: ``zero``, or that of the Monte Carlo itself (``monte_carlo``).
         printed: Whether it is a table of ``evaluation.md``; all metrics are in the other files.
     """
@@ -105,7 +101,6 @@ class Metric:
     form: str
     values: Callable[[Rows], Mapping[str, float]]
     resampled: Callable[[Sequence[Rows], NDArray[np.float32]], Floats] | None = None
-    collected: Callable[[str | Detector, Convention], ChannelMetric] | None = None
     target: Literal["zero", "monte_carlo"] = "zero"
     printed: bool = True
 
@@ -121,39 +116,18 @@ class Metric:
         return Definition(self.heading, self.formula, self.unit, best, self.tells)
 
 
-def _wasserstein(detector: str | Detector, convention: Convention) -> ChannelMetric:
-    from calosim.metrics.wasserstein import CheckerboardWasserstein
-
-    return CheckerboardWasserstein(detector, convention)
-
-
-def _conditional_mae(
-    weights: Literal["log", "count"], detector: str | Detector, convention: Convention
-) -> ChannelMetric:
-    from calosim.metrics.conditional import ConditionalMAE
-
-    return ConditionalMAE(weights)
+def _module(name: str) -> Any:
+    """A module of this package that needs torch, imported when a metric is first computed."""
+    return import_module(f"calosim.metrics.{name}")
 
 
-def _dispersion(detector: str | Detector, convention: Convention) -> ChannelMetric:
-    from calosim.metrics.conditional import DispersionRatio
-
-    return DispersionRatio()
-
-
-def _jaccard(detector: str | Detector, convention: Convention) -> ChannelMetric:
-    from calosim.metrics.conditional import JaccardError
-
-    return JaccardError(detector, convention)
-
-
-def _collected(make: Callable[[str | Detector, Convention], ChannelMetric]) -> dict[str, Any]:
+def _collected(make: Callable[[Detector], ChannelMetric]) -> dict[str, Any]:
     """How a :class:`torchmetrics.Metric` is computed and, by its values of each primary, resampled: fields of its entry."""
 
     def updated(rows: Rows) -> Any:
         import torch
 
-        metric = make(rows.detector, "paper")
+        metric = make(rows.detector)
         arrays = rows.channels, rows.reference, rows.pdg.astype(np.int64), rows.primary_ids
         metric.update(*(torch.from_numpy(np.asarray(array)) for array in arrays))
         return metric
@@ -171,7 +145,7 @@ def _collected(make: Callable[[str | Detector, Convention], ChannelMetric]) -> d
             weights[place] = each.weight
         return resampled_mean(mean, weights, counts)
 
-    return {"collected": make, "values": values, "resampled": resampled}
+    return {"values": values, "resampled": resampled}
 
 
 def _resampled_wasserstein(runs: Sequence[Rows], counts: NDArray[np.float32]) -> Floats:
@@ -206,7 +180,10 @@ METRICS: dict[str, Metric] = {
         "photons",
         "whether channels have the right distribution over all primaries together",
         ".2f",
-        **{**_collected(_wasserstein), "resampled": _resampled_wasserstein},
+        **{
+            **_collected(lambda detector: _module("wasserstein").CheckerboardWasserstein(detector)),
+            "resampled": _resampled_wasserstein,
+        },
     ),
     "mae_cond": Metric(
         "MAE_cond",
@@ -214,7 +191,7 @@ METRICS: dict[str, Metric] = {
         "photons",
         "whether the mean response to each primary is right",
         ".2f",
-        **_collected(partial(_conditional_mae, "log")),
+        **_collected(lambda _: _module("conditional").ConditionalMAE("log")),
     ),
     "mae_w": Metric(
         "MAE_w",
@@ -222,7 +199,7 @@ METRICS: dict[str, Metric] = {
         "photons",
         "the same, frequent primaries counting more",
         ".2f",
-        **_collected(partial(_conditional_mae, "count")),
+        **_collected(lambda _: _module("conditional").ConditionalMAE("count")),
     ),
     "delta": Metric(
         "δ",
@@ -231,7 +208,7 @@ METRICS: dict[str, Metric] = {
         "0 to 1",
         "whether the responses to one primary scatter as much as they should",
         ".3f",
-        **_collected(_dispersion),
+        **_collected(lambda _: _module("conditional").DispersionRatio()),
     ),
     "jacc": Metric(
         "JaccErr",
@@ -240,7 +217,7 @@ METRICS: dict[str, Metric] = {
         "0 to 1",
         "whether neighboring channels light up together as they should",
         ".3f",
-        **_collected(_jaccard),
+        **_collected(lambda detector: _module("conditional").JaccardError(detector)),
     ),
     "center": Metric(
         "distance of the shower center from the straight flight",
@@ -345,18 +322,3 @@ def resampled_metrics(runs: Sequence[Rows], counts: NDArray[np.float32], keys: S
     """
     wanted = {key: METRICS[key].resampled for key in keys}
     return {key: resampled(runs, counts) for key, resampled in wanted.items() if resampled}
-
-
-def channel_metrics(detector: str | Detector = "zn", convention: Convention = "paper") -> MetricCollection:
-    """The metrics of channel values, ready to update together, batch by batch and in several processes.
-
-    Args:
-        detector: The detector, by name or as a :class:`calosim.detectors.Detector`.
-        convention: The convention in which the channels are summed.
-
-    Returns:
-        A collection by key. Its ``compute()`` joins names with an underscore: ``ws_all``, ``ws_tower1``, ``delta_gamma``.
-    """
-    from torchmetrics import MetricCollection
-
-    return MetricCollection({k: m.collected(detector, convention) for k, m in METRICS.items() if m.collected})

@@ -1,8 +1,8 @@
 """The Wasserstein distance between distributions of channel values, and what all channel metrics share.
 
 The metrics of this package work on the five channel values of :meth:`calosim.detectors.Detector.channels` and share one
-signature, ``update(generated, reference, pdg, primary_ids)``, so that they live in one :class:`torchmetrics.MetricCollection`
-(see :func:`calosim.metrics.registry.channel_metrics`). States are gathered across processes and then sorted, never averaged: any
+signature, ``update(generated, reference, pdg, primary_ids)``, so that they may live in one
+:class:`torchmetrics.MetricCollection`. States are gathered across processes and then sorted, never averaged: any
 number of processes, in any order, gives the value of one, bit for bit.
 
 References:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from calosim.detectors import get_detector
-from calosim.evaluation.channels import intervals, measure
+from calosim.evaluation.channels import measure
 from calosim.evaluation.samples import best_requantizations, packed, radial_profile, sample
 from calosim.metrics.bootstrap import LEAST_PRIMARIES
 from calosim.models.shower import ShowerModel
@@ -17,7 +17,8 @@ from calosim.models.shower import ShowerModel
 def judge(few, candidates, natural=None, **settings):
     reference = few.geometry.channels(few.images)
     samples = sample(few, candidates, quiet=True, **settings)
-    return {n: measure(some, reference, few.pdg, few.inputs, few.geometry, natural) for n, some in samples.items()}
+    known = reference, few.pdg, few.inputs, few.geometry
+    return {name: measure(some.runs(*known), natural) for name, some in samples.items()}
 
 
 def test_the_monte_carlo_itself_scores_zero(showers):
@@ -65,7 +66,7 @@ def test_metrics_of_some_rows_are_those_of_samples_of_them_alone(showers):
     few, bright = showers.select(slice(0, 80)), np.arange(80) % 2 == 0
     reference = few.geometry.channels(few.images)
     samples = sample(few, {"x": lambda run, n: 2 * few.images[n]}, runs=1, responses=1, quiet=True)["x"]
-    some = measure(samples.of(bright), reference[bright], few.pdg[bright], few.inputs[bright], few.geometry)
+    some = measure([rows.of(bright) for rows in samples.runs(reference, few.pdg, few.inputs, few.geometry)])
     alone = few.select(bright)
     expected = judge(alone, {"x": lambda run, n: 2 * alone.images[n]}, runs=1, responses=1)["x"]["mean"]
     assert some["mean"] == pytest.approx(expected, nan_ok=True)
@@ -86,14 +87,11 @@ def found(showers, resamples=200):
     bright = {"": lambda run, n: (1.1 * showers.images[n]).astype(np.int64)}
     samples = sample(showers, bright, runs=1, responses=1, quiet=True)[""]
     known = showers.geometry.channels(showers.images), showers.pdg, showers.inputs, showers.geometry
-    natural = np.ones(len(showers), dtype=bool)
-    mean = measure(samples, *known, natural)["mean"]
-    return mean, intervals(samples.runs(*known), mean, natural, resamples)
+    return measure(samples.runs(*known), resamples=resamples)
 
 
 def test_intervals_hold_the_value_and_need_primaries(showers):
-    mean, ends = found(showers)
-    low, high = ends["low"], ends["high"]
+    mean, low, high = (found(showers)[what] for what in ("mean", "low", "high"))
     assert set(low) == set(high)
     assert {key.rpartition("_")[0] for key in low if key.endswith("_all")} == {
         "ws",
@@ -115,7 +113,7 @@ def test_intervals_hold_the_value_and_need_primaries(showers):
 
 
 def test_no_resamples_no_intervals(showers):
-    assert found(showers, resamples=0)[1] == {"low": {}, "high": {}}
+    assert not any(found(showers, resamples=0)[what] for what in ("low", "high"))
 
 
 def test_requantization_is_chosen_on_validation_rows_by_distance(run_folders, data):

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchmetrics import MetricCollection
 
 from calosim.detectors import DETECTORS
-from calosim.metrics.conditional import DispersionRatio
-from calosim.metrics.registry import channel_metrics
+from calosim.metrics.conditional import ConditionalMAE, DispersionRatio, JaccardError
 from calosim.metrics.wasserstein import VARIANTS, CheckerboardWasserstein, variant_metrics, wasserstein
 
 ROUNDING = 1e-9  # relative: the same formula, summed in another order
@@ -22,6 +22,12 @@ PDG = {22: "gamma", 2112: "neutron", 310: "k0s"}
 
 #: Rows of the first of two processes; the second has the others. Equal, unequal, none at all, everything in one.
 SPLITS = {"half": 200, "unequal": 131, "all": 400, "none": 0}
+
+
+def channel_metrics(detector="zn", convention="paper"):
+    """One metric of each kind, which share their states."""
+    wasserstein, jaccard = CheckerboardWasserstein(detector, convention), JaccardError(detector, convention)
+    return MetricCollection({"ws": wasserstein, "mae": ConditionalMAE(), "delta": DispersionRatio(), "jacc": jaccard})
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 50), (200, 200), (137, 1000)])
@@ -107,6 +113,7 @@ def process(rank, store, out, stored):
     if rank == 0:
         never_updated.update(*rows)
     result["never updated"] = [x.tolist() for x in never_updated.per_primary()]
+    torch.distributed.destroy_process_group()  # its threads must not outlive the interpreter
     Path(out).write_text(json.dumps(result))
 
 

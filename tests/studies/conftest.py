@@ -67,7 +67,7 @@ def answered(showers):
     found = {}
     for candidate in (good, bright):
         samples = sample(showers, {"shape": candidate}, runs=2, responses=1, quiet=True)
-        images = {n: measure(a, reference, showers.pdg, inputs, geometry) for n, a in samples.items()}
+        images = {n: measure(a.runs(reference, showers.pdg, inputs, geometry)) for n, a in samples.items()}
         found[candidate.__name__] = images, packed(samples) | arrays
     return found
 
