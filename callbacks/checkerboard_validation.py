@@ -34,8 +34,8 @@ class CheckerboardValidation(pl.Callback):
     gathered. Pictures go to ``pictures/epoch=003.png`` in the run folder, Monte Carlo above and generated
     below, for the same primaries in every epoch; and to W&B if that is the logger.
 
-    Expects of the module ``detector`` and ``generate(particles, photon_sum, seed=, rows=, rounding=)``,
-    of the data module ``inputs("val")`` and ``showers("val", rows)``.
+    Expects of the module ``detector`` and ``generate(particles, photon_sum, seed=, rows=, requantization=)``,
+    of the data module ``primary_ids("val")`` and ``showers("val", rows)``.
 
     Args:
         every_n_epochs: Generate after epochs 0, n, 2n ...; the first one included, so that a checkpoint may
@@ -44,7 +44,7 @@ class CheckerboardValidation(pl.Callback):
         generations: Responses generated for each row.
         pictures: The number of primaries in the picture, 0 for none; frequent particle types first.
         convention: The channel convention, see :meth:`calosim.detectors.Detector.masks`.
-        requantization: The noise removal after sampling, 1 to 4, where the model's coordinates have one; theirs if None.
+        requantization: How real numbers become counts, where the model leaves a choice; its own if None.
         seed: Seed of the choice of rows and of what is generated for them.
         batch_size: Responses generated at once.
 
@@ -91,7 +91,7 @@ class CheckerboardValidation(pl.Callback):
         if trainer.sanity_checking or (fitting and trainer.current_epoch % self.every_n_epochs):
             return
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        order = np.random.default_rng(self.seed).permutation(len(datamodule.inputs("val")))[: self.rows]
+        order = np.random.default_rng(self.seed).permutation(len(datamodule.primary_ids("val")))[: self.rows]
         metric = CheckerboardWasserstein(pl_module.detector, self.convention)
         if trainer.world_size > 1:  # gathered where the processes talk; a lone MPS device has no float64
             metric = metric.to(pl_module.device)
@@ -115,7 +115,7 @@ class CheckerboardValidation(pl.Callback):
             pl_module.detector.channels(generated, self.convention),
             torch.from_numpy(pl_module.detector.channels(showers.images, self.convention)),
             torch.from_numpy(showers.pdg),
-            torch.from_numpy(datamodule.inputs("val")[rows]),
+            torch.from_numpy(datamodule.primary_ids("val")[rows]),
         )
 
     def _generate(self, pl_module: Any, showers: Showers, rows: NDArray, seed: int) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import re
@@ -15,13 +14,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from calosim.io import PART, atomic_write, csv_text, read_csv, read_json, read_yaml
+from calosim import __version__
+from calosim.io import PART, atomic_write, claim, csv_text, read_csv, read_json, read_yaml, release
 from calosim.particles import particle_code
 
-__all__ = ["FORMAT", "SPLIT", "Run", "difference", "git_hash", "identity"]
+__all__ = ["FORMAT", "OLD_NAMES", "SPLIT", "Run", "difference", "git_hash", "identity", "origin", "renamed"]
 
 #: Version of run folders and checkpoints; those of another version are refused in one line.
 FORMAT = 2
+
+#: Names that version 0.2 wrote, of settings, of parts of a model and of the modules of classes, and today's.
+OLD_NAMES = {
+    "coordinates": "representation",
+    "noise_removal": "requantization",
+    "calosim.shapes": "calosim.representations",
+    "calosim.models.muon": "calosim.models.optim",
+    "calosim.models.schedules": "calosim.models.optim",
+    "calosim.models.photons": "calosim.models.photon_sum",
+    "calosim.showers": "calosim.data",
+}
 
 #: What loggers and trainings write before they say what they train; W&B and TensorBoard among them.
 EARLY = ("hparams.yaml", "metrics.csv", "wandb", "events.out.tfevents.*")
@@ -115,22 +126,11 @@ class Run:
         Raises:
             ValueError: If another process has it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise ValueError(f"{self.folder}: another process trains there now; choose another --run") from None
-        except OSError:
-            pass  # a file system without locks
-        return handle
+        return claim(self.folder, "another process trains there now; choose another --run")
 
     def release(self, handle: int) -> None:
         """Lets others in; a folder in which nothing came to be is removed."""
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
-        os.close(handle)
+        release(self.folder, handle)
 
     def clear(self) -> None:
         """Removes what a training that was only begun wrote."""
@@ -185,7 +185,7 @@ class Run:
         settings = read_yaml(path)
         if lacks := {"model", "data"} - set(settings if isinstance(settings, dict) else ()):
             raise ValueError(f"{path}: expected the settings of a training; it lacks {', '.join(sorted(lacks))}")
-        return settings
+        return renamed(settings)
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -198,7 +198,7 @@ class Run:
         found = record.get("format", 1) if isinstance(record, dict) else type(record).__name__
         if found != FORMAT:
             raise ValueError(f"{self / self.RECORD}: expected a run of format {FORMAT}, got {found}; train it anew")
-        return record
+        return renamed(record)
 
     @property
     def job(self) -> dict[str, str] | None:
@@ -269,6 +269,30 @@ class Run:
         return self / name
 
 
+def renamed(values: Any) -> Any:
+    """What version 0.2 stored, with today's names; what has them already stays as it is.
+
+    Args:
+        values: Settings, a record, or weights by name; keys are renamed up to their first dot, and modules of ``class_path``.
+    """
+    if isinstance(values, Mapping):
+        return {
+            _new_name(key): _new_module(value) if key == "class_path" else renamed(value)
+            for key, value in values.items()
+        }
+    return [renamed(value) for value in values] if isinstance(values, list) else values
+
+
+def _new_name(key: Any) -> Any:
+    first, *rest = key.split(".", 1) if isinstance(key, str) else (key,)
+    return ".".join([OLD_NAMES[first], *rest]) if first in OLD_NAMES else key
+
+
+def _new_module(path: Any) -> Any:
+    module, _, name = str(path).rpartition(".")
+    return f"{OLD_NAMES[module]}.{name}" if module in OLD_NAMES else path
+
+
 def _number(path: Path) -> int:
     """The number at the end of a file's name."""
     return int(re.sub(r"\D", "", path.stem) or 0)
@@ -292,6 +316,16 @@ def git_hash() -> str | None:
     if commit is None:
         return None
     return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def origin(git: bool = True, **further: Any) -> dict[str, Any]:
+    """What a result says of how it came about, after the calosim that made it.
+
+    Args:
+        git: Whether the commit of the sources is told; not in data files, which are known by a hash of their bytes.
+        **further: What else.
+    """
+    return {"calosim": __version__, **({"git": git_hash()} if git else {}), **further}
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:

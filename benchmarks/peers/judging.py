@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from calosim.data.datamodule import RootDataModule, describe
+from calosim.data.datamodule import RootDataModule
 from calosim.evaluation.channels import measure
 from calosim.evaluation.references import Floors, Reference
 from calosim.evaluation.samples import Candidate, Samples, first_samples, packed, sample
@@ -127,7 +127,7 @@ def _judge(
             **{
                 "rows": len(rows),
                 "primaries": len(np.unique(rows.primary_ids)),
-                "data": describe(data),
+                "data": data.data.describe(),
                 "seed": study.seed,
             },
             "images": {name: measured(some) for name, some in samples.items()},

@@ -23,7 +23,6 @@ from calosim.io import markdown_table
 from calosim.metrics.bootstrap import LEAST_PRIMARIES, interval, resample
 from calosim.metrics.registry import METRICS, Metric, Rows, metric_values, resampled_metrics, with_spread
 from calosim.metrics.wasserstein import VARIANTS, variant_metrics
-from calosim.models.base import evaluating
 from calosim.particles import groups, particle_heading
 from calosim.simulation.simulator import FastSimulator
 
@@ -143,7 +142,7 @@ def _compute_variants(work: Work) -> dict[str, dict[str, dict[str, dict[str, flo
         for who, samples in work.whole.items():
             runs = []
             for run, channels in enumerate(samples.channels):
-                exact = VARIANTS[name].rounded or not simulator.shower.representation.requantizations
+                exact = VARIANTS[name].rounded or not simulator.shower.requantizations
                 if who in ("shape", "chain") and not exact:
                     channels = unrounded_channels(simulator, rows, protocol, run, who == "chain")
                 runs.append(variant_metrics(VARIANTS[name], work.reference[natural], channels[natural]))
@@ -168,12 +167,11 @@ def unrounded_channels(
     """
     showers, responses = rows.showers, protocol.responses
     channels, codes = np.zeros((len(rows) * responses, 5)), np.repeat(showers.pdg, responses)
-    rest, photons = ~np.isin(codes, list(simulator.members)), simulator.photons if own_sums else None
-    for model, mine in ((simulator.shower, rest), *((m, codes == code) for code, m in simulator.members.items())):
+    photons = simulator.photons if own_sums else None
+    for model, mine in simulator.groups(codes):
         numbers = np.flatnonzero(mine)
         for part, total, points in generated_points(model, rows, numbers, responses, protocol.seed + run, photons):
-            with evaluating(model):
-                images = model.representation.expected(points, total, noise=False)
+            images = model.expected(points, total)
             channels[part] = showers.geometry.channels(images).double().cpu().numpy()
     return channels.reshape(len(rows), responses, 5)
 

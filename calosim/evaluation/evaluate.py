@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from calosim import __version__
-from calosim.data.datamodule import describe
 from calosim.evaluation.channels import CHANNELS, VARIANT_CODES, monte_carlo
 from calosim.evaluation.references import Floors, Nearest
 from calosim.evaluation.samples import Judgement, Work, load_models, packed
@@ -35,9 +33,8 @@ from calosim.io import atomic_write, check_writable, csv_text, write_json, write
 from calosim.metrics.bootstrap import LEAST_PRIMARIES
 from calosim.models.checkpoints import weights_of
 from calosim.particles import STUDY_PARTICLES, particle_symbol
-from calosim.runs import git_hash
-from calosim.simulation.parallel import devices_of
-from calosim.simulation.simulator import FastSimulator, Requantization, pick_device
+from calosim.runs import origin
+from calosim.simulation.simulator import FastSimulator, Requantization, devices_of, pick_device
 
 __all__ = ["JUDGEMENTS", "Models", "as_csv", "as_markdown", "evaluate"]
 
@@ -81,7 +78,7 @@ def evaluate(
     check_writable(out)
     work = _prepare(models, data, files, floors, protocol, classifier, device, devices, quiet)
     options = (models, floors, protocol, classifier)
-    results: dict[str, Any] = {"calosim": __version__, "git": git_hash()}
+    results = origin()
     results |= {"arguments": {**given, **{key: value for some in options for key, value in asdict(some).items()}}}
     results["weights"] = weights_of([*models.paths, models.acceptance], out)
     results |= _description(work, floors)
@@ -145,7 +142,7 @@ def _description(work: Work, floors: FloorOptions) -> dict[str, Any]:
         "primaries": len(np.unique(rows.primary_ids)),
         "runs": protocol.runs,
         "responses": protocol.responses,
-        "data": describe(work.data),
+        "data": work.data.describe(),
     }
     if own := work.references.get("floor") or work.references.get("halves"):
         halves = (

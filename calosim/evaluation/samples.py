@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from calosim.data.datamodule import RootDataModule
 from calosim.data.record import Showers
+from calosim.data.splits import ShowerData
 from calosim.detectors import Detector
 from calosim.evaluation.references import Floors, Reference
 from calosim.evaluation.selection import ClassifierOptions, Models, Protocol, Selection, select_rows
@@ -197,7 +197,7 @@ class Work:
     models: Models
     protocol: Protocol
     classifier: ClassifierOptions
-    data: RootDataModule
+    data: ShowerData
     particle: int | None
     rows: Selection
     device: torch.device
@@ -295,7 +295,7 @@ class Judgement:
 def load_models(
     models: Models,
     exceptions: Mapping[int, int],
-    data: RootDataModule,
+    data: ShowerData,
     protocol: Protocol,
     device: torch.device,
     devices: int,
@@ -372,7 +372,7 @@ def generated_points(
 
 
 def best_requantizations(
-    model: ShowerModel, data: RootDataModule, rows: int, seed: int, quiet: bool = False
+    model: ShowerModel, data: ShowerData, rows: int, seed: int, quiet: bool = False
 ) -> tuple[dict[int, int], dict[str, dict[int, float]]]:
     """Chooses the requantization of each particle type by the Wasserstein distance on validation rows.
 
@@ -390,7 +390,7 @@ def best_requantizations(
     Raises:
         ValueError: If the model's counts come out exactly.
     """
-    known = model.representation.requantizations
+    known = model.requantizations
     if not known:
         raise ValueError("this model's counts come out exactly; there is no requantization to choose")
     val = select_rows(data, Protocol(split="val", rows=rows, rows_of_each=rows))
@@ -400,7 +400,7 @@ def best_requantizations(
     with tqdm(total=len(val), desc="requantization", disable=True if quiet else None) as progress:
         for batch, total, points in generated_points(model, val, np.arange(len(val)), 1, seed):
             for method, values in channels.items():
-                images = model.representation.decode(points, total, method)
+                images = model.decode(points, total, method)
                 values[batch] = showers.geometry.channels(images.cpu().numpy())
             progress.update(len(batch))
     selections = {0: val.natural} | {int(code): pdg == code for code in np.unique(pdg)}

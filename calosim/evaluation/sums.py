@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from calosim import rng
-from calosim.data.datamodule import RootDataModule
+from calosim.data.splits import ShowerData
 from calosim.evaluation.samples import Judgement, Work
 from calosim.evaluation.selection import rank_within, trained_data
 from calosim.evaluation.stored import shown_particles
@@ -211,7 +211,7 @@ def interval_contents(samples: np.ndarray, photon_sum: np.ndarray, seed: int = 0
 
 
 def photon_uncertainty(
-    model: PhotonSum, data: RootDataModule, rows: np.ndarray, seed: int
+    model: PhotonSum, data: ShowerData, rows: np.ndarray, seed: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Predictive intervals of the photon sum against what was observed.
 
@@ -301,7 +301,7 @@ def judge_acceptance(
         ValueError: If the split has no attempt without a response, or none with one.
     """
     data, particle = trained_data(run)
-    rows, primary_ids = data.rows(split), data.inputs(split)
+    rows, primary_ids = data.rows(split), data.primary_ids(split)
     if particle is not None:
         own = data.arrays["pdg"][rows] == particle
         rows, primary_ids = rows[own], primary_ids[own]

@@ -90,9 +90,10 @@ class Stack:
     @cached_property
     def primary(self) -> Floats:
         """Log energy, where the straight flight ends in pixels from the face's center, side, mass, charge; (N, 6)."""
-        energy, vx, vy, _, px, py, pz, mass, charge = self.particles.T
-        lever = np.where(pz > 0, self.detector.front_z[0], -self.detector.front_z[1]) / np.maximum(np.abs(pz), 1e-3)
-        spot = [vx + px * lever - self.detector.center_x, vy + py * lever]
+        energy, pz, mass, charge = self.particles.T[[0, 6, 7, 8]]
+        spot = self.detector.straight_flight(
+            self.particles, np.where(pz > 0, self.detector.front_z[0], -self.detector.front_z[1])
+        )
         half = [max(size, 1e-9) for size in self.detector.size]
         x, y = (np.clip(s, -h, h) / self.detector.pitch for s, h in zip(spot, half, strict=True))
         return np.stack([np.log1p(np.abs(energy)), x, y, np.sign(pz), mass, charge], 1).astype(np.float32)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from calosim import rng
 from calosim.detectors import get_detector
@@ -27,7 +28,7 @@ from calosim.models.provenance import (
     primaries_of,
     same_line,
 )
-from calosim.runs import FORMAT
+from calosim.runs import FORMAT, renamed
 
 __all__ = ["CalosimModule", "evaluating", "fit_sample", "step_keys"]
 
@@ -89,7 +90,12 @@ class CalosimModule(LightningModule):
         scheduler: From an optimizer to a learning-rate scheduler, stepped once an epoch; a
             :class:`~calosim.models.optim.WarmupCosine` as it says itself.
         init: The other constructor arguments as plain values; with them and ``detector`` the module can be rebuilt.
+
+    Attributes:
+        small_products: Whether threads that share a product wait for each other longer than they save.
     """
+
+    small_products = True
 
     def __init__(
         self,
@@ -103,6 +109,7 @@ class CalosimModule(LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.init = {"detector": self.detector.name, **init}
         self.save_hyperparameters(self.init)  # Lightning's too: `load_from_checkpoint` and loggers have them
+        self.means = nn.ModuleDict()
         #: What the models have learned from that this one begins from, and which primaries they have seen.
         self.ancestors: Lineage = []
         self.seen_before: Seen | None = None
@@ -117,11 +124,6 @@ class CalosimModule(LightningModule):
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self.lineage = joined(self.ancestors, lineage_of(data))
             self.seen = primaries_of(data, self.seen_before)
-
-    @property
-    def small_products(self) -> bool:
-        """Whether threads that share a product wait for each other longer than they save."""
-        return True
 
     def on_fit_start(self) -> None:
         """Trains with one thread on a CPU where products are small, unless ``OMP_NUM_THREADS`` says how many.
@@ -177,6 +179,20 @@ class CalosimModule(LightningModule):
         check_rows(losses, batch["rows"], f"loss in {when} after {self.global_step} steps")
         return losses
 
+    def log_mean(self, name: str, values: Tensor, prog_bar: bool = False) -> None:
+        """Logs the mean of values over all rows of an evaluation and of all processes.
+
+        Args:
+            name: The name in the log.
+            values: Of the batch's rows, with shape (B,).
+            prog_bar: Whether the progress bar shows it.
+        """
+        if name not in self.means:
+            self.means[name] = MeanMetric().to(self.device)
+        metric = cast(MeanMetric, self.means[name])
+        metric.update(values)
+        self.log(name, metric, prog_bar=prog_bar, metric_attribute=f"means.{name}")
+
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Ends a training whose gradients are not finite, before they are clipped and reach the weights.
 
@@ -209,6 +225,7 @@ class CalosimModule(LightningModule):
             ValueError: If a weight is not finite, or the checkpoint is of another model, of other data, or beyond the training's
                 end.
         """
+        checkpoint.update({key: renamed(checkpoint[key]) for key in ("state_dict", "calosim") if key in checkpoint})
         if bad := first_not_finite(checkpoint.get("state_dict", {})):
             raise ValueError(f"the checkpoint's weights {bad} are not finite")
         found = checkpoint.get("calosim", {})

@@ -1,6 +1,6 @@
-r"""Losses of the student as pure functions, one value a row: distillation, read-out channels, shower center.
+r"""Losses of the student: their settings, and pure functions with one value a row: distillation, channels, shower center.
 
-All are differentiable and run on any device. None averages over the batch, so that rows can be weighted.
+All functions are differentiable and run on any device. None averages over the batch, so that rows can be weighted.
 
 References:
     | CaloFlow II (Krause and Shih, 2021), https://arxiv.org/abs/2110.11377
@@ -12,6 +12,8 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,14 +21,98 @@ from torch import Tensor
 from calosim.detectors import Convention, Detector
 
 __all__ = [
+    "CHANNEL_POWERS",
+    "ChannelLoss",
+    "ChannelScale",
+    "LossWeights",
+    "StudentLosses",
     "center_of_gravity",
     "channel_loss",
     "distillation",
-    "expected_center",
     "shower_center",
     "squared_distance",
-    "straight_center",
 ]
+
+
+ChannelScale = Literal["photons", "poisson", "relative"]
+
+#: What differences of channel values are divided by: 1, the statistical error of the photon sum, or the photon sum.
+CHANNEL_POWERS: dict[str, float] = {"photons": 0.0, "poisson": 0.5, "relative": 1.0}
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the parts of a distillation loss; 0 switches a part off.
+
+    Attributes:
+        outputs: Of the final output, data or noise.
+        intermediate: Of the states between the transformations.
+        parameters: Of the conditioners' outputs.
+    """
+
+    outputs: float = 1.0
+    intermediate: float = 1.0
+    parameters: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not value >= 0:
+                raise ValueError(f"expected a loss weight of at least 0 for {name}, got {value}")
+
+
+@dataclass(frozen=True)
+class ChannelLoss:
+    """The loss of the five channels, see :func:`channel_loss`.
+
+    Attributes:
+        weight: Its weight; 0 switches it off.
+        warmup_steps: It is ramped up linearly over that many steps; not in validation.
+        scale: What differences of channels are divided by: ``photons`` (1), ``poisson`` (the root of the row's photon
+            sum) or ``relative`` (the photon sum).
+        convention: The channel convention, see :meth:`calosim.detectors.Detector.masks`.
+    """
+
+    weight: float = 0.0
+    warmup_steps: int = 0
+    scale: ChannelScale = "poisson"
+    convention: Convention = "paper"
+
+    def __post_init__(self) -> None:
+        if self.scale not in CHANNEL_POWERS:
+            raise ValueError(f"unknown channel scale {self.scale!r}; expected one of {', '.join(CHANNEL_POWERS)}")
+
+
+#: The defaults, fully guided as published, and no channel loss; never changed.
+ALL_PARTS, NO_CHANNELS = LossWeights(), ChannelLoss()
+
+
+@dataclass(frozen=True)
+class StudentLosses:
+    """What a student is trained on.
+
+    Attributes:
+        x: Weights of the loss that starts from data.
+        z: Weights of the loss that starts from noise.
+        channel: The loss of the five channels.
+        center: Weight of the distance of the shower's center from the expected one, per cm; for FoCal-H.
+    """
+
+    x: LossWeights = ALL_PARTS
+    z: LossWeights = ALL_PARTS
+    channel: ChannelLoss = NO_CHANNELS
+    center: float = 0.0
+
+    def weights(self, step: int | None = None) -> dict[str, float]:
+        """The weights of all losses that are not switched off: ``x_outputs`` and so on, ``channel``, ``center``.
+
+        Args:
+            step: The training step, for the ramp of the channel loss; its full weight if not given.
+        """
+        found = {f"{space}_{part}": w for space in "xz" for part, w in asdict(getattr(self, space)).items()}
+        warmup = self.channel.warmup_steps
+        ramp = 1.0 if step is None or step >= warmup else (step + 1) / (warmup + 1)
+        found |= {"channel": self.channel.weight * ramp, "center": self.center}
+        return {name: w for name, w in found.items() if w}
 
 
 def squared_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -105,45 +191,6 @@ def channel_loss(
     return difference.square().mean(1)
 
 
-def expected_center(eta: Tensor, phi: Tensor, z: Tensor) -> Tensor:
-    r"""Where a straight flight from the interaction point crosses the plane at z.
-
-    .. math:: x = z \tan(2 \arctan e^{-\eta}) \cos \phi, \qquad y = z \tan(2 \arctan e^{-\eta}) \sin \phi
-
-    Args:
-        eta: Pseudorapidities with shape (B,), of the sign of z.
-        phi: Azimuths in rad with shape (B,).
-        z: Positions along the beam in cm with shape (B,).
-
-    Returns:
-        x and y in cm, with shape (B, 2).
-
-    References:
-        | Towards Fast, ML-Based Calorimeter Simulations in ALICE (Majerz et al., slides)
-    """
-    radius = z * torch.tan(2 * torch.atan(torch.exp(-eta)))
-    return torch.stack((radius * phi.cos(), radius * phi.sin()), dim=1)
-
-
-def straight_center(particles: Tensor, detector: Detector) -> Tensor:
-    r"""Where primaries would hit the front face if they flew straight from the interaction point.
-
-    :func:`expected_center` with :math:`\eta = \operatorname{asinh}(p_z / p_T)` and the face on the side of :math:`p_z`.
-
-    Args:
-        particles: Features with shape (B, 9), see :data:`calosim.data.record.FEATURES`.
-        detector: The detector.
-
-    Returns:
-        x and y in cm with shape (B, 2), where the beam line is 0.
-    """
-    px, py, pz = particles[:, 4], particles[:, 5], particles[:, 6]
-    eta = (pz / torch.hypot(px, py)).asinh()  # infinite along the beam
-    forward, backward = eta.new_tensor(detector.front_z)
-    z = torch.where(pz < 0, backward, forward)
-    return expected_center(eta, torch.atan2(py, px), z)
-
-
 def center_of_gravity(images: Tensor, detector: Detector) -> Tensor:
     """Center of gravity of images.
 
@@ -172,10 +219,9 @@ def center_of_gravity(images: Tensor, detector: Detector) -> Tensor:
 
 
 def shower_center(images: Tensor, particles: Tensor, detector: Detector) -> Tensor:
-    """Distance between the image's center of gravity and where the primary would cross the front face.
+    """Distance between the image's center of gravity and where the primary's straight flight crosses the front face.
 
-    Meant for FoCal-H, where primaries come straight from the interaction point; before the ZDC many bend, decay or
-    shower.
+    Meant for FoCal-H, which primaries fly straight to; before the ZDC many bend, decay or shower.
 
     Args:
         images: Photons with shape (B, nx, ny), floating point.
@@ -185,6 +231,7 @@ def shower_center(images: Tensor, particles: Tensor, detector: Detector) -> Tens
     Returns:
         Distances in cm with shape (B,); 0 for an image without light.
     """
-    expected = straight_center(particles, detector).to(images)
+    x, y = detector.straight_flight(particles)
+    expected = torch.stack((x + detector.center_x, y), dim=1).to(images)
     center = center_of_gravity(images, detector)
     return torch.linalg.vector_norm(torch.where(center.isnan(), expected, center) - expected, dim=1)

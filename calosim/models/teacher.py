@@ -1,28 +1,30 @@
-"""The teacher: a conditional masked autoregressive flow of the shower's shape, trained by exact maximum likelihood."""
+"""The teacher: a conditional masked autoregressive flow of a shower's image, trained by exact maximum likelihood."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from calosim.flows import FlowConfig
-from calosim.models.shower import ShowerModel
+from calosim.models.shower import FlowModel
 from calosim.representations import RepresentationConfig, SplitConfig, from_plain
 
 __all__ = ["Teacher"]
 
 #: Never changed.
-COORDINATES = SplitConfig()
+SPLITS = SplitConfig()
 
 
-class Teacher(ShowerModel):
-    r"""Masked autoregressive flow :math:`p(x \mid \text{primary}, N)` over coordinates of the shape.
+class Teacher(FlowModel):
+    r"""Masked autoregressive flow :math:`p(x \mid \text{primary}, N)` over a representation of images.
 
     Args:
         detector: The detector's name; on the command line it follows ``--data.detector``.
-        flow: Size and shape of a flow of points (pixel coordinates); those of split coordinates are among their settings.
+        flow: Size and shape of a flow of points, as of pixels; those of splits are among the representation's settings.
         representation: What is modeled of an image.
         physics: Whether log-energy and the spot of a straight flight join the context.
         optimizer: From parameters to an optimizer; Adam with learning rate 1e-4 by default.
@@ -38,24 +40,18 @@ class Teacher(ShowerModel):
         self,
         detector: str = "zn",
         flow: FlowConfig | None = None,
-        representation: RepresentationConfig = COORDINATES,
+        representation: RepresentationConfig = SPLITS,
         physics: bool = True,
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-4, fused=True),
         scheduler: LRSchedulerCallable | None = None,
     ):
         settings = from_plain(representation)
-        flow = settings.flow_settings(flow)
-        super().__init__(detector, flow, settings, physics, optimizer, scheduler)
-        self.flow = self.representation.flow(self.features.width, flow)
-        self.val_nll = MeanMetric()
+        super().__init__(detector, settings.flow_settings(flow), settings, physics, optimizer, scheduler)
 
-    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
-        """Minimizes the negative log-likelihood in nats."""
-        loss = self.finite(-self.log_likelihood(batch, self.global_step), batch).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["rows"]), sync_dist=True)
-        return loss
+    def loss(self, batch: dict[str, Tensor], step: int = -1) -> Tensor:
+        """The negative log-likelihood, see :meth:`ShowerModel.loss`."""
+        return -self.log_likelihood(batch, step)
 
-    def validation_step(self, batch: dict[str, Tensor]) -> None:
-        """Accumulates the negative log-likelihood over all rows of all processes."""
-        self.val_nll.update(self.finite(-self.log_likelihood(batch), batch))
-        self.log("val/loss", self.val_nll, prog_bar=True)
+    def sequential(self, particles: Tensor, photon_sum: Tensor) -> tuple[Callable[[], Any], int] | None:
+        """As the representation does, see :meth:`ShowerModel.sequential`."""
+        return self.representation.sequential(self.flow, self.context(particles, photon_sum))

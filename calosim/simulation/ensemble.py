@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 
-from calosim import __version__
 from calosim.io import atomic_write, take_place, temporary_folder, write_json
 from calosim.models.checkpoints import lineages, read_checkpoint, weights_of
 from calosim.models.photon_sum import PhotonSum
 from calosim.models.provenance import joined
 from calosim.models.shower import ShowerModel
 from calosim.particles import particle_code, particle_name
-from calosim.runs import Run, git_hash
+from calosim.runs import Run, origin
 from calosim.simulation.simulator import DEFAULTS, FastSimulator, Requantization
 
 __all__ = ["save_ensemble"]
@@ -42,7 +41,7 @@ def save_ensemble(
         default: Run folder or checkpoint of the default model, the baseline.
         members: Run folders or checkpoints by particle name or PDG code, for instance "{lambda: runs/finetune/lambda}".
         photons: Run folder or checkpoint of the photon-sum model.
-        requantization: How noisy real numbers become counts.
+        requantization: How real numbers become counts.
 
     Raises:
         ValueError: If the folder exists, a particle is unknown, or the models do not fit together.
@@ -56,8 +55,12 @@ def save_ensemble(
             f"expected one member for each particle, got one particle twice among {', '.join(map(str, members))}"
         )
     for code, run in codes.items():
-        if line := lineages(run.checkpoint):
-            check_particle(code, line[-1]["particle"], str(run.folder))
+        line = lineages(run.checkpoint)
+        if line and (trained := line[-1]["particle"]) not in (None, code):
+            raise ValueError(
+                f"{run.folder}: expected a member trained on {particle_name(code)} or on all particles, got one of "
+                f"{particle_name(trained)}"
+            )
     # Loaded once here, so that what does not fit together is refused by its own name.
     together = FastSimulator(
         ShowerModel.load(default),
@@ -69,8 +72,7 @@ def save_ensemble(
     sources |= {f"{particle_name(code)}.ckpt": run for code, run in codes.items()}
     if photons:
         sources["photons.ckpt"] = Run(photons)
-    record = {
-        "calosim": __version__,
+    record = origin() | {
         "default": "default.ckpt",
         "members": {str(code): f"{particle_name(code)}.ckpt" for code in codes},
         "photons": "photons.ckpt" if photons else None,
@@ -97,34 +99,13 @@ def save_ensemble(
 
 def _making(sources: dict[str, Run]) -> dict[str, Any]:
     """What an ensemble's record says of how it was made, in the place of how its default model was trained."""
-    return {
-        "calosim": __version__,
-        "torch": torch.__version__,
-        "git": git_hash(),
+    return origin(torch=torch.__version__) | {
         "command": sys.argv[1:],
         "model": "Ensemble",
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "members": {name: str(run.checkpoint.resolve()) for name, run in sources.items()},
         "ancestors": joined(*(lineages(run.checkpoint) for run in sources.values())),
     }
-
-
-def check_particle(wanted: int, trained: int | None, source: str) -> None:
-    """Refuses a member that was trained on another particle than it is to answer for.
-
-    Args:
-        wanted: PDG code of the particle.
-        trained: That of the only particle it was trained with; None for all.
-        source: Where it comes from, for the message.
-
-    Raises:
-        ValueError: If so.
-    """
-    if trained is not None and trained != wanted:
-        raise ValueError(
-            f"{source}: expected a member trained on {particle_name(wanted)} or on all particles, got one of "
-            f"{particle_name(trained)}"
-        )
 
 
 def _inference_only(path: Path) -> bytes:

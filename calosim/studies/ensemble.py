@@ -58,7 +58,7 @@ def make_ensemble(
     record, choice = folder / "choice.json", {"chosen": chosen, "members": members, "removals": removals}
     if folder.exists() and (not record.exists() or difference(identity(read_json(record)), identity(choice))):
         return f"{folder} was made of other models; remove it"
-    if folder.exists() and (said := older(read_ensemble(folder).get("weights"), folder)):
+    if folder.exists() and (said := older(read_ensemble(Run(folder)).get("weights"), folder)):
         return f"{folder} is {said}; remove it"
     if not folder.exists():
         photons = table.ensemble.get("photons")

@@ -45,7 +45,7 @@ from typing import Any
 
 import yaml
 
-from calosim.data.cache import current_hash, primaries_hash
+from calosim.data.cache import content_hash, primaries_hash
 from calosim.evaluation.stored import Evaluation
 from calosim.io import find_config, read_yaml
 from calosim.particles import particle_code
@@ -180,7 +180,7 @@ def fingerprint(settings: Mapping[str, Any], simulate: Mapping[str, Mapping[str,
         simulate: How data files are made, by file; others count by their content.
     """
 
-    def data(file: str, hashed: Callable[[str], str] = lambda file: current_hash([file])) -> Any:
+    def data(file: str, hashed: Callable[[str], str] = lambda file: content_hash([file])) -> Any:
         if file not in simulate:
             return hashed(file) if Path(file).is_file() else file
         recipe = simulated(simulate[file])

@@ -28,10 +28,9 @@ from calosim.metrics.bootstrap import LEAST_PRIMARIES, Bootstrap
 from calosim.metrics.registry import METRICS, with_spread
 from calosim.models.base import evaluating
 from calosim.models.shower import ShowerModel
-from calosim.models.teacher import Teacher
 from calosim.montecarlo.simulate import simulate
 from calosim.processes import one_thread, own_command
-from calosim.runs import Run, git_hash
+from calosim.runs import Run, git_hash, origin
 from calosim.studies.layout import REFERENCES, Row, Table
 from calosim.studies.plan import Plan, Step, command_words, files_of, simulated
 from calosim.studies.run import is_finished, unknown_origin
@@ -239,13 +238,11 @@ def generation_times(
             model.generate(particles, photon_sum, seed, rows)
 
         times[f"batch {batch}"] = _median(generate, model.device, repeats) / batch
-        if isinstance(model, Teacher) and model.representation.nodes is None and batch == batches[-1]:
-            size = model.representation.size
+        if batch == batches[-1]:
             with evaluating(model):
-                transform = model.flow(model.context(particles, photon_sum)).transform
-                x = torch.zeros(batch, size, device=model.device)
-                one = _median(lambda seed, t=transform, x=x: t(x), model.device, repeats)
-            times["sequential"] = one * size / batch
+                if found := model.sequential(particles, photon_sum):
+                    run, passes = found
+                    times["sequential"] = _median(lambda seed, run=run: run(), model.device, repeats) * passes / batch
     return times
 
 
@@ -356,7 +353,7 @@ class Comparison:
                 place = os.path.realpath(evaluation.folder / told["beside"])
                 found[told["model"]] = told | {"beside": os.path.relpath(place, os.path.realpath(self.plan.out))}
         data = self.rows[0].evaluations[0][0].record["data"]["data_hash"]
-        return {"calosim": __version__, "git": git_hash(), "data_hash": data, "weights": list(found.values())}
+        return origin(data_hash=data, weights=list(found.values()))
 
     def csv(self) -> str:
         """All cells."""

@@ -17,7 +17,7 @@ from calosim.models.shower import ShowerModel
 def judge(few, candidates, natural=None, **settings):
     reference = few.geometry.channels(few.images)
     samples = sample(few, candidates, quiet=True, **settings)
-    known = reference, few.pdg, few.inputs, few.geometry
+    known = reference, few.pdg, few.primary_ids, few.geometry
     return {name: measure(some.runs(*known), natural) for name, some in samples.items()}
 
 
@@ -66,7 +66,7 @@ def test_metrics_of_some_rows_are_those_of_samples_of_them_alone(showers):
     few, bright = showers.select(slice(0, 80)), np.arange(80) % 2 == 0
     reference = few.geometry.channels(few.images)
     samples = sample(few, {"x": lambda run, n: 2 * few.images[n]}, runs=1, responses=1, quiet=True)["x"]
-    some = measure([rows.of(bright) for rows in samples.runs(reference, few.pdg, few.inputs, few.geometry)])
+    some = measure([rows.of(bright) for rows in samples.runs(reference, few.pdg, few.primary_ids, few.geometry)])
     alone = few.select(bright)
     expected = judge(alone, {"x": lambda run, n: 2 * alone.images[n]}, runs=1, responses=1)["x"]["mean"]
     assert some["mean"] == pytest.approx(expected, nan_ok=True)
@@ -86,7 +86,7 @@ def found(showers, resamples=200):
     """Metrics and intervals of showers that are a tenth too bright."""
     bright = {"": lambda run, n: (1.1 * showers.images[n]).astype(np.int64)}
     samples = sample(showers, bright, runs=1, responses=1, quiet=True)[""]
-    known = showers.geometry.channels(showers.images), showers.pdg, showers.inputs, showers.geometry
+    known = showers.geometry.channels(showers.images), showers.pdg, showers.primary_ids, showers.geometry
     return measure(samples.runs(*known), resamples=resamples)
 
 
@@ -104,7 +104,7 @@ def test_intervals_hold_the_value_and_need_primaries(showers):
     assert all(0 <= low[key] <= mean[key] <= high[key] for key in low)
     assert low["ws_all"] < mean["ws_all"] < high["ws_all"]
     counts = {
-        name: len(np.unique(showers.inputs[showers.pdg == code]))
+        name: len(np.unique(showers.primary_ids[showers.pdg == code]))
         for name, code in (("gamma", 22), ("sigma_plus", 3222))
     }
     assert counts["sigma_plus"] < LEAST_PRIMARIES <= counts["gamma"]
@@ -124,6 +124,6 @@ def test_requantization_is_chosen_on_validation_rows_by_distance(run_folders, da
 
 
 def test_there_is_nothing_to_choose_where_counts_come_out_exactly(data):
-    exact = SimpleNamespace(representation=SimpleNamespace(requantizations={}))
+    exact = SimpleNamespace(requantizations={})
     with pytest.raises(ValueError, match="this model's counts come out exactly; there is no requantization to choose"):
         best_requantizations(exact, data, 10, 0)

@@ -20,7 +20,7 @@ def results(showers):
     photons = np.flatnonzero(showers.pdg == 22)[:59]
     few = showers.select(np.concatenate([photons, np.flatnonzero(showers.pdg == 2112)[:1]]))
     samples = sample(few, {"twice": lambda run, n: 2 * few.images[n // 2]}, runs=2, responses=2, quiet=True)
-    known = few.geometry.channels(few.images), few.pdg, few.inputs, few.geometry
+    known = few.geometry.channels(few.images), few.pdg, few.primary_ids, few.geometry
     found = measure(samples["twice"].runs(*known))
     return {
         **{"rows": 60, "primaries": 30, "split": "test", "responses": 2, "runs": 2, "images": {"twice": found}},

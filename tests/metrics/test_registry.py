@@ -48,7 +48,7 @@ def toy(monkeypatch):
 @pytest.fixture
 def evaluations(showers, tmp_path, toy):
     """Evaluations of a model that is twice too bright, and of one that is thrice."""
-    known = showers.geometry.channels(showers.images), showers.pdg, showers.inputs, showers.geometry
+    known = showers.geometry.channels(showers.images), showers.pdg, showers.primary_ids, showers.geometry
     found = {}
     for times in (2, 3):
         bright = {"shape": lambda run, n, k=times: k * showers.images[n]}
