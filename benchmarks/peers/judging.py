@@ -1,4 +1,4 @@
-"""Judges the answers of tries as ``calosim evaluate`` does: metrics of channels, and the classifier test with its controls."""
+"""Judges the answers of tries as ``calosim evaluate`` does: metrics of channels, and the C2ST with its controls."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from calosim.data.datamodule import RootDataModule
-from calosim.evaluation.definitions import TITLES
+from calosim.evaluation.channels import measure
 from calosim.evaluation.references import Floors, Reference
-from calosim.evaluation.samples import Answers, Candidate, ask, first_answers, measure, packed_answers
+from calosim.evaluation.samples import Candidate, Samples, first_samples, packed, sample
 from calosim.evaluation.selection import ClassifierOptions, FloorOptions
 from calosim.evaluation.stored import Evaluation
-from calosim.evaluation.tests import judge_by_classifier
+from calosim.evaluation.tests import c2st_with_controls
 from calosim.io import read_npz, write_json, write_npz
 from calosim.metrics.wasserstein import wasserstein
 
@@ -82,15 +82,15 @@ def _judge_try(study: Study, tried: Try) -> None:
 
 
 def _judge_references(study: Study, folder: Path) -> None:
-    """Floors and trivial model, and the controls of the classifier test."""
+    """Floors and trivial model, and the controls of the C2ST."""
     data = study.datamodule()
     rows, floors = study.judged(data), Floors.read(FloorOptions(study.floor, study.shape_floor), data, "test")
     references = floors.references(data, "test", rows)
 
     def drawn(name: str) -> Candidate:
-        return lambda run, numbers: references[name].answers(numbers, study.seed + run, numbers)
+        return lambda run, numbers: references[name].samples(numbers, study.seed + run, numbers)
 
-    lacking = {"floor_rows_without_their_input": references["floor"].lacking}
+    lacking = {"floor_rows_without_their_primary": references["floor"].lacking}
     _judge(study, data, folder, {name: drawn(name) for name in references}, floors.simulated(rows), lacking)
 
 
@@ -105,37 +105,34 @@ def _judge(
     """Writes an evaluation of candidates, by short name, in the form of ``calosim evaluate``."""
     rows = study.judged(data)
     test, detector = rows.showers, data.detector
-    titled = {TITLES[name]: candidate for name, candidate in candidates.items()}
-    itself = ask(test, {"": lambda run, n: test.images[n]}, runs=1, responses=1, quiet=True)[""]
-    answers = ask(test, titled, runs=1, responses=1, quiet=True)
+    itself = sample(test, {"": lambda run, n: test.images[n]}, runs=1, responses=1, quiet=True)[""]
+    samples = sample(test, candidates, runs=1, responses=1, quiet=True)
     reference = itself.channels[0, :, 0]
 
-    def measured(answer: Answers) -> dict:
-        return measure(answer, reference, test.pdg, rows.inputs, detector)
+    def measured(some: Samples) -> dict:
+        return measure(some.runs(reference, test.pdg, rows.primary_ids, detector))
 
     options = ClassifierOptions(classifier_rows=len(rows), classifier_seeds=study.classifier_seeds)
-    # The floors are controls of the classifier test, and no candidates.
-    models = {TITLES[name]: candidate for name, candidate in candidates.items() if "floor" not in name}
-    generated = {
-        title: first_answers(candidate, len(rows), 1, title, quiet=True) for title, candidate in models.items()
-    }
+    # The floors are controls of the C2ST, and no candidates.
+    models = {name: candidate for name, candidate in candidates.items() if "floor" not in name}
+    generated = {name: first_samples(candidate, len(rows), 1, name, quiet=True) for name, candidate in models.items()}
     write_npz(
-        folder / Evaluation.ANSWERS,
-        **{"rows": rows.positions, "pdg": test.pdg, "inputs": rows.inputs, "natural": rows.natural},
-        **{"reference": reference, **packed_answers(answers)},
+        folder / Evaluation.SAMPLES,
+        **{"rows": rows.positions, "pdg": test.pdg, "primary_ids": rows.primary_ids, "natural": rows.natural},
+        **{"reference": reference, **packed(samples)},
     )
     write_json(
         folder / Evaluation.RECORD,
         {
             **{
                 "rows": len(rows),
-                "inputs": len(np.unique(rows.inputs)),
+                "primaries": len(np.unique(rows.primary_ids)),
                 "data": data.data.describe(),
                 "seed": study.seed,
             },
-            "images": {title: measured(answer) for title, answer in answers.items()},
+            "images": {name: measured(some) for name, some in samples.items()},
             "monte_carlo": measured(itself)["mean"],
-            "classifier": judge_by_classifier(generated, rows, floors, options, study.seed, quiet=True),
+            "c2st": c2st_with_controls(generated, rows, floors, options, study.seed, quiet=True),
             **more,
         },
     )

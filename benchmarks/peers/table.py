@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from calosim import __version__
-from calosim.evaluation.definitions import TITLES, in_units
-from calosim.evaluation.stored import Evaluation
+from calosim.evaluation.stored import TITLES, Evaluation
 from calosim.io import atomic_write, csv_text, markdown_table, read_json
+from calosim.metrics.registry import METRICS
 from calosim.plots.style import looks, picture, plain_log, save
 from calosim.runs import git_hash
-from calosim.studies.layout import FORMATS, HEADINGS, Row, Table
+from calosim.studies.layout import Row, Table
 from calosim.studies.statistics import Cell, fill_cells
 
 from .judging import REFERENCES, judged_tries
@@ -22,10 +22,10 @@ from .speed import BATCHES, SPEED, THREADS
 
 __all__ = ["write_table"]
 
-METRICS = ("ws", "mae_cond", "delta", "jacc")
+SHOWN = ("ws", "mae_cond", "delta", "jacc")
 JUDGES = ("images", "features")
 RESAMPLES = 2000
-#: What the classifier test's record calls the Monte Carlo with another seed, and that with moved photons.
+#: What the C2ST's record calls the Monte Carlo with another seed, and that with moved photons.
 CONTROLS = {"shape_floor": "mc_sums", "floor": "mc", "damaged": "damaged_10"}
 
 
@@ -60,24 +60,24 @@ def lines_of(study: Study) -> list[Line]:
     rows = [Row(label, label, [(evaluation, None)]) for label, evaluation in evaluations.items()]
     rows += [Row(name, TITLES[name], [(references, None)]) for name in ("floor", "trivial")]
     # Models are of the first mode; the floor's row there is that of the same photon sums, if there is one.
-    table = Table(particles=("all",), metrics=METRICS, modes=("shape", "chain"))
+    table = Table(particles=("all",), metrics=SHOWN, modes=("shape", "chain"))
     cells = fill_cells(rows, table, RESAMPLES, quiet=True)
     speeds = Path(study.out) / SPEED
     milliseconds = read_json(speeds)["milliseconds"] if speeds.exists() else {}
 
     def of(label: str, mode: str = "shape") -> dict[str, Cell]:
-        return {m: cells[mode, m, "all", label] for m in METRICS if (mode, m, "all", label) in cells}
+        return {m: cells[mode, m, "all", label] for m in SHOWN if (mode, m, "all", label) in cells}
 
     lines = []
     for (name, _), tried in tries.items():
         label, record = tried.folder.name, evaluations[tried.folder.name].record
-        verdicts = _verdicts(record, "candidates", TITLES["shape"])
+        verdicts = _verdicts(record, "candidates", "shape")
         line = Line(label, study.peers[name].title, tried.result or {}, of(label), verdicts)
         line.own, line.speed = record.get("ws_own_sums"), milliseconds.get(name, {})
         lines.append(line)
     controls = {name: _verdicts(references.record, "controls", key) for name, key in CONTROLS.items()}
-    trivial = _verdicts(references.record, "candidates", TITLES["trivial"])
-    if TITLES["shape_floor"] in references.metrics:
+    trivial = _verdicts(references.record, "candidates", "trivial")
+    if "shape_floor" in references.metrics:
         lines.append(Line("shape_floor", TITLES["shape_floor"], {}, of("floor"), controls["shape_floor"]))
     lines.append(Line("floor", TITLES["floor"], {}, of("floor", "chain"), controls["floor"]))
     lines.append(Line("trivial", TITLES["trivial"], {}, of("trivial"), trivial))
@@ -87,7 +87,7 @@ def lines_of(study: Study) -> list[Line]:
 
 def _verdicts(record: Mapping[str, Any], kind: str, name: str) -> dict[str, dict[str, float]]:
     """What judges found; nothing where there were too few primaries for them."""
-    return record["classifier"].get(kind, {}).get(name, {}).get("verdicts", {})
+    return record["c2st"].get(kind, {}).get(name, {}).get("verdicts", {})
 
 
 def write_table(study: Study) -> str:
@@ -106,7 +106,7 @@ def _head(study: Study) -> str:
     return (
         "# Peers on the same showers, at equal training time\n\n"
         f"calosim {__version__}, git {git_hash()}, data {record['data']['data_hash']}; {record['rows']} test rows of "
-        f"{record['inputs']} primaries, one response each to the true photon sum; trained on "
+        f"{record['primaries']} primaries, one response each to the true photon sum; trained on "
         f"{', '.join(map(str, threads))} thread(s) a peer, minutes of processor time. Brackets: 95 % by bootstrap over "
         "primaries; AUC ± its standard error. Responses of the floor of another seed have sums of their own, so that models, "
         "which are given the sums, can be below it. NLL in different units cannot be compared. Models whose images have sums "
@@ -117,7 +117,7 @@ def _head(study: Study) -> str:
 
 
 def _markdown(lines: list[Line]) -> str:
-    header = ["minutes", "model", "lr", "NLL", *(in_units(HEADINGS[m]) for m in METRICS), "WS, own sums"]
+    header = ["minutes", "model", "lr", "NLL", *(METRICS[m].in_units for m in SHOWN), "WS, own sums"]
     header += [*(f"AUC {judge}" for judge in JUDGES), "parameters", "steps", "trained, min"]
     header += [f"ms, batch {b}, {t} thr." for t in THREADS for b in BATCHES]
     rows = []
@@ -129,7 +129,7 @@ def _markdown(lines: list[Line]) -> str:
                 line.title,
                 f"{result['lr']:g}" if result else "",
                 _nll(result),
-                *(_interval(line.cells.get(m), FORMATS[m]) for m in METRICS),
+                *(_interval(line.cells.get(m), METRICS[m].form) for m in SHOWN),
                 "" if line.own is None else f"{line.own:.2f}",
                 *(_area(line.verdicts.get(judge)) for judge in JUDGES),
                 f"{result['parameters']:,}" if result else "",
@@ -194,13 +194,13 @@ def _csv(lines: list[Line]) -> str:
         "val_nll",
         "val_ws",
     )
-    header = ["label", "model", *keys, *(f"{m}{end}" for m in METRICS for end in ("", "_low", "_high")), "ws_own_sums"]
+    header = ["label", "model", *keys, *(f"{m}{end}" for m in SHOWN for end in ("", "_low", "_high")), "ws_own_sums"]
     header += [f"auc_{judge}{end}" for judge in JUDGES for end in ("", "_error", "_low", "_high")]
     header += [f"ms_batch_{b}_threads_{t}" for t in THREADS for b in BATCHES]
     rows = []
     for line in lines:
         row: list[Any] = [line.label, line.title, *(line.result.get(key) for key in keys)]
-        for metric in METRICS:
+        for metric in SHOWN:
             cell = line.cells.get(metric)
             row += [None] * 3 if cell is None else [cell.mean, *(cell.interval or (None, None))]
         row.append(line.own)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.stored import Evaluation
 from calosim.io import read_json, write_json
 from calosim.models.checkpoints import older
@@ -90,7 +89,7 @@ def _best(plan: Plan, table: Table, particle: str) -> _Choice | None:
             judged = plan.judged(step, Run.VALIDATION)
             if judged is None or label in found:
                 continue
-            mean = judged.metrics[TITLES["shape"]]["mean"]
+            mean = judged.metrics["shape"]["mean"]
             if any(f"{metric}_{particle}" in mean for metric in table.metrics):
                 found[label] = step, judged
                 means.append(mean)

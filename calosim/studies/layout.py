@@ -6,16 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from calosim.evaluation.definitions import TITLES
-from calosim.evaluation.stored import Evaluation
-from calosim.evaluation.tables import METRICS
+from calosim.evaluation.stored import TITLES, Evaluation
+from calosim.metrics.registry import METRICS
 from calosim.particles import STUDY_PARTICLES, particle_code, particle_heading, particle_name
 from calosim.studies.plan import ENSEMBLE, REFERENCES, Plan
 
-__all__ = ["ENSEMBLE", "FORMATS", "HEADINGS", "REFERENCES", "Row", "Table", "judged_rows", "reference_rows"]
-
-HEADINGS = {key: heading for key, heading, _ in METRICS}
-FORMATS = {key: form for key, _, form in METRICS}
+__all__ = ["ENSEMBLE", "REFERENCES", "Row", "Table", "judged_rows", "reference_rows"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +20,7 @@ class Table:
 
     Attributes:
         particles: Columns: ``all`` and particle types, by their short names.
-        metrics: Keys of :data:`HEADINGS`.
+        metrics: Keys of :data:`calosim.metrics.registry.METRICS`.
         modes: ``shape`` (true photon sums), ``chain`` (generated ones).
         reference: The label of the training that others are compared with.
         ensemble: ``default`` and ``members``: labels whose best runs are joined; ``photons``: the label of the photon sum.
@@ -57,8 +53,8 @@ class Table:
             check_once(f"{plan.path}: table.{what}", entries)
         check_once(f"{plan.path}: table.ensemble", table.joined)
         for metric in table.metrics:
-            if metric not in HEADINGS:
-                raise ValueError(f"{plan.path}: unknown metric {metric!r}; expected {', '.join(HEADINGS)}")
+            if metric not in METRICS:
+                raise ValueError(f"{plan.path}: unknown metric {metric!r}; expected {', '.join(METRICS)}")
         labels = [label for label in [table.reference, *table.joined] if label is not None]
         if missing := {label for label in labels if label not in plan.trainings}:
             names = sorted(missing)
@@ -117,10 +113,10 @@ class Row:
         return [evaluation for evaluation, own in self.evaluations if own is None or own == particle]
 
     def candidate(self, mode: str) -> str:
-        """Which answers of its evaluations are the row's, a key of ``TITLES``: the floor is the one of the mode."""
+        """Which candidate of its evaluations is the row's: the floor is the one of the mode."""
         own = self.label if self.label in REFERENCES else mode
         same = f"{mode}_{own}"
-        return same if same in TITLES and all(TITLES[same] in e.metrics for e, _ in self.evaluations) else own
+        return same if same in TITLES and all(same in e.metrics for e, _ in self.evaluations) else own
 
     def called(self, mode: str) -> str:
         """What the tables of a mode call it."""
@@ -145,7 +141,7 @@ def reference_rows(rows: Sequence[Row]) -> list[Row]:
     """Floor and trivial model, from the first evaluation of all particles that has them."""
     for row in rows:
         for evaluation, particle in row.evaluations:
-            if particle is None and TITLES["trivial"] in evaluation.metrics:
-                there = [name for name in REFERENCES if TITLES[name] in evaluation.metrics]
+            if particle is None and "trivial" in evaluation.metrics:
+                there = [name for name in REFERENCES if name in evaluation.metrics]
                 return [Row(name, TITLES[name], [(evaluation, None)]) for name in there]
     return []

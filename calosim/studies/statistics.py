@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from calosim.evaluation.definitions import TITLES
-from calosim.evaluation.samples import LEAST_PRIMARIES, resampled_metrics
-from calosim.evaluation.stored import Evaluation
+from calosim.detectors import get_detector
+from calosim.evaluation.stored import TITLES, Evaluation
 from calosim.io import markdown_table
-from calosim.metrics.bootstrap import Bootstrap, contrast, interval, resample
+from calosim.metrics.bootstrap import LEAST_PRIMARIES, Bootstrap, contrast, interval, resample
+from calosim.metrics.registry import METRICS, Rows, resampled_metrics
 from calosim.particles import particle_code
-from calosim.studies.layout import ENSEMBLE, FORMATS, HEADINGS, REFERENCES, Row, Table
+from calosim.studies.layout import ENSEMBLE, REFERENCES, Row, Table
 
 __all__ = [
     "Cell",
@@ -38,10 +38,6 @@ __all__ = [
 ]
 
 
-#: Metrics whose best value is the Monte Carlo's own, not 0.
-CENTERS = ("center", "center_sd")
-
-
 @dataclass
 class Cell:
     """A metric of one row, column and mode.
@@ -53,8 +49,8 @@ class Cell:
         target: What the metric should be: 0, or for center distances the Monte Carlo's own, below which showers are too
             much alike.
         primaries: The number of unique inputs.
-        samples: The metric in each bootstrap resample of unique inputs, with shape (R,); None for the centers' standard
-            deviation and for fewer than :data:`LEAST_PRIMARIES`.
+        samples: The metric in each bootstrap resample of primaries, with shape (R,); None for metrics that are not
+            resampled and for fewer than :data:`LEAST_PRIMARIES`.
         versus: The paired comparison with the reference row.
     """
 
@@ -103,7 +99,7 @@ def fill_cells(rows: Sequence[Row], table: Table, resamples: int, quiet: bool) -
         parts: dict[str, list[_Part]] = {}
         for evaluation in row.of(particle):
             candidate = row.candidate(mode)
-            if f"ws_{particle}" not in evaluation.metrics.get(TITLES[candidate], {"mean": {}})["mean"]:
+            if f"ws_{particle}" not in evaluation.metrics.get(candidate, {"mean": {}})["mean"]:
                 continue
             column = pairing.column(evaluation, particle, row)
             samples = column.resampled(evaluation, candidate, table.metrics, detector)
@@ -126,9 +122,11 @@ class _Part(NamedTuple):
 
 
 def _part(evaluation: Evaluation, candidate: str, metric: str, particle: str, samples: np.ndarray | None) -> _Part:
-    name, result = f"{metric}_{particle}", evaluation.metrics[TITLES[candidate]]
+    name, result = f"{metric}_{particle}", evaluation.metrics[candidate]
+    if name not in result["mean"]:
+        raise ValueError(f"{evaluation.folder}: expected {metric} of {particle}, which it has not; evaluate again")
     truth = evaluation.metrics["monte_carlo"]["mean"]
-    target = truth.get(name, 0.0) if metric in CENTERS else 0.0
+    target = truth.get(name, 0.0) if METRICS[metric].target == "monte_carlo" else 0.0
     return _Part(result["mean"][name], result["std"][name], target, samples)
 
 
@@ -160,7 +158,7 @@ class _Column:
 
     Attributes:
         own: Which rows of the evaluation they are, shape (N,).
-        data: Their ``rows``, ``pdg``, ``inputs`` and channels, ``reference``.
+        data: Their ``rows``, ``pdg``, ``primary_ids`` and channels, ``reference``.
         counts: How often each unique input occurs in each resample, shape (R, K).
     """
 
@@ -177,11 +175,14 @@ class _Column:
     ) -> dict[str, np.ndarray]:
         """Metrics of a candidate in each resample, shape (R,), averaged over runs; empty where that cannot be had."""
         names = [f"{candidate}_{what}" for what in ("channels", "offsets")]
-        # A floor of halves has no answers to every row.
+        # A floor of halves has no samples for every row.
         if self.primaries < LEAST_PRIMARIES or names[0] not in evaluation.names:
             return {}
-        channels, offsets = (evaluation[name][:, self.own] for name in names)
-        return resampled_metrics(channels, offsets, self.data, self.counts, metrics, detector)
+        known = *(self.data[name] for name in ("reference", "pdg", "primary_ids")), get_detector(detector)
+        runs = [
+            Rows(*arrays, *known) for arrays in zip(*(evaluation[name][:, self.own] for name in names), strict=True)
+        ]
+        return resampled_metrics(runs, self.counts, metrics)
 
 
 @dataclass
@@ -198,9 +199,9 @@ class _Pairing:
             ValueError: If the column's first row was judged on others.
         """
         own = evaluation["natural"] if particle == "all" else evaluation["pdg"] == particle_code(particle)
-        data = {name: evaluation[name][own] for name in ("rows", "pdg", "inputs", "reference")}
+        data = {name: evaluation[name][own] for name in ("rows", "pdg", "primary_ids", "reference")}
         if particle not in self._seen:
-            counts = resample(len(np.unique(data["inputs"])), self.resamples)
+            counts = resample(len(np.unique(data["primary_ids"])), self.resamples)
             self._seen[particle] = _Column(own, data, counts), row
         first, earlier = self._seen[particle]
         # The floor may have been judged on the very same rows only; another selection cannot be paired.
@@ -212,14 +213,14 @@ class _Pairing:
         return _Column(own, data, first.counts)
 
 
-#: Judges by the metrics that their areas are, and what tables call them.
-JUDGES = {"auc_images": ("images", "AUC images"), "auc_features": ("features", "AUC features")}
-#: The controls that are floors, by the answers that they judge.
+#: Classifiers by the metrics that their areas are, and what tables call them.
+CLASSIFIERS = {"auc_images": ("images", "AUC images"), "auc_features": ("features", "AUC features")}
+#: The controls that are floors, by the samples that they judge.
 CONTROLS = {"floor": "mc", "shape_floor": "mc_sums"}
 
 
 def judge_cells(rows: Sequence[Row], modes: Sequence[str]) -> Cells:
-    """The areas of all models of all particle types that were put before judges, and of the floor.
+    """The areas of all models of all particle types that were put before classifiers, and of the floor.
 
     Args:
         rows: The rows of the study.
@@ -232,9 +233,9 @@ def judge_cells(rows: Sequence[Row], modes: Sequence[str]) -> Cells:
     cells: Cells = {}
     for mode in modes:
         for row in rows:
-            found = [_verdicts(e.record.get("classifier", {}), row.candidate(mode)) for e in row.of("all")]
-            for metric, (judge, _) in JUDGES.items():
-                told = [verdicts[judge] for verdicts in found if judge in verdicts]
+            found = [_verdicts(e.record.get("c2st", {}), row.candidate(mode)) for e in row.of("all")]
+            for metric, (classifier, _) in CLASSIFIERS.items():
+                told = [verdicts[classifier] for verdicts in found if classifier in verdicts]
                 if told:
                     areas = [verdict["auc"] for verdict in told]
                     spread = np.std(areas, ddof=1) if len(areas) > 1 else told[0]["error"]
@@ -244,7 +245,7 @@ def judge_cells(rows: Sequence[Row], modes: Sequence[str]) -> Cells:
 
 
 def judge_table(rows: Sequence[Row], cells: Cells, mode: str) -> str:
-    """The areas of one mode as a Markdown section; empty where no model was put before judges.
+    """The areas of one mode as a Markdown section; empty where no model was put before classifiers.
 
     Args:
         rows: The rows of the study.
@@ -253,7 +254,7 @@ def judge_table(rows: Sequence[Row], cells: Cells, mode: str) -> str:
     """
     lines = []
     for row in rows:
-        found = [cells.get((mode, metric, "all", row.label)) for metric in JUDGES]
+        found = [cells.get((mode, metric, "all", row.label)) for metric in CLASSIFIERS]
         if any(found):
             seeds = max(cell.seeds for cell in found if cell)
             title = f"{row.called(mode)} ({seeds} seeds)" if seeds > 1 else row.called(mode)
@@ -261,17 +262,17 @@ def judge_table(rows: Sequence[Row], cells: Cells, mode: str) -> str:
     if not lines:
         return ""
     text = (
-        "Area under the ROC curve: how often a trained judge finds the generated one of a pair, 0.5 is guessing; ± its standard "
-        "error, or the standard deviation over training seeds."
+        "Area under the ROC curve: how often a trained classifier finds the generated one of a pair, 0.5 is guessing; ± its "
+        "standard error, or the standard deviation over training seeds."
     )
-    return f"### Classifier test\n\n{text}\n\n{markdown_table(['', *(title for _, title in JUDGES.values())], lines)}"
+    return f"### C2ST\n\n{text}\n\n{markdown_table(['', *(title for _, title in CLASSIFIERS.values())], lines)}"
 
 
 def _verdicts(test: Mapping[str, Any], candidate: str) -> Mapping[str, Mapping[str, float]]:
-    """By judge, what an evaluation's classifier test says of a candidate or a floor."""
+    """By classifier, what an evaluation's C2ST says of a candidate or a floor."""
     if candidate in CONTROLS:
         return test.get("controls", {}).get(CONTROLS[candidate], {}).get("verdicts", {})
-    return test.get("candidates", {}).get(TITLES[candidate], {}).get("verdicts", {})
+    return test.get("candidates", {}).get(candidate, {}).get("verdicts", {})
 
 
 def mean_ranks(values: np.ndarray) -> np.ndarray:
@@ -337,15 +338,17 @@ def winners(table: Table, cells: Cells, titles: Mapping[str, str]) -> str:
                     f"**{titles[rivals[best]]}** ({ranks[best]:.2f})",
                     f"{100 * shares[best]:.0f} %",
                     f"{titles[rivals[other]]} ({100 * shares[other]:.0f} %)",
-                    f"{HEADINGS[used[0]]} {contrast_text(versus, FORMATS[used[0]])}" if versus else "(itself)",
+                    f"{METRICS[used[0]].heading} {contrast_text(versus, METRICS[used[0]].form)}"
+                    if versus
+                    else "(itself)",
                 ]
             )
     if not lines:
         return ""
     text = (
-        f"The lowest mean rank over {', '.join(HEADINGS[metric] for metric in used)}; in which share of bootstrap resamples of "
-        "the primaries the same model has it, and which other has it most often. That is about these networks and other "
-        "primaries: it does not cover another training, and is no confidence level. The p-values are of single "
+        f"The lowest mean rank over {', '.join(METRICS[metric].heading for metric in used)}; in which share of bootstrap "
+        "resamples of the primaries the same model has it, and which other has it most often. That is about these networks and "
+        "other primaries: it does not cover another training, and is no confidence level. The p-values are of single "
         "comparisons: of twenty without any difference one falls below 0.05. Resampling draws differences of WS towards 0."
     )
     reference = titles.get(table.reference or "", "the reference")

@@ -21,17 +21,17 @@ from tqdm import tqdm
 from calosim import __version__
 from calosim.data.record import Showers
 from calosim.data.root import write
-from calosim.evaluation.definitions import TITLES, in_units, with_spread
-from calosim.evaluation.samples import LEAST_PRIMARIES
 from calosim.evaluation.selection import trained_data
+from calosim.evaluation.stored import TITLES
 from calosim.io import csv_text, markdown_table
-from calosim.metrics.bootstrap import Bootstrap
+from calosim.metrics.bootstrap import LEAST_PRIMARIES, Bootstrap
+from calosim.metrics.registry import METRICS, with_spread
 from calosim.models.base import evaluating
 from calosim.models.shower import ShowerModel
 from calosim.montecarlo.simulate import simulate
 from calosim.processes import one_thread, own_command
 from calosim.runs import Run, git_hash, origin
-from calosim.studies.layout import FORMATS, HEADINGS, REFERENCES, Row, Table
+from calosim.studies.layout import REFERENCES, Row, Table
 from calosim.studies.plan import Plan, Step, command_words, files_of, simulated
 from calosim.studies.run import is_finished, unknown_origin
 from calosim.studies.statistics import Cell, Cells, contrast_text, judge_table, rank_table, winners
@@ -330,7 +330,7 @@ class Comparison:
         for mode in self.modes:
             sections.append(f"## {TITLES[mode][0].upper()}{TITLES[mode][1:]}")
             for metric in self.table.metrics:
-                sections.append(f"### {in_units(HEADINGS[metric])}\n\n{self._metric(mode, metric)}")
+                sections.append(f"### {METRICS[metric].in_units}\n\n{self._metric(mode, metric)}")
                 sections.append(self._contrasts(mode, metric))
             sections.append(judge_table(self.rows, self.cells, mode))
             sections.append(
@@ -375,7 +375,7 @@ class Comparison:
             return (cell.mean, *(cell.interval or (cell.mean - cell.std, cell.mean + cell.std)))
 
         panels = {
-            in_units(HEADINGS[metric]): {
+            METRICS[metric].in_units: {
                 row.called(mode): [point(c) for c in self._line(mode, metric, row.label)] for row in self.rows
             }
             for metric in self.table.metrics
@@ -393,7 +393,7 @@ class Comparison:
         text = (
             f"# Comparison: {self.plan.out.name}\n\n"
             f"{first['rows']} test rows of "
-            f"{first['inputs']} primaries, {first['responses']} responses per row, {first['runs']} runs. Cells: mean ± "
+            f"{first['primaries']} primaries, {first['responses']} responses per row, {first['runs']} runs. Cells: mean ± "
             "standard deviation over runs, or over training seeds where a line says how many; the best model of a column "
             "in bold.\n\n"
             f"Primaries of a column: {', '.join(f'{columns[p]} {count}' for p, count in primaries.items())}. With fewer than "
@@ -404,7 +404,7 @@ class Comparison:
 
     def _metric(self, mode: str, metric: str) -> str:
         """The table of one metric, the best model of each column in bold."""
-        form, titles, lines = FORMATS[metric], self.titles, []
+        form, titles, lines = METRICS[metric].form, self.titles, []
         for row in self.rows:
             seeds = max((c.seeds for k, c in self.cells.items() if k[3] == row.label), default=1)
             texts = [f"{row.called(mode)} ({seeds} seeds)" if seeds > 1 else row.called(mode)]
@@ -427,7 +427,7 @@ class Comparison:
         for row in self.rows:
             versus = [c.versus if c else None for c in self._line(mode, metric, row.label)]
             if any(versus):
-                lines.append([row.title, *(contrast_text(v, FORMATS[metric]) if v else "–" for v in versus)])
+                lines.append([row.title, *(contrast_text(v, METRICS[metric].form) if v else "–" for v in versus)])
         if not lines:
             return ""
         title = self.plan.title(self.table.reference or "")

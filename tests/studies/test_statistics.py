@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from calosim.evaluation.definitions import TITLES
-from calosim.evaluation.stored import Evaluation
+from calosim.evaluation.stored import TITLES, Evaluation
 from calosim.io import read_npz, write_npz
 from calosim.studies.layout import Row, Table, judged_rows
 from calosim.studies.plan import load_plan
@@ -38,7 +37,7 @@ def test_the_better_model_is_told_with_certainty(judged):
 
 
 def test_models_judged_on_other_rows_are_not_compared(judged, tmp_path):
-    path = tmp_path / "out" / "same" / "evaluation" / Evaluation.ANSWERS
+    path = tmp_path / "out" / "same" / "evaluation" / Evaluation.SAMPLES
     stored = read_npz(path)
     write_npz(path, **{**stored, "rows": stored["rows"] + 1})
     with pytest.raises(ValueError, match="judged on other rows of all than good"):
@@ -61,15 +60,15 @@ def test_an_evaluation_is_read_once(judged, monkeypatch):
 
 
 def evaluation(images=None, features=None, **controls):
-    """An evaluation whose judges found these areas, and controls by name."""
+    """An evaluation whose classifiers found these areas, and controls by name."""
 
     def verdicts(*areas):
         names = ("images", "features")
         return {"verdicts": {n: {"auc": a, "error": 0.02} for n, a in zip(names, areas, strict=True) if a is not None}}
 
-    test = {"candidates": {TITLES["shape"]: verdicts(images, features)}} if images else {}
+    test = {"candidates": {"shape": verdicts(images, features)}} if images else {}
     test |= {"controls": {name: verdicts(*areas) for name, areas in controls.items()}} if controls else {}
-    return SimpleNamespace(record={"classifier": test} if test else {}, metrics={TITLES["shape_floor"]: {}})
+    return SimpleNamespace(record={"c2st": test} if test else {}, metrics={"shape_floor": {}})
 
 
 @pytest.fixture
@@ -98,7 +97,7 @@ def test_areas_are_means_over_trainings_beside_the_floor_of_the_mode(rows):
     assert [line.split(" | ")[0] for line in lines[6:]] == ["| good (2 seeds)", "| one", f"| {TITLES['shape_floor']}"]
 
 
-def test_no_judge_no_table(rows):
+def test_no_classifier_no_table(rows):
     cells = judge_cells(rows[2:3], ["shape"])
     assert not cells
     assert judge_table(rows, cells, "shape") == ""

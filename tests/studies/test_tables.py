@@ -125,7 +125,7 @@ def test_tables_show_who_is_better(written):
 
 
 def test_few_primaries_are_said(judged, tmp_path, monkeypatch, capsys):
-    for module in ("cells", "tables"):
+    for module in ("statistics", "tables"):
         monkeypatch.setattr(f"calosim.studies.{module}.LEAST_PRIMARIES", 1000)
     compare(str(judged), resamples=100, quiet=True)
     text = (tmp_path / "out" / "comparison.md").read_text()
