@@ -27,6 +27,8 @@ myst_url_schemes = ["http", "https", "mailto"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+autodoc_type_aliases = {name: name for name in ("OptimizerCallable", "LRSchedulerCallable", "ArrayLike", "NDArray")}
 autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 napoleon_use_ivar = True
@@ -35,7 +37,7 @@ python_maximum_signature_line_length = 100
 html_theme = "furo"
 html_title = f"calosim {release}"
 html_static_path = ["_static"]
-html_theme_options = {"source_repository": "", "navigation_with_keys": True}
+html_theme_options = {"navigation_with_keys": True}
 pygments_style, pygments_dark_style = "friendly", "github-dark"
 
 

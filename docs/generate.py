@@ -20,7 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 
 #: Rooms of the package in the order of the way of the data; what is not named here comes behind.
-ROOMS = "data montecarlo representations flows models metrics simulation evaluation studies export explain report".split()
+ROOMS: tuple[str, ...] = (
+    *("data", "montecarlo", "representations", "flows", "models", "metrics", "simulation"),
+    *("evaluation", "studies", "export", "explain", "report"),
+)
 
 
 def write(folder: Path) -> None:
@@ -29,7 +32,12 @@ def write(folder: Path) -> None:
     Args:
         folder: Where the pages of the reference are; those written here begin with an underscore, or are in ``api``.
     """
-    pages = {"_commands.md": commands(), "_settings.md": settings(), "_metrics.md": metrics(), "_detectors.md": detectors()}
+    pages = {
+        "_commands.md": commands(),
+        "_settings.md": settings(),
+        "_metrics.md": metrics(),
+        "_detectors.md": detectors(),
+    }
     pages |= {f"api/{name}.rst": text for name, text in interface()}
     (folder / "api").mkdir(parents=True, exist_ok=True)
     for old in {*folder.glob("_*.md"), *folder.glob("api/*")} - {folder / name for name in pages}:
@@ -86,7 +94,16 @@ def detectors() -> str:
     from calosim.detectors import DETECTORS
     from calosim.io import markdown_table
 
-    header = ("name", "pixels, x and y", "pitch, cm", "face, cm", "front face at z, cm", "depth, cm", "absorber", "towers in O2")
+    header = (
+        "name",
+        "pixels, x and y",
+        "pitch, cm",
+        "face, cm",
+        "front face at z, cm",
+        "depth, cm",
+        "absorber",
+        "towers in O2",
+    )
     rows = [
         (
             f"`{d.name}` ({d.title})",
@@ -107,15 +124,23 @@ def interface() -> Iterator[tuple[str, str]]:
     """Pages of the Python interface: one for each room of the package, with all of its modules that offer something."""
     package = importlib.import_module("calosim")
     found = {info.name: info.ispkg for info in pkgutil.iter_modules(package.__path__)}
-    rooms = [n for n in ROOMS if found.get(n)] + sorted(n for n, is_room in found.items() if is_room and n not in {*ROOMS, "cli", "conf"})
+    rooms = [n for n in ROOMS if found.get(n)] + sorted(
+        n for n, is_room in found.items() if is_room and n not in {*ROOMS, "cli", "conf"}
+    )
     single = [f"calosim.{n}" for n, is_room in found.items() if not is_room and n != "__main__"]
     yield "calosim", _page("calosim", [], _listed(package))
     for room in rooms:
         top = importlib.import_module(f"calosim.{room}")
-        yield room, _page(f"calosim.{room}", [f"calosim.{room}.{info.name}" for info in pkgutil.iter_modules(top.__path__)])
+        yield (
+            room,
+            _page(f"calosim.{room}", [f"calosim.{room}.{info.name}" for info in pkgutil.iter_modules(top.__path__)]),
+        )
     yield "modules", _page("single modules", single, intro="What the rooms share.")
     callbacks = importlib.import_module("callbacks")
-    yield "callbacks", _page("callbacks", [f"callbacks.{info.name}" for info in pkgutil.iter_modules(callbacks.__path__)])
+    yield (
+        "callbacks",
+        _page("callbacks", [f"callbacks.{info.name}" for info in pkgutil.iter_modules(callbacks.__path__)]),
+    )
 
 
 def _listed(package: ModuleType) -> str:

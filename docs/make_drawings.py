@@ -1,7 +1,7 @@
 """Draws the pictures of the pages as SVG: the chain, the tree of splits, the house. `python docs/make_drawings.py`
 
-All text stands on filled boxes, and lines are a middle grey: the drawings are read on light and on dark pages. Colors are Okabe and Ito's, darkened
-until white text has a contrast of at least 4.5 to 1.
+All text stands on filled boxes, and lines are a middle grey: the drawings are read on light and on dark pages. Colors are
+Okabe and Ito's, darkened until white text has a contrast of at least 4.5 to 1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def drawing(width: int, height: int, title: str, parts: list[str]) -> str:
     """
     arrow = f"<path d='M0,0 L8,4 L0,8 z' fill='{LINE}'/>"
     head = f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' role='img' {FONT}>"
-    marker = f"<defs><marker id='a' markerWidth='8' markerHeight='8' refX='7' refY='4' orient='auto'>{arrow}</marker></defs>"
+    marker = (
+        f"<defs><marker id='a' markerWidth='8' markerHeight='8' refX='7' refY='4' orient='auto'>{arrow}</marker></defs>"
+    )
     return "\n".join([head, f"<title>{escape(title)}</title>", marker, *parts, "</svg>\n"])
 
 
@@ -56,7 +58,9 @@ def _light(share: float) -> str:
 
 def arrow(x1: float, y1: float, x2: float, y2: float) -> str:
     """A line with a head at its end."""
-    return f"<line x1='{x1:g}' y1='{y1:g}' x2='{x2:g}' y2='{y2:g}' stroke='{LINE}' stroke-width='2' marker-end='url(#a)'/>"
+    return (
+        f"<line x1='{x1:g}' y1='{y1:g}' x2='{x2:g}' y2='{y2:g}' stroke='{LINE}' stroke-width='2' marker-end='url(#a)'/>"
+    )
 
 
 def chain() -> str:
@@ -73,7 +77,12 @@ def chain() -> str:
     for x1, x2 in ((150, 192), (568, 610)):
         parts += [arrow(x1, y + 28, x2, 40), arrow(x1, y + 46, x2, 154)]
     parts += [arrow(372, 40, 414, y + 28), arrow(372, 154, 414, y + 46)]
-    return drawing(800, 194, "Monte Carlo responses train two models, which are a fast simulation; it is judged and exported", parts)
+    return drawing(
+        800,
+        194,
+        "Monte Carlo responses train two models, which are a fast simulation; it is judged and exported",
+        parts,
+    )
 
 
 def splits() -> str:
@@ -94,26 +103,38 @@ def splits() -> str:
                     f"<rect x='{x + c * cell:g}' y='{y + r * cell:g}' width='{cell - 1:g}' height='{cell - 1:g}' "
                     f"fill='{shade}' stroke='{LINE}' stroke-width='.7'/>"
                 )
-        found.append(f"<rect x='{x + size / 2 - 58:g}' y='{y + size + 8:g}' width='116' height='24' rx='6' fill='{SLATE}'/>")
+        found.append(
+            f"<rect x='{x + size / 2 - 58:g}' y='{y + size + 8:g}' width='116' height='24' rx='6' fill='{SLATE}'/>"
+        )
         found.append(_text(x + size / 2, y + size + 24.5, 12.5, label, bold=True))
         return found
 
     whole, left, right, top, bottom = range(4), range(2), range(2, 4), range(2), range(2, 4)
-    n, k = total(whole, whole), total(left, whole)
+    n = total(whole, whole)
     parts = grid(20, 94, 96, whole, whole, f"{n} photons")
     places = [(left, whole, 232, 20), (right, whole, 232, 178)]
     for columns, rows, x, y in places:
         parts += [arrow(136, 150, x - 30, y + 56), *grid(x, y, 96, columns, rows, f"{total(columns, rows)} of {n}")]
-    last = [(left, top, 0, places[0]), (left, bottom, 1, places[0]), (right, top, 2, places[1]), (right, bottom, 3, places[1])]
+    last = [
+        (left, top, 0, places[0]),
+        (left, bottom, 1, places[0]),
+        (right, top, 2, places[1]),
+        (right, bottom, 3, places[1]),
+    ]
     for columns, rows, number, (_, _, x, y) in last:
         row = 4 + number * 80
         parts.append(arrow(x + 116, y + 56, 442, row + 26))
-        parts += [box(450, row, 150, 54, GREEN if total(columns, rows) else SLATE, f"{total(columns, rows)} of {total(columns, whole)}")]
+        some, of = total(columns, rows), total(columns, whole)
+        parts.append(box(450, row, 150, 54, GREEN if some else SLATE, f"{some} of {of}"))
         parts.append(arrow(600, row + 27, 640, row + 27))
-        said = ("split on,", "down to pixels") if total(columns, rows) else ("dark:", "nothing to say")
-        parts.append(box(648, row, 152, 54, BLUE if total(columns, rows) else SLATE, *said))
-    assert 0 < k < n
-    return drawing(800, 330, "The face is halved again and again; each node says how many of its photons go to its first half", parts)
+        said = ("split on,", "down to pixels") if some else ("dark:", "nothing to say")
+        parts.append(box(648, row, 152, 54, BLUE if some else SLATE, *said))
+    return drawing(
+        800,
+        330,
+        "The face is halved again and again; each node says how many of its photons go to its first half",
+        parts,
+    )
 
 
 def house() -> str:
