@@ -49,9 +49,10 @@ class Block(NamedTuple):
     text: str
 
 
-def named(pages: list[Path]) -> list:
-    """Pages as parameters, called by their paths."""
-    return [pytest.param(page, id=page.relative_to(ROOT).as_posix()) for page in pages]
+def named(pages: list[Path], slow: tuple[str, ...] = ()) -> list:
+    """Pages as parameters, called by their paths; slow ones by their names."""
+    marks = {page: [pytest.mark.slow] if page.stem in slow else [] for page in pages}
+    return [pytest.param(page, id=page.relative_to(ROOT).as_posix(), marks=marks[page]) for page in pages]
 
 
 def blocks(page: Path) -> list[Block]:
@@ -261,8 +262,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert build.main([*words, str(DOCS), str(tmp_path / "html")]) == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", named(LESSONS))
+@pytest.mark.parametrize("page", named(LESSONS, slow=("judged", "student", "rare", "README")))
 def test_lessons_run_from_top_to_bottom(page, reader, run_folders, root_file, capfd, monkeypatch):
     """On small data, by the real command; what `make demo` leaves is there."""
     (reader / "demo").mkdir()
