@@ -130,6 +130,9 @@ lint: | $(STAMP)  ## ruff (lint and format) and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: | $(STAMP)  ## the site of docs/ in docs/_build/html, its warnings errors
+	$(BIN)/python -m sphinx -W --keep-going --quiet -b html docs docs/_build/html
+
 bench: | $(STAMP)  ## speed of split coordinates, and of flows side by side with nflows and zuko; ARGS="--quick"
 	$(BIN)/python -m benchmarks.splits $(ARGS)
 	$(BIN)/python -m benchmarks.flows --size demo $(ARGS)
@@ -146,6 +149,6 @@ peers: data/study.root data/study-floor.root data/study-same-sums.root  ## flow 
 	$(BIN)/python -m benchmarks.peers $(ARGS) --judge
 
 clean:  ## remove the virtual environments, the demo and caches; data/ and runs/ stay
-	rm -rf $(VENV) .venv-lowest* .venv-newest* demo .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf $(VENV) .venv-lowest* .venv-newest* demo docs/_build docs/reference/_*.md docs/reference/api .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
-.PHONY: help install data calibrate train-teacher train-photons train-acceptance train-student train-focal ablation finetune compare explain report export demo test pytest test-lowest test-newest test-all lint bench bench-gpu peers clean
+.PHONY: help install data calibrate train-teacher train-photons train-acceptance train-student train-focal ablation finetune compare explain report export demo docs test pytest test-lowest test-newest test-all lint bench bench-gpu peers clean
