@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calosim.studies.layout import Table
+from calosim.studies.plan import Table
 from calosim.studies.statistics import Cell, mean_ranks, winners
 
 TITLES = {"a": "A", "b": "B", "c": "C"}

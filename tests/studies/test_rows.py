@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from calosim.io import write_json
-from calosim.studies.layout import Table, judged_rows
-from calosim.studies.plan import load_plan
+from calosim.studies.plan import Study
+from calosim.studies.statistics import evaluated_rows
 
 
 @pytest.mark.parametrize(
@@ -25,11 +25,11 @@ from calosim.studies.plan import load_plan
 )
 def test_a_bad_table_is_refused(make_plan, table, message):
     with pytest.raises(ValueError, match=message):
-        Table.of(load_plan(make_plan(trainings={"a": {}}, table=table)))
+        assert Study(make_plan(trainings={"a": {}}, table=table)).table
 
 
 def test_columns_have_one_name_each(make_plan):
-    table = Table.of(load_plan(make_plan(table={"particles": ["all", "sigma_plus", 3122]})))
+    table = Study(make_plan(table={"particles": ["all", "sigma_plus", 3122]})).table
     assert table.columns == {"all": "all", "sigma+": "Σ⁺", "lambda": "Λ"}
 
 
@@ -38,9 +38,9 @@ def test_only_seeds_and_particles_are_pooled(make_plan):
     options = {"model.optimizer.lr": "{lr}", "seed_everything": "{seed}"}
     config = {"config": ["conf/photons.yaml"]}
     trainings = {"sweep": {**config, "each": each, "options": options, "title": "S"}, "one": config}
-    plan = load_plan(make_plan(trainings=trainings, evaluate={"runs": 2}))
+    plan = Study(make_plan(trainings=trainings, evaluate={"runs": 2}))
     for step in plan.steps.values():
-        if step.verb == "evaluate":
+        if step.subcommand == "evaluate":
             write_json(step.result, {"images": {}})
-    rows = {row.label: (row.title, len(row.evaluations)) for row in judged_rows(plan)}
+    rows = {row.label: (row.title, len(row.evaluations)) for row in evaluated_rows(plan)}
     assert rows == {"sweep-1": ("S (lr 1)", 2), "sweep-2": ("S (lr 2)", 2), "one": ("one", 1)}
