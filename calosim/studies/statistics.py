@@ -304,6 +304,7 @@ def winners(table: Table, cells: Cells, titles: Mapping[str, str]) -> str:
             best = int(ranks.argmin())
             other = max((i for i in range(len(rivals)) if i != best), key=lambda i: shares[i])
             versus = cells[mode, used[0], particle, rivals[best]].versus
+            told = f"{HEADINGS[used[0]]} {contrast_text(versus, FORMATS[used[0]])}" if versus else "(itself)"
             lines.append(
                 [
                     column,
@@ -311,7 +312,7 @@ def winners(table: Table, cells: Cells, titles: Mapping[str, str]) -> str:
                     f"**{titles[rivals[best]]}** ({ranks[best]:.2f})",
                     f"{100 * shares[best]:.0f} %",
                     f"{titles[rivals[other]]} ({100 * shares[other]:.0f} %)",
-                    f"{HEADINGS[used[0]]} {contrast_text(versus, FORMATS[used[0]])}" if versus else "(itself)",
+                    told if table.reference else "–",
                 ]
             )
     if not lines:

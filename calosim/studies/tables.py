@@ -214,15 +214,19 @@ class Comparison:
             return (cell.mean, *(cell.interval or (cell.mean - cell.std, cell.mean + cell.std)))
 
         table, metrics = self.study.table, {m: in_units(HEADINGS[m]) for m in self.study.table.metrics}
-        columns = list(table.columns.values())
+        columns, swept = list(table.columns.values()), self._swept()
         # By title the place of each point's cell: its particle and its label.
         places = {row.called(mode): [(p, row.label) for p in table.particles] for row in self.rows}
-        if list(table.particles) == ["all"] and (sweep := self._sweep()):
-            columns, own = sweep
+        if list(table.particles) == ["all"] and swept:
+            columns, places = list(dict.fromkeys(value for _, value in swept.values())), {}
             metrics |= {test: TESTS[test] for test in self._tests(mode) if test != "nll"}
-            lines = {row.called(mode): row.label for row in self.rows if row.label in REFERENCES}
-            places = {title: [("all", label) for label in labels] for title, labels in own.items()}
-            places |= {title: [("all", label)] * len(columns) for title, label in lines.items()}
+            for row in self.rows:
+                # What is not swept over, a floor for instance, stands beside each value.
+                title, value = swept.get(row.label, (row.called(mode), None))
+                own = places.setdefault(title, [("all", "")] * len(columns))
+                places[title] = [
+                    ("all", row.label) if value in (None, c) else o for c, o in zip(columns, own, strict=True)
+                ]
         panels = {
             heading: {
                 title: [point(self.cells.get((mode, metric, *place))) for place in own] for title, own in places.items()
@@ -231,17 +235,14 @@ class Comparison:
         }
         comparison(panels, columns, path)
 
-    def _sweep(self) -> tuple[list[str], dict[str, list[str]]] | None:
-        """The values that trainings are swept over, and by title the label of the row of each; None if they are not."""
-        found: dict[str, dict[str, str]] = {}
-        for label, step in ((label, step) for label, steps in self.study.runs.items() for step in steps):
-            if swept := self.study.swept(step):
+    def _swept(self) -> dict[str, tuple[str, str]]:
+        """By label of a row that is one of a sweep: what the training is called, and the values that are swept over."""
+        study, found = self.study, {}
+        for step in (step for steps in self.study.runs.values() for step in steps):
+            if swept := study.swept(step):
                 value = ", ".join(f"{name} {value}" for name, value in swept.items())
-                found.setdefault(self.study.title(label), {})[value] = self.study.row(step)[0]
-        columns = list(dict.fromkeys(value for rows in found.values() for value in rows))
-        return (
-            (columns, {title: [rows.get(c, "") for c in columns] for title, rows in found.items()}) if found else None
-        )
+                found[study.row(step)[0]] = study.title(step.label), value
+        return found
 
     def _tests(self, mode: str) -> list[str]:
         """The tests that something is known of."""
@@ -269,13 +270,13 @@ class Comparison:
         return f"{row.called(mode)} ({seeds} seeds)" if seeds > 1 else row.called(mode)
 
     def _cell(self, key: tuple[str, str, str, str], within: bool = False) -> str:
-        """A metric of a row, in bold where it is the best model's; with its interval instead of its deviation if wanted."""
+        """A metric of a row, in bold where it is the best model's; with its interval if wanted."""
         cell, form = self.cells.get(key), FORMATS[key[1]]
         if cell is None or np.isnan(cell.mean):
             return "–"
         text = with_spread(cell.mean, cell.std, form)
         if within and cell.interval:
-            text = "{:{f}} [{:{f}}, {:{f}}]".format(cell.mean, *cell.interval, f=form)
+            text += " [{:{f}}, {:{f}}]".format(*cell.interval, f=form)
         rivals = [self.cells[k].score for label in self.titles if (k := (*key[:3], label)) in self.cells]
         enough = cell.primaries >= LEAST_PRIMARIES and len(rivals) > 1
         best = key[3] in self.titles and enough and cell.score == np.nanmin(rivals)
@@ -302,7 +303,7 @@ class Comparison:
                 lines.append([self._called(mode, row), *line])
         if not lines:
             return ""
-        text = "Metrics with their 95 % intervals by bootstrap over primaries."
+        text = "Metrics with their 95 % intervals by bootstrap over primaries in brackets."
         if tests:
             text += (
                 " AUC: area under the ROC curve of the classifier two-sample test (C2ST), how often a classifier finds the "

@@ -12,7 +12,8 @@ from calosim.models.shower import ShowerModel
 from calosim.studies import tables
 from calosim.studies.compare import compare
 from calosim.studies.plan import Study
-from calosim.studies.tables import generation_times, speed_table
+from calosim.studies.statistics import Cell, Row
+from calosim.studies.tables import Comparison, generation_times, speed_table
 
 
 def test_the_cost_table_counts_what_a_training_starts_from(make_plan, pretend):
@@ -76,3 +77,20 @@ def test_few_primaries_are_said(evaluated, tmp_path, monkeypatch, capsys):
     assert "With fewer than 1000 there are no intervals" in text
     assert "## Winners" not in text
     assert "Difference from" not in text
+
+
+def test_a_sweep_is_drawn_along_its_values(make_plan, monkeypatch, tmp_path):
+    drawn = {}
+    monkeypatch.setattr(
+        "calosim.plots.comparison", lambda panels, columns, path: drawn.update(panels=panels, columns=columns)
+    )
+    sweep = {"config": ["conf/photons.yaml"], "each": {"n": [1, 3]}, "options": {"trainer.max_epochs": "{n}"}}
+    study = Study(make_plan(trainings={"sweep": sweep, "one": {}}, table={"particles": ["all"], "metrics": ["ws"]}))
+    rows = [Row(label, label) for label in ("sweep-1", "sweep-3", "one")]
+    cells = {("shape", "ws", "all", row.label): Cell(2.0 + n, 0.5) for n, row in enumerate(rows)}
+    cells["shape", "auc_images", "all", "sweep-3"] = Cell(0.6, 0.1)
+    Comparison(study, rows, cells, {}, {}).draw(tmp_path / "x.png", "shape")
+    assert drawn["columns"] == ["n 1", "n 3"]
+    one = (4.0, 3.5, 4.5)
+    assert drawn["panels"]["WS, photons"] == {"sweep": [(2.0, 1.5, 2.5), (3.0, 2.5, 3.5)], "one": [one, one]}
+    assert drawn["panels"]["AUC images"]["sweep"] == [None, (0.6, 0.5, pytest.approx(0.7))]
