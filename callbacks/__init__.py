@@ -3,5 +3,6 @@
 from callbacks.checkerboard_validation import CheckerboardValidation
 from callbacks.gradual_unfreezing import GradualUnfreezing
 from callbacks.physics_loss_scaler import PhysicsLossScaler
+from callbacks.processor_time import ProcessorTime
 
-__all__ = ["CheckerboardValidation", "GradualUnfreezing", "PhysicsLossScaler"]
+__all__ = ["CheckerboardValidation", "GradualUnfreezing", "PhysicsLossScaler", "ProcessorTime"]

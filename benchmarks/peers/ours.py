@@ -93,7 +93,7 @@ class TeacherPeer(ShapePeer):
         config = getattr(representations, representation["class_path"])(**representation["init_args"])
         self.settings = {"flow": self.init.get("flow"), "representation": config, "physics": self.init["physics"]}
         self.module = Teacher(detector.name, **self.settings)
-        exact = self.module.representation.per == 1
+        exact = self.module.nll_unit == "nats an image"
         self.nll_unit = "nats per image" if exact else "nats per pixel (density of noisy logits)"
 
     def fit(self, showers: Showers, minutes: float, seed: int) -> int:

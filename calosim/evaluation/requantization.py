@@ -37,7 +37,7 @@ def best_requantizations(
     Raises:
         ValueError: If the model has no noise to remove.
     """
-    if not model.representation.requantizations:
+    if not model.requantizations:
         raise ValueError("this model's counts come out exactly; there is no noise removal to choose")
     val = select_rows(data, Protocol(split="val", rows=rows, rows_of_each=rows))
     channels = _generated_channels(model, val, seed, quiet)
@@ -57,7 +57,7 @@ def best_requantizations(
 def _generated_channels(model: ShowerModel, rows: Selection, seed: int, quiet: bool) -> dict[int, np.ndarray]:
     """Channel values (N, 5) of one response to each row, by noise removal."""
     showers, photon_sums = rows.showers, rows.showers.photon_sum
-    channels = {method: np.zeros((len(rows), 5), dtype=np.int64) for method in model.representation.requantizations}
+    channels = {method: np.zeros((len(rows), 5), dtype=np.int64) for method in model.requantizations}
     batches = [np.arange(i, min(i + 1024, len(rows))) for i in range(0, len(rows), 1024)]
     for batch in tqdm(batches, desc="noise removal", disable=True if quiet else None):
         particles = torch.from_numpy(showers.particles[batch]).to(model.device, torch.float32)
@@ -65,6 +65,6 @@ def _generated_channels(model: ShowerModel, rows: Selection, seed: int, quiet: b
         keys = torch.from_numpy(rows.positions[batch]).to(model.device)
         x = model.generate_points(particles, photon_sum, seed, keys)
         for method, values in channels.items():
-            images = model.representation.decode(x, photon_sum, method)
+            images = model.decode(x, photon_sum, method)
             values[batch] = showers.geometry.channels(images.cpu().numpy())
     return channels

@@ -24,7 +24,6 @@ from calosim.io import markdown_table
 from calosim.metrics.bootstrap import interval, resample, resampled_mean
 from calosim.metrics.c2st import MIN_PRIMARIES, ClassifierSettings, classifier_controls, classifier_test, damaged
 from calosim.models.base import evaluating
-from calosim.models.student import Student
 from calosim.processes import one_thread
 from calosim.simulation.simulator import FastSimulator
 
@@ -210,8 +209,8 @@ def judge_by_likelihood(
         bootstrap over primaries. Or the ``reason`` why there is none.
     """
     models = {0: simulator.shower, **simulator.members}
-    if any(isinstance(model, Student) for model in models.values()):
-        return {"reason": "is not made of students, whose likelihood takes long or is not known"}
+    if any(model.nll_unit is None or not model.fast_likelihood for model in models.values()):
+        return {"reason": "is not made of models whose likelihood takes long or is not known, such as students"}
     if (inputs := len(np.unique(rows.inputs))) < MIN_PRIMARIES:
         return {"reason": f"needs {MIN_PRIMARIES} primaries or more, the rows to judge have {inputs}"}
     images, every = rows.showers.images, np.arange(len(rows))
@@ -222,7 +221,8 @@ def judge_by_likelihood(
         if len(np.unique(rows.inputs[own])) >= MIN_PRIMARIES:
             others["mc_sums"] = own, floor.images(positions[own])
     reference = _surprise(models, rows, images, every, quiet)
-    found: dict[str, Any] = {"per": "image" if simulator.shower.representation.per == 1 else "pixel"}
+    _, _, per = str(simulator.shower.nll_unit).split(" ", 2)  # nats an image
+    found: dict[str, Any] = {"per": per}
     found["monte_carlo"] = float(reference.mean())
     for name, (own, some) in others.items():
         difference = reference[own] - _surprise(models, rows, some, own, quiet)
@@ -278,7 +278,7 @@ def likelihood_tables(results: Mapping[str, Any]) -> list[str]:
         "the Monte Carlo, above where the Monte Carlo surprises the model more than its own responses do, below where they "
         "surprise it more, as damaged responses do."
     )
-    digits = 3 if results["per"] == "image" else 5
+    digits = 5 if results["per"] == "pixel" else 3
     rows = [
         [title, f"{value['difference']:+.{digits}f} ± {value['error']:.{digits}f}"] for title, value in _named(results)
     ]

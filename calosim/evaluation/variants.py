@@ -13,7 +13,6 @@ from calosim.evaluation.samples import Answers
 from calosim.evaluation.selection import Protocol, Selection
 from calosim.io import markdown_table
 from calosim.metrics.wasserstein import VARIANTS, variant_metrics
-from calosim.models.base import evaluating
 from calosim.simulation.simulator import FastSimulator
 
 __all__ = ["measure_variants", "unrounded_channels", "variant_rows", "variant_tables"]
@@ -46,7 +45,7 @@ def measure_variants(
             model = title in (TITLES["shape"], TITLES["chain"])
             series: dict[str, list[float]] = {}
             for run, channels in enumerate(answer.channels):
-                if model and not VARIANTS[name].rounded and simulator.shower.representation.requantizations:
+                if model and not VARIANTS[name].rounded and simulator.shower.requantizations:
                     channels = unrounded_channels(simulator, rows, protocol, run, title == TITLES["chain"])
                 for key, value in variant_metrics(VARIANTS[name], reference[natural], channels[natural]).items():
                     series.setdefault(key, []).append(value)
@@ -83,8 +82,7 @@ def unrounded_channels(
             if own_sums and simulator.photons is not None:
                 total = simulator.photons.sample(features, seed, keys)
             x = model.generate_points(features, total, seed, keys)
-            with evaluating(model):
-                images = model.representation.expected(x, total, noise=False)
+            images = model.expected(x, total)
             channels[part] = showers.geometry.channels(images).double().cpu().numpy()
     return channels.reshape(len(rows), responses, 5)
 

@@ -117,9 +117,10 @@ class Builder:
         Returns:
             The output's name.
         """
-        return self._append(operation, 1, *inputs, **attributes)[0]
+        return self.outputs(operation, 1, *inputs, **attributes)[0]
 
-    def _append(self, operation: str, outputs: int, *inputs: Value, **attributes: Any) -> list[str]:
+    def outputs(self, operation: str, outputs: int, *inputs: Value, **attributes: Any) -> list[str]:
+        """Appends an operation with several outputs, and returns their names."""
         made = [f"v{self.made}_{i}" for i in range(outputs)]
         self.made += 1
         self.nodes.append(_Node(operation, [self._name(value) for value in inputs], made, attributes))
@@ -148,7 +149,7 @@ class Builder:
         """Pieces along an axis; without an operation where there is one."""
         if len(sizes) == 1:
             return [value]
-        return self._append("Split", len(sizes), value, np.asarray(sizes, np.int64), axis=axis)
+        return self.outputs("Split", len(sizes), value, np.asarray(sizes, np.int64), axis=axis)
 
     def pick(self, values: Value, at: Value) -> str:
         """Some of a vector's values, at positions (M,): many times faster than a plain gather of single numbers."""
@@ -292,7 +293,7 @@ class Wanted:
         stream: One of the streams of :mod:`calosim.rng`.
         counters: Which of its numbers, (M,), int64.
         bits: How many bits they have: 23 as from :func:`calosim.rng.uniform`, or 52 as from
-            :func:`calosim.rng.uniform_at`.
+            :func:`calosim.rng.uniform_at`; 0 for the pairs of normal numbers of :func:`calosim.rng.normal`.
     """
 
     stream: int
@@ -325,14 +326,15 @@ class Numbers:
             z = g("Cast", g("Mul", g("Cast", z, to=_INT64), factor.view(np.int64)), to=_UINT64)
         return g("BitwiseXor", z, g("BitShift", z, np.uint64(31), direction="RIGHT"))
 
-    def uniform(self, wanted: Sequence[Wanted]) -> list[str]:
-        """Uniform numbers in (0, 1), of all streams at once.
+    def draw(self, wanted: Sequence[Wanted]) -> list[str]:
+        """Random numbers of all streams at once.
 
         Args:
             wanted: What is wanted of each stream.
 
         Returns:
-            Their names, float64, each with the shape of its counters.
+            Names of uniform numbers in (0, 1), float64, with the shape of their counters (M,); or of normal ones, float32,
+            (2 M,).
         """
         g, golden = self.graph, _GOLDEN.view(np.int64)
         # `draws.row_keys` of the row, for all streams side by side.
@@ -345,10 +347,22 @@ class Numbers:
         bits = self._mixed(g("Concat", *(g("Add", k, _counted(w.counters)) for k, w in each), axis=0))
         made = []
         for part, w in zip(g.split(bits, sizes), wanted, strict=True):
+            if not w.bits:
+                made.append(self._normal(part))
+                continue
             steps = g("Cast", g("BitShift", part, np.uint64(64 - w.bits), direction="RIGHT"), to=_DOUBLE)
             made.append(g("Mul", g("Add", steps, np.float64(0.5)), np.float64(2.0**-w.bits)))
         return made
 
+    def _normal(self, bits: str) -> str:
+        """The transform of Box and Muller of uint64 (M,), as :func:`calosim.rng.normal` has it; (2 M,) float32."""
+        g = self.graph
+        high = g("Cast", g("BitShift", bits, np.uint64(32), direction="RIGHT"), to=_FLOAT)
+        angle = g("Mul", g("Cast", g("BitwiseAnd", bits, np.uint64(0xFFFFFFFF)), to=_FLOAT), 2 * np.pi * 2.0**-32)
+        share = g("Min", g("Mul", g("Add", high, 1.0), 2.0**-32), 1.0)
+        radius = g("Sqrt", g("Mul", g("Log", share), -2.0))
+        return g("Concat", g("Mul", radius, g("Cos", angle)), g("Mul", radius, g("Sin", angle)), axis=0)
+
 
 #: ONNX's numbers of types.
-_INT64, _DOUBLE, _UINT64 = 7, 11, 13
+_FLOAT, _INT64, _DOUBLE, _UINT64 = 1, 7, 11, 13

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from calosim import rng
 from calosim.models.base import CalosimModule, evaluating
@@ -67,7 +66,6 @@ class Acceptance(CalosimModule):
         self.features = FeatureScaler(self.detector)
         self.encoding = PiecewiseLinear(self.features.width, (MASS, *SPOT) if bins else (), bins)
         self.networks = Ensemble((self.encoding.width, *hidden, 1), members)
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
 
     def setup(self, stage: str) -> None:
         """Fits standardizations and bins on the training split, unless a checkpoint brought them.
@@ -105,13 +103,11 @@ class Acceptance(CalosimModule):
 
     def validation_step(self, batch: dict[str, Tensor]) -> None:
         """Accumulates the cross-entropy over all rows of all processes."""
-        self.val_loss.update(self._losses(batch).mean(0))
-        self.log("val/loss", self.val_loss, prog_bar=True)
+        self.log_mean("val/loss", self._losses(batch).mean(0), prog_bar=True)
 
     def test_step(self, batch: dict[str, Tensor]) -> None:
         """Accumulates the cross-entropy of the test split."""
-        self.test_loss.update(self._losses(batch).mean(0))
-        self.log("test/loss", self.test_loss)
+        self.log_mean("test/loss", self._losses(batch).mean(0))
 
     def probability(self, particles: Tensor) -> Tensor:
         """The probability of a response.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from calosim import rng
 from calosim.detectors import get_detector
@@ -103,6 +104,7 @@ class CalosimModule(LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.init = {"detector": self.detector.name, **init}
         self.save_hyperparameters(self.init)  # Lightning's too: `load_from_checkpoint` and loggers have them
+        self.means = nn.ModuleDict()
         #: What the models have learned from that this one begins from, and which primaries they have seen.
         self.ancestors: Lineage = []
         self.seen_before: Seen | None = None
@@ -176,6 +178,20 @@ class CalosimModule(LightningModule):
         when = "training" if self.training else "evaluation"
         check_rows(losses, batch["rows"], f"loss in {when} after {self.global_step} steps")
         return losses
+
+    def log_mean(self, name: str, values: Tensor, prog_bar: bool = False) -> None:
+        """Logs the mean of values over all rows of an evaluation and of all processes.
+
+        Args:
+            name: The name in the log.
+            values: Of the batch's rows, with shape (B,).
+            prog_bar: Whether the progress bar shows it.
+        """
+        if name not in self.means:
+            self.means[name] = MeanMetric().to(self.device)
+        metric = cast(MeanMetric, self.means[name])
+        metric.update(values)
+        self.log(name, metric, prog_bar=prog_bar, metric_attribute=f"means.{name}")
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Ends a training whose gradients are not finite, before they are clipped and reach the weights.

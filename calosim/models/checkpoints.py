@@ -41,6 +41,9 @@ ENTRY_POINTS = "calosim.models"
 MODULES: dict[str, str] = {
     "Teacher": "calosim.models.teacher",
     "Student": "calosim.models.student",
+    "FlowMatching": "calosim.models.flow_matching",
+    "GAN": "calosim.models.gan",
+    "VAE": "calosim.models.vae",
     "FineTune": "calosim.models.finetune",
     "PhotonSum": "calosim.models.photon_sum",
     "Acceptance": "calosim.models.acceptance",

@@ -1,6 +1,6 @@
-r"""Losses of the student as pure functions, one value a row: distillation, read-out channels, shower center.
+r"""Losses of the student: their settings, and pure functions with one value a row: distillation, channels, shower center.
 
-All are differentiable and run on any device. None averages over the batch, so that rows can be weighted.
+All functions are differentiable and run on any device. None averages over the batch, so that rows can be weighted.
 
 References:
     | CaloFlow II (Krause and Shih, 2021), https://arxiv.org/abs/2110.11377
@@ -12,6 +12,8 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +21,11 @@ from torch import Tensor
 from calosim.detectors import Convention, Detector
 
 __all__ = [
+    "CHANNEL_POWERS",
+    "ChannelLoss",
+    "ChannelScale",
+    "LossWeights",
+    "StudentLosses",
     "center_of_gravity",
     "channel_loss",
     "distillation",
@@ -27,6 +34,87 @@ __all__ = [
     "squared_distance",
     "straight_center",
 ]
+
+
+ChannelScale = Literal["photons", "poisson", "relative"]
+
+#: What differences of channel values are divided by: 1, the statistical error of the photon sum, or the photon sum.
+CHANNEL_POWERS: dict[str, float] = {"photons": 0.0, "poisson": 0.5, "relative": 1.0}
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the parts of a distillation loss; 0 switches a part off.
+
+    Attributes:
+        outputs: Of the final output, data or noise.
+        intermediate: Of the states between the transformations.
+        parameters: Of the conditioners' outputs.
+    """
+
+    outputs: float = 1.0
+    intermediate: float = 1.0
+    parameters: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not value >= 0:
+                raise ValueError(f"expected a loss weight of at least 0 for {name}, got {value}")
+
+
+@dataclass(frozen=True)
+class ChannelLoss:
+    """The loss of the five channels, see :func:`channel_loss`.
+
+    Attributes:
+        weight: Its weight; 0 switches it off.
+        warmup_steps: It is ramped up linearly over that many steps; not in validation.
+        scale: What differences of channels are divided by: ``photons`` (1), ``poisson`` (the root of the row's photon
+            sum) or ``relative`` (the photon sum).
+        convention: The channel convention, see :meth:`calosim.detectors.Detector.masks`.
+    """
+
+    weight: float = 0.0
+    warmup_steps: int = 0
+    scale: ChannelScale = "poisson"
+    convention: Convention = "paper"
+
+    def __post_init__(self) -> None:
+        if self.scale not in CHANNEL_POWERS:
+            raise ValueError(f"unknown channel scale {self.scale!r}; expected one of {', '.join(CHANNEL_POWERS)}")
+
+
+#: The defaults, fully guided as published, and no channel loss; never changed.
+ALL_PARTS, NO_CHANNELS = LossWeights(), ChannelLoss()
+
+
+@dataclass(frozen=True)
+class StudentLosses:
+    """What a student is trained on.
+
+    Attributes:
+        x: Weights of the loss that starts from data.
+        z: Weights of the loss that starts from noise.
+        channel: The loss of the five channels.
+        center: Weight of the distance of the shower's center from the expected one, per cm; for FoCal-H.
+    """
+
+    x: LossWeights = ALL_PARTS
+    z: LossWeights = ALL_PARTS
+    channel: ChannelLoss = NO_CHANNELS
+    center: float = 0.0
+
+    def weights(self, step: int | None = None) -> dict[str, float]:
+        """The weights of all losses that are not switched off: ``x_outputs`` and so on, ``channel``, ``center``.
+
+        Args:
+            step: The training step, for the ramp of the channel loss; its full weight if not given.
+        """
+        found = {f"{space}_{part}": w for space in "xz" for part, w in asdict(getattr(self, space)).items()}
+        warmup = self.channel.warmup_steps
+        ramp = 1.0 if step is None or step >= warmup else (step + 1) / (warmup + 1)
+        found |= {"channel": self.channel.weight * ramp, "center": self.center}
+        return {name: w for name, w in found.items() if w}
 
 
 def squared_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -37,9 +37,15 @@ class WarmupCosine(LRScheduler):
         every: ``step``: a step is a batch; ``epoch``: a step is an epoch.
         last_epoch: The step to go on from; -1 begins anew.
 
+    Attributes:
+        share: The share of the training that is done, where something else than steps ends it, such as
+            :class:`callbacks.ProcessorTime`; without ``total_steps`` it is what counts.
+
     Raises:
         ValueError: If an argument is out of its range.
     """
+
+    share: float | None = None
 
     def __init__(
         self,
@@ -64,9 +70,9 @@ class WarmupCosine(LRScheduler):
         """What the learning rate is multiplied by in a step."""
         warmup = self.warmup_steps if self.total_steps is None else min(self.warmup_steps, self.total_steps // 4)
         rise = min(1.0, (step + 1) / (warmup + 1))
-        if self.total_steps is None:
+        done = self.share if self.total_steps is None else min(1.0, step / self.total_steps)
+        if done is None:
             return rise
-        done = min(1.0, step / self.total_steps)
         return rise * (self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from calosim import rng
 from calosim.flows import mixture
@@ -337,8 +336,6 @@ class PhotonSum(CalosimModule):
         for member in range(self.posterior.members):
             if (start := self.head.initial_bias()) is not None:
                 self.posterior.start_from(member, start)
-        self.val_nll = MeanMetric()
-        self.test_nll = MeanMetric()
         self._networks: dict[int, list[nn.Module]] = {}
         self.register_load_state_dict_post_hook(_forget_networks)
 
@@ -384,13 +381,11 @@ class PhotonSum(CalosimModule):
 
     def validation_step(self, batch: dict[str, Tensor]) -> None:
         """Accumulates the negative log predictive probability over all rows of all processes."""
-        self.val_nll.update(self.finite(self._evaluation_step(batch), batch))
-        self.log("val/loss", self.val_nll, prog_bar=True)
+        self.log_mean("val/loss", self.finite(self._evaluation_step(batch), batch), prog_bar=True)
 
     def test_step(self, batch: dict[str, Tensor]) -> None:
         """Accumulates the negative log predictive probability of the test split."""
-        self.test_nll.update(self.finite(self._evaluation_step(batch), batch))
-        self.log("test/loss", self.test_nll)
+        self.log_mean("test/loss", self.finite(self._evaluation_step(batch), batch))
 
     # -- inference ----------------------------------------------------------------------------------------------------
 

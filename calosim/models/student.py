@@ -8,17 +8,16 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torch import Tensor
 
 from calosim import rng
-from calosim.flows import FlowChanges, FlowConfig, prune
+from calosim.flows import FlowChanges, prune
 from calosim.models.base import fit_sample, step_keys
-from calosim.models.distillation import CHANNEL_POWERS, CountPairing, Paired, PointPairing, StudentLosses
-from calosim.models.losses import channel_loss, distillation, shower_center
+from calosim.models.losses import CHANNEL_POWERS, StudentLosses, channel_loss, distillation, shower_center
 from calosim.models.provenance import joined
-from calosim.models.shower import ShowerModel
+from calosim.models.shower import FlowModel
 from calosim.representations import RepresentationConfig, SplitConfig, from_plain
+from calosim.representations.distillation import Paired
 
 __all__ = ["Student"]
 
@@ -29,7 +28,7 @@ PRUNING_ROWS = 2048
 LOSSES, AS_TEACHER = StudentLosses(), FlowChanges()
 
 
-class Student(ShowerModel):
+class Student(FlowModel):
     r"""Inverse autoregressive flow of the shower's shape, trained on what its teacher does with data and with noise.
 
     Architecture and preprocessing are the teacher's unless given. The teacher is needed for training and validation
@@ -61,6 +60,8 @@ class Student(ShowerModel):
         ValueError: If the teacher does not fit: another detector, or parts that cannot be paired.
     """
 
+    fast_likelihood = False  # where there is one, it is of a flow that is fast the other way
+
     def __init__(
         self,
         detector: str = "zn",
@@ -73,27 +74,25 @@ class Student(ShowerModel):
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-4, fused=True),
         scheduler: LRSchedulerCallable | None = None,
     ):
-        teacher = None if init_from is None else ShowerModel.load(init_from)
+        teacher = None if init_from is None else FlowModel.load(init_from)
         known: dict[str, Any] = {"representation": SplitConfig(), "physics": True} if teacher is None else teacher.init
         given = {"representation": representation, "physics": physics}
         preprocessing: dict[str, Any] = {n: known[n] if value is None else value for n, value in given.items()}
         settings = preprocessing["representation"] = from_plain(preprocessing["representation"])
-        size = _size(settings, known.get("flow"), flow)
-        super().__init__(detector, size, **preprocessing, optimizer=optimizer, scheduler=scheduler)
-        self.flow = self.representation.flow(self.features.width, size, inverse=True)
+        size = settings.student_settings(known.get("flow"), flow)
+        super().__init__(detector, size, **preprocessing, optimizer=optimizer, scheduler=scheduler, inverse=True)
         self.losses = losses
         # In a tuple, or it would be a submodule, with all that this means for checkpoint, optimizer and processes.
-        self._teacher: tuple[ShowerModel, ...] = ()
-        self._forerunner: tuple[ShowerModel, ...] = ()
+        self._teacher: tuple[FlowModel, ...] = ()
+        self._forerunner: tuple[FlowModel, ...] = ()
         if teacher is not None:
             self._adopt(teacher, str(init_from), start)
             if not losses.weights():
                 raise ValueError("expected at least one loss with a weight above 0, got none")
-        self.val_parts = nn.ModuleDict({name: MeanMetric() for name in ("loss", "kl", *losses.weights())})
 
     # -- the teacher --------------------------------------------------------------------------------------------------
 
-    def _adopt(self, teacher: ShowerModel, source: str, start: str) -> None:
+    def _adopt(self, teacher: FlowModel, source: str, start: str) -> None:
         """Checks a teacher against this student, copies its standardizations and keeps it, frozen."""
         if teacher.detector != self.detector:
             raise ValueError(
@@ -105,8 +104,15 @@ class Student(ShowerModel):
                     f"{source}: expected a student of the teacher's preprocessing, {name} {teacher.init[name]}, got "
                     f"{self.init[name]}"
                 )
-        pairing = self._pairing(teacher)
-        pairing.check(self.losses, source)
+        pairing = self.representation.pairing(teacher.flow, self.flow)
+        unpaired = pairing.unpaired(source)
+        for name in (f"{space}.{part}" for space in "xz" for part in ("intermediate", "parameters")):
+            space, _, part = name.partition(".")
+            if getattr(getattr(self.losses, space), part) and unpaired.get(part):
+                raise ValueError(
+                    f"{source}: expected a student that can be paired with its teacher, got {unpaired[part]}; set "
+                    f"--model.losses.{name} 0, or choose the teacher's size"
+                )
         self.features.load_state_dict(teacher.features.state_dict())
         self.representation.load_state_dict(teacher.representation.state_dict())
         if start == "teacher":
@@ -118,16 +124,12 @@ class Student(ShowerModel):
                 ) from None
         elif start != "random":
             self._forerunner = (self._student_to_start_from(start),)
-        # What coordinates have of their own, local splits, is the teacher's and stays so.
+        # What the representation has of its own, local splits, is the teacher's and stays so.
         self.representation.requires_grad_(False)
         self._teacher = (teacher.eval().requires_grad_(False),)
         self.ancestors = joined(*(model.lineage for model in (*self._teacher, *self._forerunner)))
 
-    def _pairing(self, teacher: ShowerModel) -> PointPairing | CountPairing:
-        kind = PointPairing if self.representation.nodes is None else CountPairing
-        return kind(self.representation, teacher.flow, self.flow)
-
-    def _student_to_start_from(self, source: str) -> ShowerModel:
+    def _student_to_start_from(self, source: str) -> FlowModel:
         if not Path(source).exists():
             raise ValueError(
                 f"unknown start {source!r}; expected random, teacher, or a student's run folder or checkpoint"
@@ -153,7 +155,7 @@ class Student(ShowerModel):
             )
         return other
 
-    def _start(self, forerunner: ShowerModel) -> None:
+    def _start(self, forerunner: FlowModel) -> None:
         """Takes over another student's weights, pruned on noise and contexts of training rows if it is wider."""
         theirs, ours = forerunner.init["flow"], self.init["flow"]
         if theirs is None or all(theirs[name] == ours[name] for name in ("hidden", "context_share")):
@@ -166,7 +168,7 @@ class Student(ShowerModel):
         prune(forerunner.flow, self.flow, noise, self.context(particles[some], images[some].flatten(1).sum(1)))
 
     @property
-    def teacher(self) -> ShowerModel:
+    def teacher(self) -> FlowModel:
         """The teacher, frozen, where the student is.
 
         Raises:
@@ -199,31 +201,33 @@ class Student(ShowerModel):
         return ("loss_weight", *(("physics_weight",) if self.losses.channel.weight or self.losses.center else ()))
 
     def parts(self, batch: dict[str, Tensor], step: int = -1) -> dict[str, Tensor]:
-        """The losses of each row, not weighted.
+        """The losses of each row: their weighted sum, and each without its weight.
 
         Args:
-            batch: A batch of :class:`~calosim.data.datamodule.RootDataModule`.
-            step: The training step, which keys the noise; -1 is the fixed noise of validation.
+            batch: A batch of :class:`~calosim.data.datamodule.RootDataModule`. In training, its ``loss_weight`` and
+                ``physics_weight`` count, if a callback put them there.
+            step: The training step, which keys the noise and ramps the channel loss; -1 for validation.
 
         Returns:
-            For each name of :meth:`~calosim.models.distillation.StudentLosses.weights` the losses with shape (B,):
-            ``x_outputs`` and so on, ``channel``, ``center``; and ``kl``, the contribution to the divergence of the
-            student from the teacher in nats, over :attr:`~calosim.representations.Representation.per`, if anything starts from
-            noise.
+            ``loss``; for each name of :meth:`~calosim.models.losses.StudentLosses.weights` the losses with shape (B,):
+            ``x_outputs`` and so on, ``channel``, ``center``; and ``kl``, the contribution to the divergence of the student from
+            the teacher in the unit of the likelihood, if anything starts from noise.
         """
-        weights = self.losses.weights()
+        weights, pairing = self.losses.weights(), self.representation.pairing(self.teacher.flow, self.flow)
         images, context, keys = self.inputs(batch, step)
         parts: dict[str, Tensor] = {}
         if any(n in weights for n in ("x_outputs", "x_intermediate", "x_parameters", "channel", "center")):
-            found = self._pairing(self.teacher).from_data(images, context, keys)
+            found = pairing.from_data(images, context, keys)
             parts |= self._compared("x", found)
             parts |= self._physics(batch, cast(Tensor, found.data), found.made)
         if any(n in weights for n in ("z_outputs", "z_intermediate", "z_parameters")):
             z = rng.normal(step_keys(batch["rows"], rng.TRAINING_STREAM, step), self.representation.size)
-            found = self._pairing(self.teacher).from_noise(z, context, images.flatten(1).sum(1))
+            found = pairing.from_noise(z, context, images.flatten(1).sum(1))
             parts |= self._compared("z", found)
             parts["kl"] = cast(Tensor, found.kl)
-        return parts
+        training = step >= 0
+        total = self.objective(parts, batch if training else None, step if training else None)
+        return {"loss": total, **parts}
 
     def objective(
         self, parts: dict[str, Tensor], batch: dict[str, Tensor] | None = None, step: int | None = None
@@ -265,47 +269,3 @@ class Student(ShowerModel):
             images_without_noise = expected(made, photon_sum, noise=False)
             parts["center"] = shower_center(images_without_noise, batch["particles"], self.detector)
         return parts
-
-    # -- training -----------------------------------------------------------------------------------------------------
-
-    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
-        """Minimizes the weighted sum of the losses, the mean over rows."""
-        parts, rows = self.parts(batch, self.global_step), len(batch["rows"])
-        loss = self.finite(self.objective(parts, batch, self.global_step), batch).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=rows, sync_dist=True)
-        for name, part in parts.items():
-            self.log(f"train/{name}", part.detach().mean(), batch_size=rows, sync_dist=True)
-        return loss
-
-    def validation_step(self, batch: dict[str, Tensor]) -> None:
-        """Accumulates the losses, rows not weighted and noise fixed, over all rows of all processes."""
-        parts = self.parts(batch)
-        parts["loss"] = self.finite(self.objective(parts), batch)
-        for name, part in parts.items():
-            metric = cast(MeanMetric, self.val_parts[name])
-            metric.update(part)
-            self.log(f"val/{name}", metric, prog_bar=name == "loss")
-
-    def test_step(self, batch: dict[str, Tensor]) -> None:
-        """Accumulates the likelihood of the test split; where a student has none, of counts, its losses."""
-        if self.representation.nodes is None:
-            return super().test_step(batch)
-        self.test_nll.update(self.finite(self.objective(self.parts(batch)), batch))
-        self.log("test/loss", self.test_nll)
-
-
-def _size(settings: RepresentationConfig, known: Any, changes: Any) -> FlowConfig | None:
-    """Settings of a student's flow of points; None where the coordinates say all.
-
-    Raises:
-        ValueError: If something is asked for that has no meaning there.
-    """
-    if isinstance(changes, dict):
-        return settings.flow_settings(changes)
-    size = settings.flow_settings(known)
-    if size is not None:
-        # Without dropout unless given: the targets are exact and never repeat.
-        return size.changed(FlowChanges(dropout=0.0)).changed(changes)
-    if changes not in (None, AS_TEACHER):
-        raise ValueError("expected no settings of a flow with split coordinates: a student has its teacher's size")
-    return None

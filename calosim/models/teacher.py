@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from calosim.flows import FlowConfig
-from calosim.models.shower import ShowerModel
+from calosim.models.shower import FlowModel
 from calosim.representations import RepresentationConfig, SplitConfig, from_plain
 
 __all__ = ["Teacher"]
@@ -17,7 +19,7 @@ __all__ = ["Teacher"]
 COORDINATES = SplitConfig()
 
 
-class Teacher(ShowerModel):
+class Teacher(FlowModel):
     r"""Masked autoregressive flow :math:`p(x \mid \text{primary}, N)` over coordinates of the shape.
 
     Args:
@@ -44,18 +46,12 @@ class Teacher(ShowerModel):
         scheduler: LRSchedulerCallable | None = None,
     ):
         settings = from_plain(representation)
-        flow = settings.flow_settings(flow)
-        super().__init__(detector, flow, settings, physics, optimizer, scheduler)
-        self.flow = self.representation.flow(self.features.width, flow)
-        self.val_nll = MeanMetric()
+        super().__init__(detector, settings.flow_settings(flow), settings, physics, optimizer, scheduler)
 
-    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
-        """Minimizes the negative log-likelihood in nats."""
-        loss = self.finite(-self.log_likelihood(batch, self.global_step), batch).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["rows"]), sync_dist=True)
-        return loss
+    def loss(self, batch: dict[str, Tensor], step: int = -1) -> Tensor:
+        """The negative log-likelihood, see :meth:`ShowerModel.loss`."""
+        return -self.log_likelihood(batch, step)
 
-    def validation_step(self, batch: dict[str, Tensor]) -> None:
-        """Accumulates the negative log-likelihood over all rows of all processes."""
-        self.val_nll.update(self.finite(-self.log_likelihood(batch), batch))
-        self.log("val/loss", self.val_nll, prog_bar=True)
+    def sequential(self, particles: Tensor, photon_sum: Tensor) -> tuple[Callable[[], Any], int] | None:
+        """As the representation does, see :meth:`ShowerModel.sequential`."""
+        return self.representation.sequential(self.flow, self.context(particles, photon_sum))

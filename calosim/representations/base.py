@@ -1,8 +1,9 @@
-"""What coordinates of a shower are: the wall between images and the flows that model them."""
+"""What a representation of showers is: the wall between images and the flows that model them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,28 +17,31 @@ __all__ = ["Representation"]
 class Representation(nn.Module, ABC):
     """Photon images to the real numbers that a flow models, and back.
 
-    Models, callbacks and tools know this interface alone. Random numbers are keyed by row, so that neither batch size nor
+    Models know this interface alone. Random numbers are keyed by row, so that neither batch size nor
     the number of processes changes them.
 
     Args:
         detector: The detector whose images they describe.
 
     Attributes:
-        size: The number D of coordinates, the features of the flow.
-        per: What a log-likelihood is divided by: the number of pixels where it is a density of D = pixels noisy
-            coordinates; 1 where it is a probability of the image.
-        nodes: None where a flow of points models the coordinates. Else what a masked network of counts splits: for each
-            of D nodes its source, which child of it it is, and its step, see :class:`calosim.flows.MaskedSplits`.
-        requantizations: The ways from coordinates to integer counts and what they do, by number; empty where counts come out
+        size: The number D of coordinates of a point, the features of the flow.
+        nll_unit: The unit of :meth:`log_likelihood`: ``nats an image`` if it is the probability of the image, ``nats a pixel`` if
+            it is a density of D = pixels noisy numbers, over D.
+        inverse_nll_unit: The same of a student's flow; None if that has no likelihood.
+        small_products: Whether threads that share a product of the flow wait for each other longer than they save.
+        not_exportable: Why a model cannot be exported as a graph, in words; empty if it can.
+        requantizations: The ways from points to integer counts and what they do, by number; empty where counts come out
             exactly.
         requantization: The one that is used unless another is asked for; None where there is none.
     """
 
     size: int
-    per: int
+    nll_unit: str
+    inverse_nll_unit: str | None = None
+    small_products = True
+    not_exportable = "no graph is known of its representation"
     requantizations: dict[int, str] = {}  # noqa: RUF012
     requantization: int | None = None
-    nodes: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __init__(self, detector: Detector):
         super().__init__()
@@ -54,24 +58,25 @@ class Representation(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Photon counts to coordinates.
+        """Photon counts to points.
 
         Args:
             images: Photon counts with shape (B, nx, ny).
             keys: Row keys of the dequantization noise with shape (B,).
 
         Returns:
-            Coordinates (B, D), and the log-volume (B,) that turns their log-density into that of the images.
+            Points (B, D), and the log-volume (B,) that turns their log-density into that of the images.
         """
 
     @abstractmethod
     def decode(self, x: Tensor, photon_sum: Tensor, requantization: int | Tensor | None = None) -> Tensor:
-        """Coordinates to photon counts.
+        """Points to photon counts.
 
         Args:
-            x: Coordinates with shape (B, D).
+            x: Points with shape (B, D).
             photon_sum: Photons with shape (B,); an image whose sum is 0 is empty.
-            rounding: A key of :attr:`requantizations`, for all rows or for each, shape (B,); :attr:`requantization` if None.
+            requantization: A key of :attr:`requantizations`, for all rows or for each, shape (B,); the representation's own if
+                None.
 
         Returns:
             Photon counts with shape (B, nx, ny), int64.
@@ -79,10 +84,10 @@ class Representation(nn.Module, ABC):
 
     @abstractmethod
     def expected(self, x: Tensor, photon_sum: Tensor, noise: bool = True) -> Tensor:
-        """The image that coordinates stand for, before rounding; differentiable.
+        """The image that points stand for, before requantization; differentiable.
 
         Args:
-            x: Coordinates with shape (B, D).
+            x: Points with shape (B, D).
             photon_sum: Photons with shape (B,).
             noise: Whether the dequantization noise is left in, so that it drops out of the difference of two images with
                 the same noise; else its expectation is subtracted.
@@ -93,17 +98,25 @@ class Representation(nn.Module, ABC):
 
     @abstractmethod
     def log_likelihood(self, flow: Any, images: Tensor, context: Tensor, particles: Tensor, keys: Tensor) -> Tensor:
-        """The log-likelihood of images given their photon sums, over :attr:`per`.
+        """The log-likelihood of images given their photon sums.
 
         Args:
-            flow: The flow of these coordinates.
+            flow: The flow of this representation.
             images: Photon counts with shape (B, nx, ny).
             context: What the flow is conditioned on, with shape (B, C).
             particles: Features of the primaries with shape (B, 9).
             keys: Row keys of dequantization noise with shape (B,).
 
         Returns:
-            Nats with shape (B,).
+            In :attr:`nll_unit`, with shape (B,).
+        """
+
+    @abstractmethod
+    def pairing(self, teacher: Any, student: Any) -> Any:
+        """What a teacher's and a student's flow of this representation make of data and noise side by side.
+
+        Returns:
+            As :class:`calosim.representations.distillation.PointPairing`.
         """
 
     @abstractmethod
@@ -119,12 +132,12 @@ class Representation(nn.Module, ABC):
         """Draws images.
 
         Args:
-            flow: The flow of these coordinates.
+            flow: The flow of this representation.
             photon_sum: Photons with shape (B,).
             context: With shape (B, C).
             particles: With shape (B, 9).
             keys: Row keys of the draws with shape (B,).
-            rounding: See :meth:`decode`.
+            requantization: See :meth:`decode`.
 
         Returns:
             Photon counts with shape (B, nx, ny), int64.
@@ -132,29 +145,26 @@ class Representation(nn.Module, ABC):
 
     @abstractmethod
     def flow(self, context: int, settings: FlowConfig | None, inverse: bool = False) -> nn.Module:
-        """Makes the flow that models these coordinates.
+        """Makes the flow that models this representation.
 
         Args:
             context: The number of context features.
-            settings: Of a flow of points; None where the coordinates' own settings say all.
+            settings: Of a flow of points; None where the representation's own settings say all.
             inverse: Whether sampling takes one pass (a student's) instead of the likelihood (a teacher's).
         """
 
     def stages(self) -> list[Stage]:
-        """What of these coordinates is trained besides the flow, from the flow's side to the pixels."""
+        """What of the representation is trained besides the flow, from the flow's side to the pixels."""
         return []
 
-    def check_requantization(self, requantization: int | None) -> int | None:
-        """Refuses a rounding that these coordinates do not have.
+    def points(self, flow: Any, context: Tensor, keys: Tensor) -> Tensor:
+        """Draws points (B, D) before they become counts, see :meth:`generate`.
 
         Raises:
-            ValueError: If so.
+            ValueError: If counts come out exactly.
         """
-        if requantization is not None and requantization not in self.requantizations:
-            known = (
-                f"one of {', '.join(map(str, self.requantizations))}"
-                if self.requantizations
-                else "none: counts come out exactly"
-            )
-            raise ValueError(f"unknown noise removal {requantization!r}; expected {known}")
-        return requantization
+        raise ValueError("counts come out exactly: there is nothing to requantize")
+
+    def sequential(self, flow: Any, context: Tensor) -> tuple[Callable[[], Any], int] | None:
+        """One pass of the flow, and how many of them a feature-by-feature sampler takes; None if nobody samples so."""
+        return None

@@ -16,6 +16,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +25,13 @@ from torch import Tensor, nn
 
 from calosim import rng
 from calosim.detectors import Detector
-from calosim.flows import FlowConfig, iaf, maf
+from calosim.flows import FlowChanges, FlowConfig, iaf, maf
 from calosim.representations.base import Representation
+from calosim.representations.distillation import PointPairing
 
 __all__ = ["REQUANTIZATIONS", "PixelConfig", "PixelLogits", "requantize"]
 
-#: The four published noise removals.
+#: The four published ways to remove the noise.
 REQUANTIZATIONS: dict[int, str] = {
     1: "floor",
     2: "subtract the expected noise, round",
@@ -57,7 +59,7 @@ def requantize(values: Tensor, photon_sum: Tensor, method: int | Tensor = 3, noi
     """
     method = torch.as_tensor(method, device=values.device).expand(len(values))
     if not bool(((method >= 1) & (method <= 4)).all()):
-        raise ValueError(f"unknown noise removal {method.unique().tolist()}; expected 1, 2, 3 or 4")
+        raise ValueError(f"unknown requantization {method.unique().tolist()}; expected 1, 2, 3 or 4")
     column = (-1, *[1] * (values.ndim - 1))
     floors, renormalizes = (method % 2 == 1).view(column), method >= 3
     counts = torch.where(floors, values.floor(), (values - noise / 2).round().clamp(min=0))
@@ -84,6 +86,13 @@ class PixelConfig:
         """Settings of the flow: those that are given, else the published ones."""
         return FlowConfig() if given is None else FlowConfig.from_plain(given)
 
+    def student_settings(self, known: Any, changes: FlowChanges | dict[str, Any] | None) -> FlowConfig:
+        """Settings of a student's flow: all of them, or changes of those known of its teacher."""
+        if isinstance(changes, dict):
+            return self.flow_settings(changes)
+        # Without dropout unless given: the targets are exact and never repeat.
+        return self.flow_settings(known).changed(FlowChanges(dropout=0.0)).changed(changes)
+
     def build(self, detector: Detector, context: int = 0) -> PixelLogits:
         """The coordinates of a detector's images."""
         return PixelLogits(detector, self)
@@ -108,6 +117,9 @@ class PixelLogits(Representation):
     scale: Tensor
     requantizations = REQUANTIZATIONS
     requantization = 3
+    nll_unit = inverse_nll_unit = "nats a pixel"
+    small_products = False
+    not_exportable = "it is of pixels, whose flow no graph is known of; a model of splits has one"
 
     def __init__(self, detector: Detector, config: PixelConfig = DEFAULTS):
         super().__init__(detector)
@@ -115,7 +127,7 @@ class PixelLogits(Representation):
             raise ValueError(f"expected a dequantization noise in (0, 1], got {config.noise}")
         if not 0 < config.alpha < 0.5:
             raise ValueError(f"expected alpha in (0, 0.5), got {config.alpha}")
-        self.config, self.size, self.per = config, detector.pixels, detector.pixels
+        self.config, self.size = config, detector.pixels
         self.noise, self.alpha = config.noise, config.alpha
         self.register_buffer("mean", torch.zeros(self.size))
         self.register_buffer("scale", torch.ones(self.size))
@@ -176,11 +188,20 @@ class PixelLogits(Representation):
     def log_likelihood(self, flow: Any, images: Tensor, context: Tensor, particles: Tensor, keys: Tensor) -> Tensor:
         """The log-density of the logits, not standardized, in nats per pixel, see :meth:`Representation.log_likelihood`."""
         x, log_volume = self.encode(images, keys)
-        return (flow(context).log_prob(x) + log_volume) / self.per
+        return (flow(context).log_prob(x) + log_volume) / self.size
 
     def flow(self, context: int, settings: FlowConfig | None, inverse: bool = False) -> nn.Module:
         """A masked autoregressive flow, or an inverse one, see :meth:`Representation.flow`."""
         return (iaf if inverse else maf)(self.size, context, settings or FlowConfig())
+
+    def pairing(self, teacher: Any, student: Any) -> PointPairing:
+        """Transformation by transformation, see :meth:`Representation.pairing`."""
+        return PointPairing(self, teacher, student)
+
+    def sequential(self, flow: Any, context: Tensor) -> tuple[Callable[[], Any], int]:
+        """A pass a pixel, see :meth:`Representation.sequential`."""
+        transform, x = flow(context).transform, context.new_zeros(len(context), self.size)
+        return lambda: transform(x), self.size
 
     def points(self, flow: Any, context: Tensor, keys: Tensor) -> Tensor:
         """Draws logits (B, nx * ny) before they become counts, see :meth:`generate`."""

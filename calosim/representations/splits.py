@@ -35,8 +35,9 @@ from torch import Tensor, nn
 
 from calosim import rng
 from calosim.detectors import Detector
-from calosim.flows import FlowConfig, InverseSplits, MaskedSplits, Stage, mixture
+from calosim.flows import FlowChanges, FlowConfig, InverseSplits, MaskedSplits, Stage, mixture
 from calosim.representations.base import Representation
+from calosim.representations.distillation import CountPairing
 from calosim.representations.tree import Level, SplitTree
 
 __all__ = ["EventNetwork", "LevelSplits", "Nodes", "SplitConfig", "SplitRepresentation"]
@@ -292,6 +293,15 @@ class SplitConfig:
         if given is not None:
             raise ValueError("expected no settings of a flow with split coordinates, whose own settings say all")
 
+    def student_settings(self, known: Any, changes: FlowChanges | dict[str, Any] | None) -> None:
+        """There is no flow of points.
+
+        Raises:
+            ValueError: If settings of one are given.
+        """
+        if changes not in (None, FlowChanges()):
+            raise ValueError("expected no settings of a flow with split coordinates: a student has its teacher's size")
+
     def build(self, detector: Detector, context: int) -> SplitRepresentation:
         """The coordinates of a detector's images, given so many context features."""
         return SplitRepresentation(detector, context, self)
@@ -319,7 +329,8 @@ class SplitRepresentation(Representation):
     rank: Tensor
     nodes: tuple[Tensor, Tensor, Tensor]
     local: Sequence[LevelSplits]
-    per = 1
+    nll_unit = "nats an image"
+    not_exportable = ""
 
     def __init__(self, detector: Detector, context: int, config: SplitConfig | None = None):
         super().__init__(detector)
@@ -373,6 +384,10 @@ class SplitRepresentation(Representation):
         """A masked network that reads counts, or one that reads noise, see :meth:`Representation.flow`."""
         kind = InverseSplits if inverse else MaskedSplits
         return kind(*self.nodes, context, self.config.hidden, self.config.components)
+
+    def pairing(self, teacher: Any, student: Any) -> CountPairing:
+        """Node by node, see :meth:`Representation.pairing`."""
+        return CountPairing(self, teacher, student)
 
     def fit(self, images: Tensor, keys: Tensor) -> None:
         """Nothing is standardized."""

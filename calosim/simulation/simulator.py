@@ -91,7 +91,7 @@ class FastSimulator:
     Args:
         shower: The shower model, of all particles that have none of their own.
         photons: The photon-sum model; without it, photon sums must be given to :meth:`sample`.
-        requantization: A key of the representation's :attr:`~calosim.representations.Representation.requantizations`,
+        requantization: A key of the model's :attr:`~calosim.models.shower.ShowerModel.requantizations`,
             or one for each of some PDG codes, with the key 0 for all others (the representation's own, if not given).
         members: Shower models of some PDG codes.
         acceptance: The acceptance model; without it every primary leaves a response.
@@ -127,8 +127,8 @@ class FastSimulator:
         asked = requantization if isinstance(requantization, Mapping) else {0: requantization}
         chosen = {code: method for code, method in asked.items() if method is not None}
         for method in chosen.values():
-            shower.representation.check_requantization(method)
-        own = shower.representation.requantization
+            shower.check_requantization(method)
+        own = shower.requantization
         #: By PDG code, 0 standing for all others; empty where counts come out exactly.
         self.requantization: dict[int, int] = {} if own is None else {0: own, **chosen}
         self._processes: Processes | None = None

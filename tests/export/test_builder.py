@@ -26,7 +26,7 @@ def expanded():
 
     g = Builder()
     wanted = [Wanted(rng.PHOTON_STREAM, np.arange(8), 23), Wanted(rng.BASE_STREAM, np.arange(32), 52)]
-    parts = [g("Cast", name, to=1) for name in Numbers(g, "noise").uniform(wanted)]
+    parts = [g("Cast", name, to=1) for name in Numbers(g, "noise").draw(wanted)]
     model = g.model({"noise": NORMALS}, (g("Concat", *parts, axis=0), "numbers", (40,)), "")
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     return lambda z: np.stack([session.run(None, {"noise": row[None]})[0] for row in z])

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from calosim.models.distillation import ChannelLoss, LossWeights, StudentLosses
+from calosim.models.losses import ChannelLoss, LossWeights, StudentLosses
 
 
 def test_weights_are_named_and_what_is_switched_off_is_not():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from lightning import Trainer
 
 from calosim import rng
 from calosim.data.datamodule import RootDataModule
 from calosim.flows import FlowConfig
 from calosim.models.base import fit_sample
 from calosim.models.checkpoints import load_module
+from calosim.models.shower import ShowerModel
 from calosim.models.teacher import Teacher
 from calosim.representations import PixelConfig, PixelLogits
 
@@ -102,3 +105,38 @@ def test_generation_follows_the_noise_removal_of_each_row(run_folders, showers):
     assert mixed[0].sum() == 0
     for k in range(4):
         assert torch.equal(mixed[k], teacher.generate(particles, total, 0, torch.arange(4), k + 1)[k])
+
+
+class Uniform(ShowerModel):
+    """The simplest model of showers: photons fall anywhere."""
+
+    def __init__(self):
+        super().__init__("zn", True, lambda p: torch.optim.SGD(p, lr=0.1), None)
+        self.bias = torch.nn.Parameter(torch.zeros(44 * 44))
+
+    def loss(self, batch, step=-1):
+        light = batch["images"].flatten(1)
+        return -(light * self.bias.log_softmax(0)).sum(1) / light.sum(1)
+
+    def generate(self, particles, photon_sum, seed, rows, requantization=None):
+        uniform = rng.uniform(rng.row_keys(rows, rng.BASE_STREAM, seed), 44 * 44)
+        return (uniform * photon_sum[:, None] / 500).long().view(-1, 44, 44)
+
+
+def test_a_kind_of_model_is_a_loss_and_images(root_file, tmp_path):
+    """All else has an answer: steps, logs, standardizations, and that it has no likelihood, stages or graph."""
+    model, data = Uniform(), RootDataModule(str(root_file), batch_size=16)
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(**quiet, max_epochs=1, default_root_dir=tmp_path, enable_checkpointing=False)
+    trainer.fit(model, data)
+    assert bool(model.features.fitted)
+    assert trainer.callback_metrics["val/loss"] < torch.tensor(44.0 * 44).log()
+    assert set(trainer.test(model, data, verbose=False)[0]) == {"test/loss"}
+    assert trainer.predict(model, data)[0]["images"].shape[1:] == (44, 44)
+    assert model.stages("gauss") == []
+    assert model.nll_unit is None
+    assert model.not_exportable() == "it is a Uniform, which no graph is known of"
+    with pytest.raises(ValueError, match="unknown requantization 1; expected none: counts come out exactly"):
+        model.check_requantization(1)
+    with pytest.raises(ValueError, match="nothing to requantize"):
+        model.generate_points(*[torch.zeros(1)] * 2, 0, torch.zeros(1))

@@ -18,8 +18,7 @@ from calosim import rng
 from calosim.data.datamodule import RootDataModule
 from calosim.flows import FlowChanges, FlowConfig, Permutation, trace, units
 from calosim.models.base import step_keys
-from calosim.models.distillation import ChannelLoss, CountPairing, LossWeights, StudentLosses
-from calosim.models.losses import distillation
+from calosim.models.losses import ChannelLoss, LossWeights, StudentLosses, distillation
 from calosim.models.shower import ShowerModel
 from calosim.models.student import Student
 from calosim.models.teacher import Teacher
@@ -93,10 +92,10 @@ def test_a_student_that_is_the_teacher_has_neither_loss_nor_gradient(transforms,
     batch = {name: values[:2] for name, values in batch.items()}
     student = Student(init_from=path, start="teacher", losses=StudentLosses(channel=ChannelLoss(1.0))).double()
     parts = student.parts(batch, step=3)
-    assert set(parts) == {*student.losses.weights(), "kl"} - (
+    assert set(parts) == {"loss", *student.losses.weights(), "kl"} - (
         {"x_intermediate", "z_intermediate"} if transforms == 1 else set()
     )
-    assert all(bool((p < (1e-12 if n in ("kl", "channel") else ZERO)).all()) for n, p in parts.items()), parts
+    assert all(bool((p < (1e-12 if n in ("loss", "kl", "channel") else ZERO)).all()) for n, p in parts.items()), parts
     student.objective(parts).mean().backward()
     assert max(float(p.grad.abs().max()) for p in student.parameters()) < ZERO_GRADIENT
 
@@ -198,11 +197,13 @@ def test_the_channel_loss_is_ramped_up_in_training_only(teacher_file):
 def test_what_is_switched_off_is_not_computed(teacher_file, batch):
     off = LossWeights(0.0, 0.0, 0.0)
     assert set(Student(init_from=teacher_file(), losses=StudentLosses(z=off)).parts(batch)) == {
+        "loss",
         "x_outputs",
         "x_intermediate",
         "x_parameters",
     }
     assert set(Student(init_from=teacher_file(), losses=StudentLosses(x=off, z=OUTPUTS)).parts(batch)) == {
+        "loss",
         "z_outputs",
         "kl",
     }
@@ -311,7 +312,7 @@ def counting(batch, tmp_path):
 
 def test_a_student_of_splits_that_is_the_teacher_has_no_loss(counting, batch):
     parts = counting.parts(batch, step=3)
-    assert set(parts) == {"x_outputs", "x_parameters", "z_outputs", "z_parameters", "kl", "channel", "center"}
+    assert set(parts) == {"loss", "x_outputs", "x_parameters", "z_outputs", "z_parameters", "kl", "channel", "center"}
     for name in ("x_outputs", "x_parameters", "z_outputs", "z_parameters", "channel"):
         assert float(parts[name].detach().max()) < 1e-12, name
     assert float(parts["kl"].detach().abs().max()) < 1e-9
@@ -327,7 +328,7 @@ def test_a_student_of_splits_learns_the_coarse_part_only(counting, batch):
 def test_a_student_of_splits_answers_in_one_pass_what_its_noise_says(counting, batch):
     """The image of the noise that the teacher makes of an image has its coarse counts, if the student is the teacher."""
     images, context, keys = counting.inputs(batch)
-    found = CountPairing(counting.representation, counting.teacher.flow, counting.flow).from_data(images, context, keys)
+    found = counting.representation.pairing(counting.teacher.flow, counting.flow).from_data(images, context, keys)
     torch.testing.assert_close(found.made, found.data, rtol=0, atol=1e-6)
     sums = images.flatten(1).sum(1)
     coarse = counting.representation.decode(found.made, sums)
@@ -416,7 +417,7 @@ import json, sys
 import torch
 from lightning import Trainer, seed_everything
 from callbacks import PhysicsLossScaler
-from calosim.models.distillation import ChannelLoss, StudentLosses
+from calosim.models.losses import ChannelLoss, StudentLosses
 from calosim.models.student import Student
 from calosim.data.datamodule import RootDataModule
 

@@ -123,7 +123,7 @@ def test_a_method_for_each_row_equals_the_same_method_for_all():
 
 @pytest.mark.parametrize("method", [0, 5, -1, torch.tensor([3, 3, 7])])
 def test_unknown_noise_removals_are_named(method):
-    with pytest.raises(ValueError, match=r"unknown noise removal \[.*(0|5|-1|7)\]; expected 1, 2, 3 or 4"):
+    with pytest.raises(ValueError, match=r"unknown requantization \[.*(0|5|-1|7)\]; expected 1, 2, 3 or 4"):
         requantize(torch.ones(3, 4), torch.ones(3), method)
 
 

@@ -355,7 +355,7 @@ def test_settings_out_of_range_are_refused(name, value):
 def test_other_requests_are_refused():
     model = representation()
     with pytest.raises(ValueError, match="counts come out exactly"):
-        model.check_requantization(3)
+        model.points(None, *conditions(2)[:1], torch.arange(2))
     with pytest.raises(ValueError, match="no settings of a flow"):
         SplitConfig().flow_settings(FlowConfig())
     with pytest.raises(ValueError, match="expected images"):

@@ -127,7 +127,7 @@ def test_noise_removals_are_read():
 
 
 def test_unknown_noise_removal(run_folders):
-    with pytest.raises(ValueError, match="unknown noise removal 7"):
+    with pytest.raises(ValueError, match="unknown requantization 7"):
         FastSimulator.load(run_folders["teacher"], requantization=7)
 
 

@@ -1,4 +1,4 @@
-r"""Distillation of a masked into an inverse autoregressive flow: its losses, their weights, and what can be paired.
+r"""Distillation of a masked into an inverse autoregressive flow: what the two make of data and of noise, side by side.
 
 Both flows map data :math:`x = s_0` through states :math:`s_1 \dots s_{n-1}` to noise :math:`z = s_n`. The teacher is fast
 from data to noise, the student from noise to data, and a step of training uses each in its fast direction only. With
@@ -26,110 +26,16 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from calosim import rng
-from calosim.detectors import Convention
 from calosim.flows import InverseSplits, MaskedSplits, mixture, trace, units
 from calosim.flows.splits import log_density, share_of_noise
-from calosim.representations import Representation
 
-__all__ = [
-    "CHANNEL_POWERS",
-    "ChannelLoss",
-    "ChannelScale",
-    "CountPairing",
-    "LossWeights",
-    "Paired",
-    "PointPairing",
-    "StudentLosses",
-    "unpaired_parts",
-]
-
-
-ChannelScale = Literal["photons", "poisson", "relative"]
-
-#: What differences of channel values are divided by: 1, the statistical error of the photon sum, or the photon sum.
-CHANNEL_POWERS: dict[str, float] = {"photons": 0.0, "poisson": 0.5, "relative": 1.0}
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of the parts of a distillation loss; 0 switches a part off.
-
-    Attributes:
-        outputs: Of the final output, data or noise.
-        intermediate: Of the states between the transformations.
-        parameters: Of the conditioners' outputs.
-    """
-
-    outputs: float = 1.0
-    intermediate: float = 1.0
-    parameters: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not value >= 0:
-                raise ValueError(f"expected a loss weight of at least 0 for {name}, got {value}")
-
-
-@dataclass(frozen=True)
-class ChannelLoss:
-    """The loss of the five channels, see :func:`calosim.models.losses.channel_loss`.
-
-    Attributes:
-        weight: Its weight; 0 switches it off.
-        warmup_steps: It is ramped up linearly over that many steps; not in validation.
-        scale: What differences of channels are divided by: ``photons`` (1), ``poisson`` (the root of the row's photon
-            sum) or ``relative`` (the photon sum).
-        convention: The channel convention, see :meth:`calosim.detectors.Detector.masks`.
-    """
-
-    weight: float = 0.0
-    warmup_steps: int = 0
-    scale: ChannelScale = "poisson"
-    convention: Convention = "paper"
-
-    def __post_init__(self) -> None:
-        if self.scale not in CHANNEL_POWERS:
-            raise ValueError(f"unknown channel scale {self.scale!r}; expected one of {', '.join(CHANNEL_POWERS)}")
-
-
-#: The defaults, fully guided as published, and no channel loss; never changed.
-ALL_PARTS, NO_CHANNELS = LossWeights(), ChannelLoss()
-
-
-@dataclass(frozen=True)
-class StudentLosses:
-    """What a student is trained on.
-
-    Attributes:
-        x: Weights of the loss that starts from data.
-        z: Weights of the loss that starts from noise.
-        channel: The loss of the five channels.
-        center: Weight of the distance of the shower's center from the expected one, per cm; for FoCal-H.
-    """
-
-    x: LossWeights = ALL_PARTS
-    z: LossWeights = ALL_PARTS
-    channel: ChannelLoss = NO_CHANNELS
-    center: float = 0.0
-
-    def weights(self, step: int | None = None) -> dict[str, float]:
-        """The weights of all losses that are not switched off: ``x_outputs`` and so on, ``channel``, ``center``.
-
-        Args:
-            step: The training step, for the ramp of the channel loss; its full weight if not given.
-        """
-        found = {f"{space}_{part}": w for space in "xz" for part, w in asdict(getattr(self, space)).items()}
-        warmup = self.channel.warmup_steps
-        ramp = 1.0 if step is None or step >= warmup else (step + 1) / (warmup + 1)
-        found |= {"channel": self.channel.weight * ramp, "center": self.center}
-        return {name: w for name, w in found.items() if w}
+__all__ = ["CountPairing", "Paired", "PointPairing", "unpaired_parts"]
 
 
 def unpaired_parts(teacher: list[Any], student: list[Any]) -> dict[str, str]:
@@ -160,9 +66,10 @@ class Paired(NamedTuple):
     Attributes:
         pairs: Tensors (B, *) of the teacher and of the student, by what they are: ``outputs``, ``intermediate``,
             ``parameters``.
-        data: Coordinates (B, D) that both began with, in the order of the coordinates; None if they began with noise.
-        made: The student's coordinates (B, D), in that order too.
-        kl: Contribution to the divergence of the student from the teacher in nats, (B,); None if they began with data.
+        data: Points (B, D) of the representation that both began with; None if they began with noise.
+        made: The student's points (B, D).
+        kl: Contribution to the divergence of the student from the teacher, in the unit of the likelihood, (B,); None if they
+            began with data.
     """
 
     pairs: dict[str, tuple[list[Tensor], list[Tensor]]]
@@ -175,31 +82,24 @@ class PointPairing:
     """A masked and an inverse autoregressive flow of points, whose transformations correspond one by one.
 
     Args:
-        representation: The student's coordinates.
+        representation: The student's.
         teacher: The masked flow.
         student: The inverse flow.
     """
 
-    def __init__(self, representation: Representation, teacher: Any, student: Any):
+    def __init__(self, representation: Any, teacher: Any, student: Any):
         self.representation, self.teacher, self.student = representation, teacher, student
 
-    def check(self, losses: StudentLosses, source: str) -> None:
-        """Refuses losses of parts that cannot be paired.
+    def unpaired(self, source: str) -> dict[str, str]:
+        """In words, why intermediate states and parameters cannot be paired; empty where they can.
 
         Raises:
-            ValueError: If so, or if the teacher is a student.
+            ValueError: If the teacher is a student.
         """
         theirs, ours = ([u for _, u in units(flow)] for flow in (self.teacher, self.student))
         if any(u.inverse for u in theirs):
             raise ValueError(f"{source}: expected a teacher, a masked autoregressive flow; got a student")
-        differences = unpaired_parts(theirs, ours)
-        for space in "xz":
-            for part in ("intermediate", "parameters"):
-                if getattr(getattr(losses, space), part) and differences[part]:
-                    raise ValueError(
-                        f"{source}: expected a student that can be paired with its teacher, got {differences[part]}; set "
-                        f"--model.losses.{space}.{part} 0, or choose the teacher's size"
-                    )
+        return unpaired_parts(theirs, ours)
 
     def copy(self) -> None:
         """Gives the student the teacher's conditioners, which read the other side of each transformation, however.
@@ -236,7 +136,7 @@ class PointPairing:
         }
         with torch.no_grad():
             normals = (taught.states[-1].square() - z.square()).sum(1) / 2
-            kl = (made.ladj - taught.ladj + normals) / self.representation.per
+            kl = (made.ladj - taught.ladj + normals) / self.representation.size
         return Paired(pairs, None, made.states[0], kl)
 
 
@@ -244,7 +144,7 @@ class CountPairing:
     """A masked network that reads counts, and one that reads the noise that the first makes of them.
 
     Args:
-        representation: The student's coordinates.
+        representation: The student's.
         teacher: The masked network.
         student: The one that reads noise.
     """
@@ -252,14 +152,11 @@ class CountPairing:
     def __init__(self, representation: Any, teacher: MaskedSplits, student: InverseSplits):
         self.representation, self.teacher, self.student = representation, teacher, student
 
-    def check(self, losses: StudentLosses, source: str) -> None:
-        """Refuses a student as a teacher.
-
-        Raises:
-            ValueError: If it is one.
-        """
+    def unpaired(self, source: str) -> dict[str, str]:
+        """Nothing that there is cannot be paired, see :meth:`PointPairing.unpaired`."""
         if not isinstance(self.teacher, MaskedSplits):
             raise ValueError(f"{source}: expected a teacher, a masked autoregressive flow; got a student")
+        return {}
 
     def copy(self) -> None:
         """Gives the student the teacher's layers but the first, which reads something else."""
@@ -296,13 +193,13 @@ class CountPairing:
             taught = self.teacher.parameters_of(k, n, context)
             kl = (log_density(y, made.double()) - log_density(y, taught.double())).sum(1)
         pairs = self._pairs(self._noise(y, taught), z, taught, made)
-        return Paired(pairs, None, self._point(y), kl.to(context.dtype) / self.representation.per)
+        return Paired(pairs, None, self._point(y), kl.to(context.dtype))
 
     def _noise(self, y: Tensor, parameters: Tensor) -> Tensor:
         return torch.special.ndtri(mixture.cdf(y, parameters.double()).clamp(_EDGE, 1 - _EDGE))
 
     def _point(self, y: Tensor) -> Tensor:
-        """Coordinates of shares; beyond a few standard deviations their gradients say nothing."""
+        """Points of shares; beyond a few standard deviations their gradients say nothing."""
         return self._ordered(torch.special.ndtri(torch.sigmoid(y).clamp(_EDGE, 1 - _EDGE)))
 
     def _ordered(self, x: Tensor) -> Tensor:
