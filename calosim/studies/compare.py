@@ -20,6 +20,7 @@ def compare(
     execution: Execution = Execution(),
     dry_run: bool = False,
     options: dict[str, Any] | None = None,
+    each: dict[str, list[Any]] | None = None,
     resamples: int = 10_000,
     quiet: bool = False,
 ) -> None:
@@ -35,10 +36,11 @@ def compare(
         execution: Where and how it runs.
         dry_run: Only print the steps with their state and command.
         options: Further options of every training, for instance '{"trainer.max_epochs": 1}'.
+        each: Other values of `each`, for instance '{"seed": [1]}'.
         resamples: Bootstrap resamples of unique inputs.
         quiet: Show no progress.
     """
-    study = Study(plan, out, options)
+    study = Study(plan, out, options, each)
     # These import torch; a plan that cannot be read is refused at once.
     from calosim.studies.ensemble import make_ensemble
     from calosim.studies.statistics import Row, cells_of_tests, evaluated_rows, fill_cells, reference_rows

@@ -50,8 +50,9 @@ from calosim.runs import Run
 
 __all__ = ["ENSEMBLE", "REFERENCES", "Step", "Study", "Table", "command_words", "merged", "read_entries"]
 
-#: Rows of tables that are no model of the plan: the Monte Carlo itself and the trivial answer; and the ensemble of the best.
-REFERENCES = ("floor", "halves", "trivial")
+#: Rows of tables that are no model of the plan: the Monte Carlo itself, the trivial model, and the Monte Carlo with photons
+#: moved, which shows the tests' power; and the ensemble of the best.
+REFERENCES = ("floor", "halves", "trivial", "damaged_10")
 ENSEMBLE = "ensemble"
 #: Names that a plan's own folder and tables have for something else than its trainings.
 TAKEN = ("logs", ENSEMBLE, *REFERENCES)
@@ -178,6 +179,7 @@ class Study:
         path: The YAML file.
         out: Another folder than the plan's.
         options: Further options of every training, for instance ``{"trainer.max_epochs": 1}``; not of those of other plans.
+        each: Other values of ``each``, by name.
         users: The plans that use it.
 
     Attributes:
@@ -196,6 +198,7 @@ class Study:
         path: str | Path,
         out: str | Path | None = None,
         options: Mapping[str, Any] | None = None,
+        each: Mapping[str, Sequence[Any]] | None = None,
         users: tuple[Path, ...] = (),
     ):
         self.path = find_config(path)
@@ -210,8 +213,11 @@ class Study:
         others = [self.path.parent / file for file in self.entries.get("uses") or []]
         self._used = [Study(other, users=(*users, self.path.resolve())) for other in others]
         self._add_data()
+        swept = {name for entry in self.entries["trainings"].values() for name in (entry or {}).get("each") or {}}
+        if unknown := sorted(set(each or {}) - swept):
+            raise ValueError(f"{self.path}: each: no training has {unknown[0]}; expected {', '.join(sorted(swept)) or 'none'}")
         for label, entry in self.entries["trainings"].items():
-            self._add_training(label, entry or {}, options or {})
+            self._add_training(label, entry or {}, options or {}, each or {})
         self._add_evaluations("evaluate", "test", Run.EVALUATION)
         self._add_evaluations("validate", "val", Run.VALIDATION)
         self._check_rows()
@@ -301,8 +307,11 @@ class Study:
             words = command_words({**given, "out": file})
             self._add(Step(file, file, {}, "simulate", words, Path(file), self._about(file), tuple(self.steps), given))
 
-    def _add_training(self, label: str, entry: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        each, data = entry.get("each") or {}, tuple(self.entries.get("simulate") or {})
+    def _add_training(
+        self, label: str, entry: Mapping[str, Any], options: Mapping[str, Any], other: Mapping[str, Sequence[Any]]
+    ) -> None:
+        each = {name: other.get(name, values) for name, values in (entry.get("each") or {}).items()}
+        data = tuple(self.entries.get("simulate") or {})
         self.runs[label] = []
         for combination in itertools.product(*each.values()):
             values = dict(zip(each, combination, strict=True))

@@ -21,6 +21,7 @@ from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.samples import LEAST_PRIMARIES, resampled_metrics
 from calosim.evaluation.stored import Evaluation
 from calosim.evaluation.tables import METRICS
+from calosim.evaluation.tests import CONTROLS as C2ST_CONTROLS
 from calosim.io import markdown_table
 from calosim.metrics.bootstrap import Bootstrap, contrast, interval, resample
 from calosim.particles import particle_code, particle_name
@@ -76,7 +77,7 @@ class Row:
 
     def called(self, mode: str) -> str:
         """What the tables of a mode call it."""
-        return TITLES[self.candidate(mode)] if self.label in REFERENCES else self.title
+        return TITLES.get(self.candidate(mode), self.title) if self.label in REFERENCES else self.title
 
 
 def evaluated_rows(study: Study) -> list[Row]:
@@ -95,8 +96,10 @@ def reference_rows(rows: Sequence[Row]) -> list[Row]:
     """Floor and trivial model, from the first evaluation of all particles that has them."""
     for evaluation, particle in (pair for row in rows for pair in row.evaluations):
         if particle is None and TITLES["trivial"] in evaluation.metrics:
-            there = [name for name in REFERENCES if TITLES[name] in evaluation.metrics]
-            return [Row(name, TITLES[name], [(evaluation, None)]) for name in there]
+            controls = evaluation.record.get("classifier", {}).get("controls", {})
+            titles = {name: TITLES[name] for name in TITLES if TITLES[name] in evaluation.metrics}
+            titles |= {name: C2ST_CONTROLS[name] for name in controls}
+            return [Row(name, titles[name], [(evaluation, None)]) for name in REFERENCES if name in titles]
     return []
 
 
@@ -175,7 +178,7 @@ def fill_cells(rows: Sequence[Row], table: Table, resamples: int, quiet: bool) -
     for mode, particle, row in tqdm(work, desc="bootstrap", unit="cell", disable=True if quiet else None):
         parts: dict[str, list[Cell]] = {}
         candidate = row.candidate(mode)
-        title = TITLES[candidate]
+        title = TITLES.get(candidate, "")
         for evaluation in row.of(particle):
             if f"ws_{particle}" not in evaluation.metrics.get(title, {"mean": {}})["mean"]:
                 continue
@@ -214,8 +217,8 @@ def fill_cells(rows: Sequence[Row], table: Table, resamples: int, quiet: bool) -
 
 #: Tests of all particles together, and what tables call them: the C2ST's areas by classifier, and the likelihood.
 TESTS = {"auc_images": "AUC images", "auc_features": "AUC features", "nll": "NLL"}
-#: The controls that are floors, by the samples that they are of.
-CONTROLS = {"floor": "mc", "shape_floor": "mc_sums"}
+#: The controls that are rows, by the samples that they are of.
+CONTROLS = {"floor": "mc", "shape_floor": "mc_sums", "damaged_10": "damaged_10"}
 
 
 def cells_of_tests(rows: Sequence[Row], modes: Sequence[str]) -> Cells:

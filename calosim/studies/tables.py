@@ -315,11 +315,11 @@ class Comparison:
     def _metric(self, mode: str, metric: str) -> str:
         """The table of one metric by particle."""
         particles = self.study.table.particles
-        lines = [
-            [self._called(mode, row), *(self._cell((mode, metric, particle, row.label)) for particle in particles)]
-            for row in self.rows
+        lines = [[self._cell((mode, metric, particle, row.label)) for particle in particles] for row in self.rows]
+        known = [
+            [self._called(mode, row), *line] for row, line in zip(self.rows, lines, strict=True) if set(line) != {"–"}
         ]
-        return markdown_table(["", *self.study.table.columns.values()], lines)
+        return markdown_table(["", *self.study.table.columns.values()], known)
 
     def _contrasts(self, mode: str, metric: str) -> str:
         """The table of differences from the reference row; empty if there are none."""
