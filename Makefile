@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 CALOSIM := $(BIN)/calosim
 STAMP := $(VENV)/.installed
 DATA := data/zn.root
-DARK := data/zn-dark.root
+EMPTY := data/zn-empty.root
 SEED ?= 1
 STRATEGY ?= gd
 PLAN ?= conf/study/compare.yaml
@@ -77,10 +77,10 @@ explain: | $(STAMP)  ## SHAP values: PHOTONS=runs/photonsum/... [SHOWER=runs/tea
 report: | $(STAMP)  ## one HTML page about RUNS="runs/a,runs/b" (default runs), OUT=report.html
 	$(CALOSIM) report --runs "[$(or $(RUNS),runs)]" --out $(or $(OUT),report.html) $(ARGS)
 
-$(DARK): | $(STAMP)
-	$(CALOSIM) simulate --detector zn --primaries 10000 --responses_per_primary 2 --keep_dark true --seed $(SEED) --out $@
+$(EMPTY): | $(STAMP)
+	$(CALOSIM) simulate --detector zn --primaries 10000 --responses_per_primary 2 --keep_empty true --seed $(SEED) --out $@
 
-train-acceptance: $(DARK)  ## train the model of whether there is a response at all, on data/zn-dark.root
+train-acceptance: $(EMPTY)  ## train the model of whether there is a response at all, on data/zn-empty.root
 	$(CALOSIM) fit -c conf/acceptance.yaml $(ARGS)
 
 export: | $(STAMP)  ## files for ALICE O2: SHOWER=runs/student/... PHOTONS=runs/photonsum/... [ACCEPTANCE=runs/acceptance/...] OUT=runs/export

@@ -35,7 +35,7 @@ class CheckerboardValidation(pl.Callback):
     below, for the same primaries in every epoch; and to W&B if that is the logger.
 
     Expects of the module ``detector`` and ``generate(particles, photon_sum, seed=, rows=, rounding=)``,
-    of the data module ``inputs("val")`` and ``showers("val", rows)``.
+    of the data module ``primary_ids("val")`` and ``showers("val", rows)``.
 
     Args:
         every_n_epochs: Generate after epochs 0, n, 2n ...; the first one included, so that a checkpoint may
@@ -91,7 +91,7 @@ class CheckerboardValidation(pl.Callback):
         if trainer.sanity_checking or (fitting and trainer.current_epoch % self.every_n_epochs):
             return
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        order = np.random.default_rng(self.seed).permutation(len(datamodule.inputs("val")))[: self.rows]
+        order = np.random.default_rng(self.seed).permutation(len(datamodule.primary_ids("val")))[: self.rows]
         metric = CheckerboardWasserstein(pl_module.detector, self.convention)
         if trainer.world_size > 1:  # gathered where the processes talk; a lone MPS device has no float64
             metric = metric.to(pl_module.device)
@@ -115,7 +115,7 @@ class CheckerboardValidation(pl.Callback):
             pl_module.detector.channels(generated, self.convention),
             torch.from_numpy(pl_module.detector.channels(showers.images, self.convention)),
             torch.from_numpy(showers.pdg),
-            torch.from_numpy(datamodule.inputs("val")[rows]),
+            torch.from_numpy(datamodule.primary_ids("val")[rows]),
         )
 
     def _generate(self, pl_module: Any, showers: Showers, rows: NDArray, seed: int) -> torch.Tensor:

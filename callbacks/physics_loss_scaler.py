@@ -79,7 +79,7 @@ class PhysicsLossScaler(pl.Callback):
                 "a student with a channel or center weight, or scope all"
             )
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        rows, inputs = datamodule.rows("train"), datamodule.inputs("train")
+        rows, inputs = datamodule.rows("train"), datamodule.primary_ids("train")
         pdg = datamodule.arrays["pdg"][rows]
         f = row_diversity(datamodule.arrays["images"], rows, inputs, pdg, self.quantile)
         weights = 1 - f if self.mode == "inverted" else 1 / (f + self.epsilon)

@@ -22,6 +22,7 @@ __all__ = [
     "atomic_write",
     "check_not_read",
     "check_writable",
+    "claim",
     "claimed",
     "csv_text",
     "expanded",
@@ -32,11 +33,13 @@ __all__ = [
     "read_json",
     "read_npz",
     "read_yaml",
+    "release",
     "shipped_config",
     "shipped_words",
     "take_place",
     "temporary_folder",
     "to_json",
+    "try_lock",
     "write_json",
     "write_npz",
     "writing",
@@ -64,41 +67,76 @@ def temporary_folder(place: str | Path, of: str | Path | None = None) -> Iterato
     with _naming(of or place, "cannot write there"):
         place.mkdir(parents=True, exist_ok=True)
         for left in place.glob(f".*{PART}"):
-            _sweep(left)
-        folder, lock = _locked_folder(place)
+            with suppress(OSError):
+                handle = os.open(left, os.O_RDONLY)
+                if try_lock(handle, without=False):  # its maker is gone
+                    shutil.rmtree(left, ignore_errors=True)
+                os.close(handle)
+        folder, handle = _locked_folder(place)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        os.close(handle)
+
+
+def try_lock(handle: int, without: bool = True) -> bool:
+    """Takes the lock of an open file or folder; the system lets go of it when the last process that has it open ends.
+
+    Args:
+        handle: The file's descriptor.
+        without: What to answer where the file system has no locks.
+
+    Returns:
+        Whether it is taken now, and not another process's.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return without
+    return True
+
+
+def claim(folder: Path, busy: str) -> int:
+    """Makes a folder and keeps other processes out of it until :func:`release`, or until this one ends.
+
+    Args:
+        folder: The folder.
+        busy: What to say if another process has it.
+
+    Returns:
+        What :func:`release` takes.
+
+    Raises:
+        ValueError: If another process has it, or it cannot be made.
+    """
+    with _naming(folder, "cannot write there"):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    if not try_lock(handle):
+        os.close(handle)
+        raise ValueError(f"{folder}: {busy}")
+    return handle
+
+
+def release(folder: Path, handle: int) -> None:
+    """Lets others into a folder; one in which nothing came to be is removed."""
+    with suppress(OSError):
+        folder.rmdir()
+    os.close(handle)
 
 
 @contextmanager
 def claimed(folder: str | Path, busy: str) -> Iterator[Path]:
-    """A folder, made if missing, in which no other process works meanwhile; it stays, unless it is empty at the end.
-
-    Args:
-        folder: The folder.
-        busy: What to say if one does.
-
-    Raises:
-        ValueError: If another process has it.
-    """
+    """A folder in which no other process works meanwhile, see :func:`claim`; it stays, unless it is empty at the end."""
     folder = Path(folder)
-    with _naming(folder, "cannot write there"):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
+    handle = claim(folder, busy)
     try:
-        with suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"{folder}: {busy}") from None
         yield folder
     finally:
-        with suppress(OSError):
-            folder.rmdir()
-        os.close(handle)
+        release(folder, handle)
 
 
 @contextmanager
@@ -188,30 +226,12 @@ def _locked_folder(place: Path) -> tuple[Path, int]:
         folder = Path(tempfile.mkdtemp(prefix=".", suffix=PART, dir=place))
         # Another process may sweep the folder before it is locked: then there is a next one.
         try:
-            lock = os.open(folder, os.O_RDONLY)
+            handle = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:
             continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = folder.exists()
-        except BlockingIOError:
-            ours = False
-        except OSError:
-            ours = True  # a file system without locks, where nothing is swept either
-        if ours:
-            return folder, lock
-        os.close(lock)
-
-
-def _sweep(left: Path) -> None:
-    """Removes a temporary folder whose maker is gone."""
-    with suppress(OSError):
-        lock = os.open(left, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
-        finally:
-            os.close(lock)
+        if try_lock(handle) and folder.exists():
+            return folder, handle
+        os.close(handle)
 
 
 def check_writable(folder: str | Path) -> None:
@@ -244,18 +264,24 @@ def write_json(path: str | Path, value: Any) -> None:
     atomic_write(path, to_json(value))
 
 
+@contextmanager
+def _reading(path: str | Path, form: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turns what goes wrong in reading a file, and the errors of what it holds, into one line that names the file."""
+    with _naming(path, "cannot be read"):
+        try:
+            yield
+        except errors as error:
+            raise ValueError(f"{path}: expected {form} ({' '.join(str(error).split()):.300})") from None
+
+
 def read_json(path: str | Path) -> Any:
     """The value of a JSON file.
 
     Raises:
         ValueError: If the file is missing or no JSON.
     """
-    try:
+    with _reading(path, "JSON", ValueError, RecursionError):
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON ({error})") from None
 
 
 def write_npz(path: str | Path, **arrays: np.ndarray) -> None:
@@ -304,16 +330,9 @@ def read_yaml(path: str | Path) -> Any:
                 raise yaml.YAMLError(f"{twice[0]} is there twice, again in line {node.start_mark.line + 1} or below")
             return super().construct_mapping(node, deep)
 
-    try:
+    # Numbers and dates that are none, lists without an end.
+    with _reading(path, "YAML", yaml.YAMLError, ValueError, RecursionError):
         return yaml.load(Path(path).read_text(encoding="utf-8"), Once)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # numbers and dates that are none, lists without an end
-        raise ValueError(f"{path}: expected YAML ({' '.join(str(error).split()):.300})") from None
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -335,13 +354,8 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
     Raises:
         ValueError: If the file is missing or no CSV.
     """
-    try:
-        with Path(path).open(encoding="utf-8", newline="") as stream:
-            return list(csv.DictReader(stream))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: expected CSV ({error})") from None
+    with _reading(path, "CSV", UnicodeDecodeError, csv.Error), Path(path).open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -13,7 +13,15 @@ import numpy as np
 if TYPE_CHECKING:
     from particle import Particle
 
-__all__ = ["STUDY_PARTICLES", "groups", "particle_code", "particle_heading", "particle_name", "particle_symbol"]
+__all__ = [
+    "STUDY_PARTICLES",
+    "groups",
+    "lookup",
+    "particle_code",
+    "particle_heading",
+    "particle_name",
+    "particle_symbol",
+]
 
 #: Short names for the particles people select; any other name known to the ``particle`` package works as well.
 _CODES: dict[str, int] = {
@@ -66,7 +74,7 @@ def particle_name(pdg: int) -> str:
     """
     if pdg in _NAMES:
         return _NAMES[pdg]
-    found = _lookup(pdg)
+    found = lookup(pdg)
     return f"{_NUCLEUS}{pdg}" if found is None else found.programmatic_name.lower()
 
 
@@ -82,7 +90,7 @@ def particle_symbol(pdg: int) -> str:
     """
     if pdg in (310, 130):
         return {310: "K⁰S", 130: "K⁰L"}[pdg]  # Unicode has no such letters below the line
-    found = _lookup(pdg)
+    found = lookup(pdg)
     if found is None:
         return str(pdg)
     # A macron: fonts draw it over a letter, where an overline may start beside it.
@@ -111,7 +119,7 @@ def particle_code(name: str | int) -> int:
     if text.lower() in _ALIASES:
         return _ALIASES[text.lower()]
     if (number := text.removeprefix(_NUCLEUS)).lstrip("+-").isdigit():
-        _lookup(int(number))
+        lookup(int(number))
         return int(number)
     # As spelled first: names are printed in lower case, but some particles differ by their case alone.
     for fold in (str, str.lower):
@@ -147,9 +155,13 @@ def _spellings(fold: Callable[[str], str]) -> dict[str, set[int]]:
     return spellings
 
 
-def _lookup(pdg: int) -> Particle | None:
-    """What the tables have on a code; None for nuclei that they lack, such as hypernuclei."""
-    from particle import PDGID, InvalidParticle, Particle, ParticleNotFound
+def lookup(pdg: int) -> Particle | None:
+    """What the PDG tables have on a code; None for nuclei that they lack, such as hypernuclei.
+
+    Raises:
+        ValueError: If it is no code of the PDG Monte Carlo numbering scheme.
+    """
+    from particle import PDGID, InvalidParticle, Particle, ParticleNotFound  # reading its tables costs 0.2 s
 
     try:
         return Particle.from_pdgid(pdg)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import re
@@ -15,10 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from calosim.io import PART, atomic_write, csv_text, read_csv, read_json, read_yaml
+from calosim import __version__
+from calosim.io import PART, atomic_write, claim, csv_text, read_csv, read_json, read_yaml, release
 from calosim.particles import particle_code
 
-__all__ = ["FORMAT", "SPLIT", "Run", "difference", "git_hash", "identity"]
+__all__ = ["FORMAT", "SPLIT", "Run", "difference", "git_hash", "identity", "origin"]
 
 #: Version of run folders and checkpoints; those of another version are refused in one line.
 FORMAT = 2
@@ -115,22 +115,11 @@ class Run:
         Raises:
             ValueError: If another process has it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise ValueError(f"{self.folder}: another process trains there now; choose another --run") from None
-        except OSError:
-            pass  # a file system without locks
-        return handle
+        return claim(self.folder, "another process trains there now; choose another --run")
 
     def release(self, handle: int) -> None:
         """Lets others in; a folder in which nothing came to be is removed."""
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
-        os.close(handle)
+        release(self.folder, handle)
 
     def clear(self) -> None:
         """Removes what a training that was only begun wrote."""
@@ -292,6 +281,16 @@ def git_hash() -> str | None:
     if commit is None:
         return None
     return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def origin(git: bool = True, **further: Any) -> dict[str, Any]:
+    """What a result says of how it came about, after the calosim that made it.
+
+    Args:
+        git: Whether the commit of the sources is told; not in data files, which are known by a hash of their bytes.
+        **further: What else.
+    """
+    return {"calosim": __version__, **({"git": git_hash()} if git else {}), **further}
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:

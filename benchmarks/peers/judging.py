@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from calosim.data.datamodule import RootDataModule, describe
+from calosim.data.datamodule import RootDataModule
 from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.references import Floors, Reference
 from calosim.evaluation.samples import Answers, Candidate, ask, first_answers, measure, packed_answers
@@ -127,7 +127,12 @@ def _judge(
     write_json(
         folder / Evaluation.RECORD,
         {
-            **{"rows": len(rows), "inputs": len(np.unique(rows.inputs)), "data": describe(data), "seed": study.seed},
+            **{
+                "rows": len(rows),
+                "inputs": len(np.unique(rows.inputs)),
+                "data": data.data.describe(),
+                "seed": study.seed,
+            },
             "images": {title: measured(answer) for title, answer in answers.items()},
             "monte_carlo": measured(itself)["mean"],
             "classifier": judge_by_classifier(generated, rows, floors, options, study.seed, quiet=True),

@@ -19,13 +19,12 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, StochasticWei
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.plugins import TorchCheckpointIO
 
-from calosim import __version__
-from calosim.data.datamodule import describe, generated
+from calosim.data.datamodule import generated
 from calosim.io import atomic_write, read_npz, write_json, write_npz
 from calosim.loggers import MLflow
 from calosim.models.checkpoints import read_checkpoint
 from calosim.models.provenance import split_unlike
-from calosim.runs import FORMAT, Run, git_hash, identity
+from calosim.runs import FORMAT, Run, identity, origin
 from calosim.slurm import own_job
 
 #: What is told of a resumed session, beside its first step and its changes.
@@ -232,11 +231,8 @@ class RunRecord(SaveConfigCallback):
                 f"calosim: {unlike}; `calosim evaluate` will refuse to judge it on rows that it has seen",
                 file=sys.stderr,
             )
-        self._record = {
+        self._record = origin(torch=torch.__version__) | {
             "format": FORMAT,
-            "calosim": __version__,
-            "torch": torch.__version__,
-            "git": git_hash(),
             "command": sys.argv[1:],
             "seed": self.config.get("seed_everything"),
             "model": type(pl_module).__name__,
@@ -246,7 +242,7 @@ class RunRecord(SaveConfigCallback):
             "job": own_job(),
             "nodes": trainer.num_nodes,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "data": describe(trainer.datamodule),  # type: ignore[attr-defined]
+            "data": trainer.datamodule.data.describe(),  # type: ignore[attr-defined]
             "ancestors": pl_module.ancestors,
         }
         if not self._resumed:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from calosim.cli.errors import one_line
 from calosim.cli.words import TOOLS, checked
-from calosim.io import check_not_read, check_writable, expanded, shipped_words
+from calosim.io import expanded, shipped_words
 
 __all__ = ["resolved", "run", "simulate"]
 
@@ -86,7 +84,7 @@ def simulate(
     responses_per_primary: int = 20,
     split: Literal["test", "val"] | None = None,
     match_sums: int = 0,
-    keep_dark: bool = False,
+    keep_empty: bool = False,
     seed: int = 1,
     out: str = "data/zn.root",
     workers: int = 2,
@@ -104,46 +102,14 @@ def simulate(
         match_sums: Keep, for each row of the file, only that many of the responses to its primary, those with the nearest
             photon sums and each for one row: the floor of models that are given the true sums. The more
             responses_per_primary, the nearer. 0 keeps all.
-        keep_dark: Write every attempt, those that leave fewer than 10 photons too: six times as many rows in the ZN. What is
+        keep_empty: Write every attempt, those that leave fewer than 10 photons too: six times as many rows in the ZN. What is
             without it is the same, bit for bit.
         seed: Seed; one seed, one data set, whatever the number of workers.
         out: The ROOT file to write.
         workers: Threads.
         quiet: Show no progress.
     """
-    from calosim.data.cache import read_recipe, write_recipe
-    from calosim.data.root import Writer, write
-    from calosim.montecarlo import simulate as respond
-    from calosim.montecarlo.simulate import MIN_PHOTONS, match_to_file, primaries_of_file
+    from calosim.montecarlo.simulate import simulate_file
 
-    Writer(out, detector)  # refuses a wrong name before the work, not after it
-    check_writable(Path(out).parent)
-    settings: dict[str, Any] = {
-        "detector": detector,
-        "primaries": primaries,
-        "responses_per_primary": responses_per_primary,
-    }
-    settings |= {"split": split, "match_sums": match_sums, "keep_dark": keep_dark, "seed": seed}
-    how: dict[str, Any] = {"workers": workers, "progress": not quiet}
-    if isinstance(primaries, int) and (split is not None or match_sums):
-        raise ValueError("split and match_sums are of the rows of a file; expected one as primaries, got a number")
-    if isinstance(primaries, str):
-        check_not_read(out, [primaries])
-        made = (read_recipe(primaries) or {}).get("settings", {}).get("detector", detector)
-        if made != detector and not match_sums:  # which refuses it
-            said = f"simulated for {made}, its primaries now meet {detector} (--detector {made}: the same again)"
-            print(f"calosim: {primaries}: {said}", file=sys.stderr)
-    if match_sums and keep_dark:
-        raise ValueError("match_sums keeps responses, and keep_dark what is none; expected one of them")
-    least = 0 if keep_dark else MIN_PHOTONS
-    if match_sums:
-        print(match_to_file(str(primaries), out, detector, responses_per_primary, match_sums, seed, split, **how))
-    else:
-        source: Any = primaries_of_file(primaries, split) if isinstance(primaries, str) else primaries
-        showers = respond(source, responses_per_primary, detector, seed, min_photons=least, **how)
-        write(out, showers)
-        answered, tried = showers.inputs.max() + 1, source if isinstance(source, int) else len(source[1])
-        mean = f"{len(showers) / answered:.1f} each"
-        print(f"{out}: {len(showers)} responses of {showers.geometry.title} to {answered} of {tried} primaries, {mean}")
-    if Path(out).is_file():  # rather than a device
-        write_recipe(out, settings)
+    how: dict[str, Any] = {"split": split, "match_sums": match_sums, "keep_empty": keep_empty}
+    simulate_file(out, detector, primaries, responses_per_primary, seed, **how, workers=workers, quiet=quiet)

@@ -1,7 +1,6 @@
 """Showers: primary particles with their photon images, and every form of file that holds them."""
 
-from calosim.data.reading import read_primaries
-from calosim.data.reading import convert, read
+from calosim.data.reading import convert, read, read_primaries
 from calosim.data.record import FEATURES, Showers
 from calosim.data.root import Writer, write
 

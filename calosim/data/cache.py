@@ -1,26 +1,25 @@
-"""The cache of plain arrays that all processes map into memory, told by content; and how a file was made, a record beside it."""
+"""The cache of plain arrays that all processes map into memory, told by content; and how a file was made."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-
 from typing import Any
+
 import numpy as np
 
-from calosim import __version__
-from calosim.io import read_json, temporary_folder, write_json
 from calosim.data.reading import files_read, read
-from calosim.data.root import Names
+from calosim.data.root import Names, read_made
+from calosim.io import read_json, temporary_folder, write_json
 
-__all__ = ["cached_arrays", "content_hash", "current_hash", "hash_contents", "open_cache", "primaries_hash", "read_recipe", "write_recipe"]
+__all__ = ["cached_arrays", "content_hash", "open_cache", "primaries_hash", "read_recipe"]
 
-_VERSION = 3
-_ARRAYS = ("particles", "pdg", "images", "inputs", "photon_sum")
+_VERSION = 4
+_ARRAYS = ("particles", "pdg", "images", "primary_ids", "photon_sum")
 #: Written last: a folder that has it is whole.
 _META = "meta.json"
 
@@ -35,7 +34,7 @@ def cached_arrays(files: Sequence[str], detector: str, cache_dir: str | None = N
         names: What the files call their tree and branches.
 
     Returns:
-        A folder with ``particles``, ``pdg``, ``images``, ``inputs`` and ``photon_sum`` as ``.npy`` and ``meta.json``. Its
+        A folder with ``particles``, ``pdg``, ``images``, ``primary_ids`` and ``photon_sum`` as ``.npy`` and ``meta.json``. Its
         name is a hash of the contents, so that changed files never meet an old cache.
 
     Raises:
@@ -90,13 +89,23 @@ def content_hash(files: Sequence[str], detector: str | None = None) -> str:
     for file in files:
         if not Path(file).is_file():
             raise ValueError(f"{file}: no such file; make one with `calosim simulate` or `calosim convert`")
-    return hash_contents(files_read(files, detector))
+    return _hash(tuple(map(_state, files_read(files, detector))))
 
 
-def hash_contents(paths: Sequence[Path]) -> str:
-    """The hash of the contents of some files, as they are."""
+def primaries_hash(file: str) -> str:
+    """The hash of a file of primaries, which stands alone: a CSV of them has no images beside it."""
+    return _hash((_state(Path(file)),))
+
+
+def _state(path: Path) -> tuple[Path, int, int]:
+    return path, path.stat().st_mtime_ns, path.stat().st_size
+
+
+@lru_cache(maxsize=64)
+def _hash(states: tuple[tuple[Path, int, int], ...]) -> str:
+    """The hash of the contents of files; those are read anew only where something has changed."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in paths:
+    for path, *_ in states:
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest())
     return digest.hexdigest()
@@ -136,44 +145,21 @@ def _writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK)
 
 
-def write_recipe(file: str, settings: Mapping[str, Any]) -> None:
-    """Writes how a file was made.
-
-    Args:
-        file: The data file, complete.
-        settings: What determines its content; of ``primaries`` that were taken from a file the content is recorded too.
-    """
-    record = {"calosim": __version__, "settings": dict(settings), "data_hash": current_hash([file])}
-    if isinstance(settings.get("primaries"), str):
-        record["primaries_hash"] = primaries_hash(settings["primaries"])
-    write_json(f"{file}.json", record)
-
-
 def read_recipe(file: str | Path) -> dict[str, Any] | None:
-    """How a file was made; None if nothing tells, or if the file is another one by now."""
-    path = Path(f"{file}.json")
-    record = read_json(path) if path.exists() else None
-    return record if record and record.get("data_hash") == current_hash([str(file)]) else None
+    """How ``calosim simulate`` made a file: its ``settings``, and the ``primaries_hash`` of those it took from a file.
 
-
-def current_hash(files: Sequence[str], detector: str | None = None) -> str:
-    """The data hash of files as they are now, see :func:`content_hash`; read anew only where something has changed.
+    Returns:
+        None if nothing tells.
 
     Raises:
-        ValueError: If a file or its partner is missing.
+        ValueError: If the file is bad.
     """
-    return _hash(tuple(map(_state, files_read(files, detector))))
-
-
-def primaries_hash(file: str) -> str:
-    """The hash of a file of primaries, which stands alone: a CSV of them has no images beside it."""
-    return _hash((_state(Path(file)),))
-
-
-def _state(path: Path) -> tuple[Path, int, int]:
-    return path, path.stat().st_mtime_ns, path.stat().st_size
-
-
-@lru_cache(maxsize=64)
-def _hash(states: tuple[tuple[Path, int, int], ...]) -> str:
-    return hash_contents([path for path, *_ in states])
+    if made := read_made(file):
+        return made if "settings" in made else None
+    # calosim 0.2 wrote it beside the file, and it may be another file by now.
+    path = Path(f"{file}.json")
+    made = read_json(path) if path.exists() else None
+    if not made or made.get("data_hash") != content_hash([str(file)]):
+        return None
+    settings = made["settings"]
+    return made | {"settings": {"keep_empty": settings.pop("keep_dark", False), **settings}}

@@ -6,75 +6,21 @@ device.
 """
 
 from __future__ import annotations
-from collections.abc import Sequence
-from typing import Literal
-import numpy as np
-from collections.abc import Callable, Iterator
-from torch.utils.data import DistributedSampler, SequentialSampler
-from calosim import rng
-import os
-from collections import Counter
-from pathlib import Path
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
+
+import numpy as np
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
-from calosim.detectors import get_detector
-from calosim.particles import particle_code, particle_name
-from calosim.data.cache import cached_arrays, open_cache
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
+
+from calosim import rng
 from calosim.data.record import Showers
-from calosim.data.root import Names, read_made
+from calosim.data.root import read_made
+from calosim.data.splits import ShowerData, Split
 
-__all__ = ['EpochSampler', 'InOrder', 'RootDataModule', 'SPLITS', 'ShowerDataset', 'Split', 'describe', 'generated', 'split_rows']
-
-
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
-
-
-def split_rows(
-    inputs: np.ndarray,
-    pdg: np.ndarray,
-    by: Literal["primary", "response"] = "primary",
-    fractions: Sequence[float] = (0.7, 0.1, 0.2),
-    seed: int = 0,
-) -> dict[Split, np.ndarray]:
-    """Splits rows into training, validation and test.
-
-    Args:
-        inputs: Unique-input number of every row, shape (N,), see :attr:`calosim.data.record.Showers.inputs`.
-        pdg: PDG code of every row, shape (N,).
-        by: ``primary`` keeps all responses of one input together, so that no input is in two splits, and divides the
-            inputs of each particle type separately, so that rare types reach every split; ``response`` divides rows
-            regardless of their input, as the published studies did.
-        fractions: Shares of training, validation and test; they sum to 1.
-        seed: Seed of the division.
-
-    Returns:
-        Sorted row numbers of each split; together they hold every row once.
-
-    Raises:
-        ValueError: If the fractions do not sum to 1 or are negative.
-    """
-    if len(fractions) != 3 or min(fractions) < 0 or not abs(sum(fractions) - 1) <= 1e-9:
-        raise ValueError(f"expected three split fractions that sum to 1, got {tuple(fractions)}")
-    rng = np.random.default_rng(seed)
-
-    def divide(items: np.ndarray) -> list[np.ndarray]:
-        # Halves round up, so that a type with five inputs has one for validation.
-        held = [int(len(items) * f + 0.5) for f in fractions[1:]]
-        kept = max(len(items) - sum(held), 0)
-        return np.split(rng.permutation(items), [kept, kept + held[0]])
-
-    if by == "response":
-        return {name: np.sort(part) for name, part in zip(SPLITS, divide(np.arange(len(inputs))), strict=True)}
-    if by != "primary":
-        raise ValueError(f"unknown split {by!r}; expected primary or response")
-    of_input = np.zeros(int(inputs.max(initial=-1)) + 1, dtype=np.int8)
-    for code in np.unique(pdg):
-        for k, part in enumerate(divide(np.unique(inputs[pdg == code]))):
-            of_input[part] = k
-    return {name: np.flatnonzero(of_input[inputs] == k) for k, name in enumerate(SPLITS)}
+__all__ = ["EpochSampler", "InOrder", "RootDataModule", "ShowerDataset", "generated"]
 
 
 class EpochSampler(DistributedSampler):
@@ -168,32 +114,14 @@ class ShowerDataset(Dataset):
     """Rows of the cache; indexed with an array of positions, it returns a whole batch.
 
     Args:
-        particles: Features with shape (N, 9).
-        pdg: PDG codes with shape (N,).
-        images: Photon counts with shape (N, nx, ny), usually memory mapped.
-        inputs: Unique-input numbers with shape (N,).
-        photon_sum: Photons with shape (N,).
+        arrays: What all rows have, see :attr:`calosim.data.splits.ShowerData.arrays`.
         rows: The rows that belong to this data set, shape (M,).
         with_images: Whether batches hold images, which cost most of the reading.
     """
 
-    def __init__(
-        self,
-        particles: np.ndarray,
-        pdg: np.ndarray,
-        images: np.ndarray,
-        inputs: np.ndarray,
-        photon_sum: np.ndarray,
-        rows: np.ndarray,
-        with_images: bool = True,
-    ):
-        self.arrays: dict[str, np.ndarray] = {
-            "particles": particles.astype(np.float32),
-            "pdg": pdg.astype(np.int64),
-            **({"images": images} if with_images else {}),
-            "inputs": inputs,
-            "photon_sum": photon_sum,
-        }
+    def __init__(self, arrays: Mapping[str, np.ndarray], rows: np.ndarray, with_images: bool = True):
+        self.arrays = {name: values for name, values in arrays.items() if with_images or name != "images"}
+        self.arrays |= {"particles": arrays["particles"].astype(np.float32), "pdg": arrays["pdg"].astype(np.int64)}
         self.rows = rows
 
     def __len__(self) -> int:
@@ -206,8 +134,8 @@ class ShowerDataset(Dataset):
             positions: Positions within this data set, shape (B,).
 
         Returns:
-            ``particles`` (B, 9) float32, ``pdg`` (B,) int64, ``images`` (B, nx, ny) integers, ``inputs`` (B,) and
-            ``photon_sum`` (B,) int64, ``rows`` (B,) int64: the row in the files, which keys the row's random draws.
+            ``particles`` (B, 9) float32, ``pdg`` (B,) int64, ``images`` (B, nx, ny) integers, ``primary_ids`` (B,)
+            and ``photon_sum`` (B,) int64, ``rows`` (B,) int64: the row in the files, which keys the row's random draws.
         """
         rows = self.rows[positions]
         arrays = {name: values[rows] for name, values in self.arrays.items()} | {"rows": rows}
@@ -218,11 +146,11 @@ class ResumableLoader(DataLoader):
     """A loader whose state Lightning need not keep: where to go on follows from the trainer's progress."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
+        """Nothing to keep."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing."""
+        """Nothing to restore."""
 
 
 class RootDataModule(LightningDataModule):
@@ -234,7 +162,7 @@ class RootDataModule(LightningDataModule):
         batch_size: Rows of a batch on one process.
         particle: Keep only this particle type, by name (``lambda``) or PDG code (``3122``); all if not given. The split
             is made before the filter, so that a test row of one selection is never a training row of another.
-        split_by: ``primary``: no input in two splits; ``response``: rows are split regardless of their input, as published.
+        split_by: ``primary``: no primary in two splits; ``response``: rows are split regardless of theirs, as published.
         fractions: Shares of training, validation and test.
         sampling: ``natural``; ``balanced``: particle types equally often; ``power``: in proportion to (number of rows)
             to the power of ``sampling_power``.
@@ -265,26 +193,17 @@ class RootDataModule(LightningDataModule):
         columns: dict[str, str] | None = None,
     ):
         super().__init__()
-        self.files = [files] if isinstance(files, str) else list(files)
-        if not self.files:
-            raise ValueError("expected at least one data file (--data.files FILE), got none")
-        if twice := [name for name, times in Counter(map(os.path.realpath, self.files)).items() if times > 1]:
-            raise ValueError(f"{twice[0]}: given twice as a data file; expected each once")
         if batch_size < 1:
             raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
-        self.detector = get_detector(detector)
-        self.batch_size, self.split_by, self.fractions = batch_size, split_by, tuple(fractions)
-        self.particle = None if particle is None else particle_code(particle)
+        self.data = ShowerData(
+            files, detector, particle, split_by, fractions, min_photons, seed, cache_dir, tree, columns
+        )
+        self.files, self.detector, self.batch_size = list(self.data.files), self.data.geometry, batch_size
         self.power = {"natural": 1.0, "balanced": 0.0, "power": sampling_power}[sampling]
-        self.min_photons, self.seed, self.cache_dir = min_photons, seed, cache_dir
-        self.names = Names(tree, columns or {})
-        self._splits: dict[Split, np.ndarray] | None = None
-
-    # -- reading ------------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
         """Builds the cache; Lightning calls it on one process of a machine."""
-        cached_arrays(self.files, self.detector.name, self.cache_dir, self.names)
+        self.data.cache()
 
     def setup(self, stage: str | None = None) -> None:
         """Maps the cache and makes the split, once.
@@ -292,59 +211,27 @@ class RootDataModule(LightningDataModule):
         Raises:
             ValueError: If the selection leaves no training row, or a file is bad.
         """
-        if self._splits is not None:
-            return
-        folder = cached_arrays(self.files, self.detector.name, self.cache_dir, self.names)
-        self.arrays, self.data_hash = open_cache(folder)
-        pdg = self.arrays["pdg"]
-        splits = split_rows(self.arrays["inputs"], pdg, self.split_by, self.fractions, self.seed)
-        nonempty = self.arrays["photon_sum"] >= self.min_photons
-        splits = {name: rows[nonempty[rows]] for name, rows in splits.items()}
-        if self.particle is not None:
-            splits = {name: rows[pdg[rows] == self.particle] for name, rows in splits.items()}
-            if not sum(map(len, splits.values())):
-                present = ", ".join(particle_name(int(c)) for c in np.unique(pdg))
-                raise ValueError(
-                    f"{', '.join(self.files)}: no row of particle {particle_name(self.particle)}; the files hold {present}"
-                )
-        if not len(splits["train"]):
-            selected = sum(map(len, splits.values()))
-            if not selected:
-                raise ValueError(
-                    f"{', '.join(self.files)}: no row has {self.min_photons} photons or more; expected responses with light"
-                )
-            raise ValueError(
-                f"{', '.join(self.files)}: none of the {selected} selected rows is in the training split; expected more "
-                "primaries or a larger first fraction"
-            )
-        self._splits = splits
+        _ = self.data.splits
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What all rows of the files have, see :attr:`calosim.data.splits.ShowerData.arrays`."""
+        return self.data.arrays
 
     def rows(self, split: Split) -> np.ndarray:
         """Row numbers of a split within the files, ascending, shape (M,)."""
-        self.setup()
-        assert self._splits is not None
-        return self._splits[split]
+        return self.data.rows(split)
 
-    def inputs(self, split: Split) -> np.ndarray:
-        """Unique-input numbers of a split's rows, shape (M,), int64."""
-        rows = self.rows(split)  # also maps the arrays
-        return self.arrays["inputs"][rows]
+    def primary_ids(self, split: Split) -> np.ndarray:
+        """Numbers of the primaries of a split's rows, shape (M,), int64."""
+        return self.data.primary_ids(split)
 
-    def showers(self, split: Split, rows: np.ndarray | None = None) -> Showers:
-        """The rows of a split in memory.
-
-        Args:
-            split: ``train``, ``val`` or ``test``.
-            rows: Positions within the split; all if not given.
-        """
-        selected = self.rows(split) if rows is None else self.rows(split)[rows]
-        a = self.arrays
-        return Showers(a["particles"][selected], a["pdg"][selected], a["images"][selected], self.detector.name)
-
-    # -- batches ------------------------------------------------------------------------------------------------------
+    def showers(self, split: Split, positions: np.ndarray | None = None) -> Showers:
+        """The rows of a split in memory, see :meth:`calosim.data.splits.ShowerData.showers`."""
+        return self.data.showers(split, positions)
 
     def _loader(self, split: Split) -> DataLoader:
-        rows, a = self.rows(split), self.arrays
+        rows = self.rows(split)
         world = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         if len(rows) < world[0]:
             raise ValueError(
@@ -353,11 +240,11 @@ class RootDataModule(LightningDataModule):
             )
         overfit = bool(getattr(self.trainer, "overfit_batches", 0))
         sampler = EpochSampler(
-            a["pdg"][rows],
+            self.arrays["pdg"][rows],
             self.batch_size,
             power=self.power,
             shuffle=split == "train" and not overfit,
-            seed=self.seed,
+            seed=self.data.seed,
             num_replicas=world[0],
             rank=world[1],
         )
@@ -365,10 +252,8 @@ class RootDataModule(LightningDataModule):
             sampler.seen = self._batches_done
         # A model of the photon sum needs no images.
         model = self.trainer.lightning_module if self.trainer else None
-        held = a["particles"], a["pdg"], a["images"], a["inputs"], a["photon_sum"]
-        dataset = ShowerDataset(*held, rows, getattr(model, "with_images", True))
         return ResumableLoader(
-            dataset,
+            ShowerDataset(self.arrays, rows, getattr(model, "with_images", True)),
             batch_size=None,  # the sampler yields whole batches
             sampler=InOrder(sampler) if overfit else sampler,
             pin_memory=torch.cuda.is_available(),
@@ -400,18 +285,4 @@ class RootDataModule(LightningDataModule):
 
 def generated(files: Sequence[str]) -> list[str]:
     """Those of some data files that models have generated, by what they say themselves."""
-    return [name for name in files if name.endswith(".root") and "models" in (read_made(Path(name)) or {})]
-
-
-def describe(datamodule: RootDataModule) -> dict[str, Any]:
-    """What a run folder says of its data: files, hash, counts, and all that decides the split."""
-    return {
-        "files": datamodule.files,
-        "data_hash": datamodule.data_hash,
-        "detector": datamodule.detector.name,
-        "rows": {split: len(datamodule.rows(split)) for split in SPLITS},
-        "split_by": datamodule.split_by,
-        "fractions": list(datamodule.fractions),
-        "particle": datamodule.particle,
-        "seed": datamodule.seed,
-    }
+    return [name for name in files if "models" in (read_made(name) or {})]

@@ -13,8 +13,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from calosim.detectors import DETECTORS, Detector
 from calosim.data.record import (
+    Showers,
+    Source,
+    Where,
     check_primaries,
     existing_file,
     first_true,
@@ -23,7 +25,7 @@ from calosim.data.record import (
     row_name,
     tabulated,
 )
-from calosim.data.record import Showers, Source, Where
+from calosim.detectors import DETECTORS, Detector
 
 __all__ = ["column_pieces", "count_lines", "is_table", "pair_texts", "read_table", "text_source"]
 

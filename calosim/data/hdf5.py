@@ -6,7 +6,6 @@ References:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,14 +15,17 @@ from typing import Any
 import numpy as np
 
 from calosim.data.record import (
-    agreed_detector,
-    check_image_shape,
-    detector_of_shape,
+    COLUMNS,
+    FEATURES,
+    TABULATED,
+    Showers,
+    Source,
+    Where,
     reading_file,
     row_name,
     showers_of,
+    told_detector,
 )
-from calosim.data.record import COLUMNS, FEATURES, TABULATED, Showers, Source, Where
 from calosim.data.root import Names, Writer
 
 __all__ = ["SUFFIXES", "Hdf5Writer", "hdf5_source"]
@@ -103,9 +105,7 @@ def hdf5_source(path: Path, wanted: str | None, names: Names = Names()) -> Sourc
                 raise ValueError(
                     f"{path}: dataset {name!r} has shape {each}; expected ({rows},), a number for each shower"
                 )
-        detector = named or detector_of_shape(shape, str(path), wanted)
-        check_image_shape(shape, detector, str(path))
-    agreed_detector(detector, wanted, str(path))
+    detector = told_detector(shape, wanted, str(path), named)
 
     def pieces(most: int) -> Iterator[tuple[Showers, Where]]:
         with _columns(path, names) as (_, data):
@@ -130,12 +130,10 @@ class Hdf5Writer(Writer):
         with self._write_errors():
             self._file = h5py.File(self._temporary, "w")
             self._file.attrs["detector"] = self.geometry.name
-            if self._made is not None:
-                self._file.attrs["made"] = json.dumps(self._made)
             kinds: dict[str, Any] = {_ENERGIES: ((1,), "f8"), **dict.fromkeys(FEATURES, ((), "f8"))}
             kinds |= {"pdg": ((), "i4"), _SHOWERS: ((pixels,), "i4")}
             for name, (shape, kind) in kinds.items():
-                # Most pixels are dark: level 1 is as small as others and many times as fast.
+                # Most pixels are empty: level 1 is as small as others and many times as fast.
                 how = {
                     "chunks": (_CHUNK if shape and shape[0] > 1 else 4096, *shape),
                     "compression": "gzip",

@@ -13,16 +13,18 @@ from typing import IO
 import numpy as np
 
 from calosim.data.record import (
-    agreed_detector,
+    FEATURES,
+    Showers,
+    Source,
+    Where,
     check_primaries,
-    detector_of_shape,
     infer_pdg,
     pdg_codes,
     photon_counts,
     reading_file,
     row_name,
+    told_detector,
 )
-from calosim.data.record import FEATURES, Showers, Source, Where
 
 __all__ = ["npz_header", "npz_source"]
 
@@ -96,27 +98,23 @@ def npz_source(particles: Path, responses: Path, wanted: str | None, prefer: Seq
         )
     if shape[0] != image_shape[0]:
         raise ValueError(f"{responses}: has {image_shape[0]} rows; {particles} has {shape[0]}")
-    detector = agreed_detector(detector_of_shape(image_shape[1:], str(responses)), wanted, str(responses))
-    narrow = dtype.kind == "i" and dtype.itemsize <= 2
-    pieces = partial(_npz_pair_pieces, particles, responses, detector, prefer)
-    return Source(detector, shape[0], narrow, pieces, str(responses))
+    detector = told_detector(image_shape[1:], wanted, str(responses))
 
+    def pieces(rows: int) -> Iterator[tuple[Showers, Where]]:
+        first = 0
+        for table, images in zip(_npz_pieces(particles, rows), _npz_pieces(responses, rows), strict=True):
+            where = partial(row_name, first)
+            try:
+                features = table[:, : len(FEATURES)].astype(np.float64)
+                if table.shape[1] > len(FEATURES):
+                    pdg = pdg_codes(table[:, -1], str(particles), where)
+                else:
+                    pdg = infer_pdg(features, prefer, str(particles), where)
+                # Checked here because a message about a feature must name this file, not the one with the images.
+                check_primaries(features, pdg, str(particles), where)
+            except ValueError as error:  # columns have no names here, and others may have been meant
+                raise ValueError(f"{error} (columns {', '.join(FEATURES)}, pdg)") from None
+            yield Showers(features, pdg, photon_counts(images, str(responses), where), detector), where
+            first += len(table)
 
-def _npz_pair_pieces(
-    particles: Path, responses: Path, detector: str, prefer: Sequence[int], rows: int
-) -> Iterator[tuple[Showers, Where]]:
-    first = 0
-    for table, images in zip(_npz_pieces(particles, rows), _npz_pieces(responses, rows), strict=True):
-        where = partial(row_name, first)
-        try:
-            features = table[:, : len(FEATURES)].astype(np.float64)
-            if table.shape[1] > len(FEATURES):
-                pdg = pdg_codes(table[:, -1], str(particles), where)
-            else:
-                pdg = infer_pdg(features, prefer, str(particles), where)
-            # Checked here because a message about a feature must name this file, not the one with the images.
-            check_primaries(features, pdg, str(particles), where)
-        except ValueError as error:  # columns have no names here, and others may have been meant
-            raise ValueError(f"{error} (columns {', '.join(FEATURES)}, pdg)") from None
-        yield Showers(features, pdg, photon_counts(images, str(responses), where), detector), where
-        first += len(table)
+    return Source(detector, shape[0], dtype.kind == "i" and dtype.itemsize <= 2, pieces, str(responses))

@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from calosim.detectors import get_detector
-from calosim.data.record import features_of, first_true, photon_counts, row_name
-from calosim.data.record import FEATURES, Showers, Source, Where
+from calosim.data.record import FEATURES, Showers, Source, Where, features_of, first_true, photon_counts, row_name
 from calosim.data.root import Names, Tree, open_tree
+from calosim.detectors import get_detector
 
 __all__ = ["o2sim_source"]
 

@@ -1,42 +1,52 @@
 """Reading showers in any form, and converting them to calosim's ROOT form or to HDF5."""
 
 from __future__ import annotations
+
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-import numpy as np
-from calosim.data.record import (
-    check_primaries,
-    existing_file,
-    features_of,
-    row_name,
-)
-from calosim.data.extract import column_pieces, count_lines
-from calosim.data.record import FEATURES, TABULATED
-from calosim.data.root import open_tree
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from calosim.detectors import get_detector
-from calosim.io import check_not_read
-from calosim.data.record import (
-    agreed_detector,
-    check_image_shape,
-    check_showers,
-    detector_of_shape,
-    existing_file,
-    row_name,
-    showers_of,
-)
-from calosim.data.extract import is_table, pair_texts, text_source
+
+import numpy as np
+
+from calosim.data.extract import column_pieces, count_lines, is_table, pair_texts, text_source
 from calosim.data.hdf5 import SUFFIXES, Hdf5Writer, hdf5_source
 from calosim.data.npz import npz_header, npz_source
 from calosim.data.o2sim import o2sim_source
-from calosim.data.record import COLUMNS, FEATURES, TABULATED, Showers, Source, Where
+from calosim.data.record import (
+    COLUMNS,
+    FEATURES,
+    TABULATED,
+    Showers,
+    Source,
+    Where,
+    agreed_detector,
+    check_primaries,
+    check_showers,
+    existing_file,
+    features_of,
+    row_name,
+    showers_of,
+    told_detector,
+)
 from calosim.data.root import BASKET, O2SIM, Names, Writer, open_tree, root_source
+from calosim.detectors import get_detector
+from calosim.io import check_not_read
 
-__all__ = ['Files', 'PIECE', 'PrimariesFile', 'arrays_source', 'checked_pieces', 'convert', 'files_read', 'read', 'read_primaries', 'sources']
+__all__ = [
+    "PIECE",
+    "Files",
+    "PrimariesFile",
+    "arrays_source",
+    "checked_pieces",
+    "convert",
+    "files_read",
+    "read",
+    "read_primaries",
+    "sources",
+]
 
 
 #: Rows read at once: 3 MB of features.
@@ -288,9 +298,7 @@ def arrays_source(arrays: Mapping[str, Any], wanted: str | None) -> Source:
             raise ValueError(
                 f"arrays: {name} has shape {column.shape}; expected {images.shape[:1]}, a number for each image"
             )
-    detector = detector_of_shape(images.shape[1:], "arrays", wanted)
-    check_image_shape(images.shape[1:], detector, "arrays")
-    agreed_detector(detector, wanted, "arrays")
+    detector = told_detector(images.shape[1:], wanted, "arrays")
 
     def pieces(rows: int) -> Iterator[tuple[Showers, Where]]:
         for first in range(0, len(images), rows):

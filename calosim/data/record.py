@@ -1,21 +1,45 @@
 """What a data set is: primaries with their responses, and what is refused of them, in one line that names the row."""
 
 from __future__ import annotations
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
-import numpy as np
-from calosim.detectors import Detector, get_detector
+
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
-from calosim.detectors import DETECTORS, get_detector
 
-__all__ = ['COLUMNS', 'FEATURES', 'Showers', 'Source', 'TABULATED', 'Where', 'agreed_detector', 'check_image_shape', 'check_primaries', 'check_showers', 'detector_of_shape', 'existing_file', 'features_of', 'first_true', 'infer_pdg', 'masses_and_charges', 'pdg_codes', 'photon_counts', 'reading_file', 'row_name', 'showers_of', 'tabulated']
+import numpy as np
+
+from calosim.detectors import DETECTORS, Detector, get_detector
+from calosim.particles import lookup
+
+__all__ = [
+    "COLUMNS",
+    "FEATURES",
+    "TABULATED",
+    "Showers",
+    "Source",
+    "Where",
+    "agreed_detector",
+    "check_primaries",
+    "check_showers",
+    "existing_file",
+    "features_of",
+    "first_true",
+    "infer_pdg",
+    "masses_and_charges",
+    "number_primaries",
+    "pdg_codes",
+    "photon_counts",
+    "reading_file",
+    "row_name",
+    "showers_of",
+    "tabulated",
+    "told_detector",
+]
 
 
 #: The primary particle's features, in the order of ``Showers.particles``.
@@ -57,21 +81,25 @@ class Showers:
         return self.images.sum(axis=(1, 2), dtype=np.int64)
 
     @cached_property
-    def inputs(self) -> np.ndarray:
-        """The unique input each row belongs to, shape (N,), int64, numbered in order of first appearance.
+    def primary_ids(self) -> np.ndarray:
+        """The number of each row's primary, shape (N,), int64, in order of first appearance.
 
-        Rows are of one input when the nine features and the PDG code are identical: the same primary
-        simulated again.
+        Rows are of one primary when the nine features and the PDG code are identical: it was simulated again.
         """
-        # Adding zero turns -0.0 into 0.0, which must compare equal byte by byte.
-        rows = np.ascontiguousarray(np.column_stack([self.particles, self.pdg]) + 0.0)
-        keys = rows.view(f"V{rows.shape[1] * rows.itemsize}")[:, 0].tolist()
-        seen: dict[bytes, int] = {}
-        return np.fromiter((seen.setdefault(key, len(seen)) for key in keys), np.int64, len(keys))
+        return number_primaries(self.particles, self.pdg)
 
     def select(self, rows: np.ndarray | slice) -> Showers:
         """Returns some rows, by index, mask or slice."""
         return Showers(self.particles[rows], self.pdg[rows], self.images[rows], self.detector)
+
+
+def number_primaries(particles: np.ndarray, pdg: np.ndarray) -> np.ndarray:
+    """Numbers primaries (N, 9) with PDG codes (N,), see :attr:`Showers.primary_ids`, where there are no images."""
+    # Adding zero turns -0.0 into 0.0, which must compare equal byte by byte.
+    rows = np.ascontiguousarray(np.column_stack([particles, pdg]) + 0.0)
+    keys = rows.view(f"V{rows.shape[1] * rows.itemsize}")[:, 0].tolist()
+    seen: dict[bytes, int] = {}
+    return np.fromiter((seen.setdefault(key, len(seen)) for key in keys), np.int64, len(keys))
 
 
 #: Names a row of a piece for messages: its index within the piece to ``row 12`` or ``line 34``.
@@ -126,13 +154,14 @@ _LONG_LIVED: tuple[int, ...] = (
 
 @lru_cache
 def _mass_and_charge(pdg: int) -> tuple[float, float] | None:
-    from particle import PDGID, InvalidParticle, Particle, ParticleNotFound  # reading its tables costs 0.2 s
-
     try:
-        particle = Particle.from_pdgid(pdg)
-    except (InvalidParticle, ParticleNotFound):
-        # The tables have no hypernuclei and no excited nuclei; their codes tell the charge.
-        return (math.nan, float(PDGID(pdg).charge)) if PDGID(pdg).is_nucleus else None
+        particle = lookup(pdg)
+    except ValueError:
+        return None
+    if particle is None:  # a hypernucleus or an excited nucleus, whose code tells the charge
+        from particle import PDGID
+
+        return math.nan, float(PDGID(pdg).charge)
     # Neutrinos have no mass in the tables.
     return float(particle.mass or 0.0), float(particle.charge or 0.0)
 
@@ -383,31 +412,30 @@ def showers_of(columns: Mapping[str, np.ndarray], detector: str, source: str, wh
     return Showers(particles, pdg, images.reshape(-1, *get_detector(detector).shape), detector)
 
 
-def check_image_shape(shape: tuple[int, ...], detector: str, source: str) -> None:
-    """Checks that images are those of a detector: of its shape, or as many numbers in a row.
+def told_detector(shape: tuple[int, ...], wanted: str | None, source: str, named: str | None = None) -> str:
+    """The name of the detector whose images a file holds.
+
+    Args:
+        shape: Shape of an image, or as many numbers in a row.
+        wanted: The detector expected; any if None.
+        source: The file's name, for the message.
+        named: What the file says itself; told by the shape if None, where the one that is wanted comes first.
 
     Raises:
-        ValueError: If not, or if there is no such detector.
+        ValueError: If there is no such detector, its images have another shape, or another one is wanted.
     """
-    if detector not in DETECTORS:
-        raise ValueError(f"{source}: unknown detector {detector!r} in the file; expected one of {', '.join(DETECTORS)}")
-    expected = DETECTORS[detector]
-    if shape not in (expected.shape, (expected.pixels,)):
+    fits = [name for name, detector in DETECTORS.items() if shape in (detector.shape, (detector.pixels,))]
+    if not named:
+        if not fits:
+            known = ", ".join(f"{d.title} {d.shape[0]} x {d.shape[1]}" for d in DETECTORS.values())
+            raise ValueError(f"{source}: response: images of shape {shape} fit no detector; expected one of {known}")
+        named = wanted if wanted in fits else fits[0]
+    elif named not in DETECTORS:
+        raise ValueError(f"{source}: unknown detector {named!r} in the file; expected one of {', '.join(DETECTORS)}")
+    elif named not in fits:
+        expected = DETECTORS[named]
         raise ValueError(f"{source}: response: images of shape {shape}; {expected.title} has {expected.shape}")
-
-
-def detector_of_shape(shape: tuple[int, ...], source: str, wanted: str | None = None) -> str:
-    """The name of the detector whose images have that shape, or as many numbers in a row; the one that is wanted comes first.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    names = sorted(DETECTORS, key=lambda name: name != wanted)
-    for name in names:
-        if shape in (DETECTORS[name].shape, (DETECTORS[name].pixels,)):
-            return name
-    known = ", ".join(f"{d.title} {d.shape[0]} x {d.shape[1]}" for d in DETECTORS.values())
-    raise ValueError(f"{source}: response: images of shape {shape} fit no detector; expected one of {known}")
+    return agreed_detector(named, wanted, source)
 
 
 def agreed_detector(found: str, wanted: str | None, source: str) -> str:

@@ -5,9 +5,7 @@ vector of vectors.
 """
 
 from __future__ import annotations
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+
 import json
 import os
 from collections import Counter
@@ -16,25 +14,31 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from uuid import NAMESPACE_DNS, uuid5
+
 import numpy as np
-from calosim.detectors import get_detector
-from calosim.io import writing
+
 from calosim.data.record import (
-    agreed_detector,
-    check_image_shape,
+    COLUMNS,
+    FEATURES,
+    TABULATED,
+    Showers,
+    Source,
+    Where,
     check_showers,
-    detector_of_shape,
     photon_counts,
     reading_file,
     row_name,
     showers_of,
+    told_detector,
 )
-from calosim.data.record import COLUMNS, FEATURES, TABULATED, Showers, Source, Where
+from calosim.detectors import get_detector
+from calosim.io import writing
 
-__all__ = ['BASKET', 'Names', 'O2SIM', 'Tree', 'Writer', 'current_hash', 'open_tree', 'primaries_hash', 'read_made', 'read_recipe', 'root_source', 'write', 'write_recipe']
+__all__ = ["BASKET", "O2SIM", "Names", "Tree", "Writer", "open_tree", "read_made", "root_source", "write"]
 
 
 #: The trees that are looked for: ours, and that of O2's simulation.
@@ -303,9 +307,7 @@ def root_source(path: Path, wanted: str | None, names: Names = Names()) -> Sourc
             raise ValueError(f"{path}: has format {form!r}; this calosim reads {_FORMAT!r}")
         columns = tree.check([name for name in COLUMNS if name not in TABULATED], TABULATED)
         (shape, dtype), rows = tree.shape("response"), tree.rows
-        detector = tree.texts.get("detector") or detector_of_shape(shape, str(path), wanted)
-        check_image_shape(shape, detector, str(path))
-    agreed_detector(detector, wanted, str(path))
+    detector = told_detector(shape, wanted, str(path), tree.texts.get("detector"))
     narrow = dtype.kind == "i" and dtype.itemsize <= 2
 
     def pieces(most: int) -> Iterator[tuple[Showers, Where]]:
@@ -320,16 +322,19 @@ def root_source(path: Path, wanted: str | None, names: Names = Names()) -> Sourc
     return Source(detector, rows, narrow, pieces, str(path))
 
 
-def read_made(path: Path) -> dict[str, Any] | None:
-    """What a file says of how it was made, see :class:`Writer`; None if it says nothing.
+def read_made(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What a file says of how it was made, see :class:`Writer`; None if it says nothing, as all but ROOT files.
 
     Raises:
         ValueError: If the file is bad.
     """
+    path = Path(path)
+    if path.suffix.lower() != ".root":
+        return None
     with _open_file(path) as file:
         text = _texts(path, file).get("made")
     with reading_file(path):
-        return None if text is None else json.loads(text)
+        return None if text is None else dict(json.loads(text))
 
 
 @contextmanager
@@ -498,15 +503,16 @@ class Writer:
             raise ValueError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
 
-def write(path: str | os.PathLike[str], showers: Showers) -> None:
+def write(path: str | os.PathLike[str], showers: Showers, made: Mapping[str, Any] | None = None) -> None:
     """Writes showers to a ROOT file; whole or not at all.
 
     Args:
         path: The file, which must end in ``.root``; missing folders are made, an existing file is replaced.
         showers: At least one row.
+        made: What the file is to say of how it was made, see :class:`Writer`.
 
     Raises:
         ValueError: If the rows are not valid (see :meth:`Writer.extend`) or the file cannot be written.
     """
-    with Writer(path, showers.detector) as writer:
+    with Writer(path, showers.detector, made) as writer:
         writer.extend(showers)

@@ -14,8 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from calosim import __version__
-from calosim.data.datamodule import RootDataModule, describe
+from calosim.data.splits import ShowerData
 from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.references import Floors, Nearest, Reference
 from calosim.evaluation.requantization import best_requantizations
@@ -39,7 +38,7 @@ from calosim.models.checkpoints import weights_of
 from calosim.models.photon_sum import PhotonSum
 from calosim.models.shower import ShowerModel
 from calosim.particles import STUDY_PARTICLES, particle_symbol
-from calosim.runs import git_hash
+from calosim.runs import origin
 from calosim.simulation.parallel import devices_of
 from calosim.simulation.simulator import FastSimulator, Requantization, pick_device
 
@@ -126,7 +125,7 @@ def evaluate(
         others = Floors.read(floors, work.data, protocol.split)
         work.references.update(others.references(work.data, protocol.split, work.rows))
     options = (models, floors, protocol, classifier)
-    results: dict[str, Any] = {"calosim": __version__, "git": git_hash()}
+    results = origin()
     results |= {"arguments": {**given, **{key: value for some in options for key, value in asdict(some).items()}}}
     results["weights"] = weights_of([*models.paths, models.acceptance], out)
     results |= _description(work, floors)
@@ -148,7 +147,7 @@ class _Work:
     devices: int
     exceptions: dict[int, int]
     photons: dict[str, PhotonSum]
-    data: RootDataModule
+    data: ShowerData
     particle: int | None
     rows: Selection
     references: dict[str, Reference]
@@ -187,7 +186,7 @@ def _description(work: _Work, floors: FloorOptions) -> dict[str, Any]:
         "inputs": len(np.unique(rows.inputs)),
         "runs": protocol.runs,
         "responses": protocol.responses,
-        "data": describe(work.data),
+        "data": work.data.describe(),
     }
     if own := work.references.get("floor") or work.references.get("halves"):
         halves = (

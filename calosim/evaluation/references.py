@@ -11,9 +11,9 @@ import torch
 
 from calosim import rng
 from calosim.data.cache import read_recipe
-from calosim.data.datamodule import RootDataModule
 from calosim.data.reading import checked_pieces, read, sources
 from calosim.data.record import Showers
+from calosim.data.splits import ShowerData
 from calosim.evaluation.selection import FloorOptions, Selection, rank_within
 
 __all__ = [
@@ -202,7 +202,7 @@ def floor_of_sums(other: Showers, rows: Selection, most: int) -> Reference:
     return Reference(nearest, other.images.__getitem__, nearest.known, np.ones(len(rows), dtype=bool))
 
 
-def floor_of_halves(data: RootDataModule, split: Literal["test", "val"], rows: Selection) -> Reference | None:
+def floor_of_halves(data: ShowerData, split: Literal["test", "val"], rows: Selection) -> Reference | None:
     """The floor without another simulation: one half of each input's responses, answered from the other half.
 
     Only that half is fair to judge on. (Each half answered from the other would be a resample of the reference itself,
@@ -216,7 +216,7 @@ def floor_of_halves(data: RootDataModule, split: Literal["test", "val"], rows: S
     Returns:
         The floor; None where every input has a single response, so that there is no other half.
     """
-    inputs = data.inputs(split)
+    inputs = data.primary_ids(split)
     answering = rank_within(inputs) % 2 == 1
     if not answering.any():
         return None
@@ -230,7 +230,7 @@ def floor_of_halves(data: RootDataModule, split: Literal["test", "val"], rows: S
     )
 
 
-def trivial_model(data: RootDataModule, rows: Selection) -> Reference:
+def trivial_model(data: ShowerData, rows: Selection) -> Reference:
     """Answers with a random training response of the same particle type.
 
     Args:
@@ -267,13 +267,13 @@ class Floors:
     most: int = 1
 
     @classmethod
-    def read(cls, options: FloorOptions, data: RootDataModule, split: Literal["test", "val"]) -> Floors:
+    def read(cls, options: FloorOptions, data: ShowerData, split: Literal["test", "val"]) -> Floors:
         """Reads the files; of the one with given sums, which is large, only responses to primaries of the split.
 
         Raises:
             ValueError: If the floor of all sums was made to have those of the rows: no simulation could reach it.
         """
-        detector = data.detector.name
+        detector = data.detector
         other = read(options.floor, detector) if options.floor else None
         if options.floor and _matched(options.floor):
             raise ValueError(
@@ -302,7 +302,7 @@ class Floors:
         found = {"floor": floor_of_simulation(self.other, rows)} if self.other is not None else {}
         return found | ({"shape_floor": floor_of_sums(self.sums, rows, self.most)} if self.sums is not None else {})
 
-    def references(self, data: RootDataModule, split: Literal["test", "val"], rows: Selection) -> dict[str, Reference]:
+    def references(self, data: ShowerData, split: Literal["test", "val"], rows: Selection) -> dict[str, Reference]:
         """All floors there can be, of halves without another simulation, and the trivial model, by their short names.
 
         Raises:

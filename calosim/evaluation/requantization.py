@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from calosim.data.datamodule import RootDataModule
+from calosim.data.splits import ShowerData
 from calosim.evaluation.selection import Protocol, Selection, select_rows
 from calosim.metrics.wasserstein import wasserstein
 from calosim.models.shower import ShowerModel
@@ -19,7 +19,7 @@ MIN_ROWS_TO_CHOOSE = 20
 
 
 def best_requantizations(
-    model: ShowerModel, data: RootDataModule, rows: int, seed: int, quiet: bool = False
+    model: ShowerModel, data: ShowerData, rows: int, seed: int, quiet: bool = False
 ) -> tuple[dict[int, int], dict[str, dict[int, float]]]:
     """Chooses the noise removal of each particle type by the Wasserstein distance on validation rows.
 

@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from calosim.data.datamodule import RootDataModule
 from calosim.data.record import Showers
+from calosim.data.splits import ShowerData
 from calosim.metrics.wasserstein import VARIANTS
 from calosim.models.checkpoints import lineages
 from calosim.runs import SPLIT, Run
@@ -140,7 +140,7 @@ class Selection:
         return len(self.positions)
 
 
-def select_rows(data: RootDataModule, protocol: Protocol, particle: int | None = None) -> Selection:
+def select_rows(data: ShowerData, protocol: Protocol, particle: int | None = None) -> Selection:
     """The rows that a protocol asks for; none where the split has none.
 
     Args:
@@ -148,7 +148,7 @@ def select_rows(data: RootDataModule, protocol: Protocol, particle: int | None =
         protocol: How many rows of which split.
         particle: PDG code of the only particle type to judge; all if None.
     """
-    inputs, pdg = data.inputs(protocol.split), data.arrays["pdg"][data.rows(protocol.split)]
+    inputs, pdg = data.primary_ids(protocol.split), data.arrays["pdg"][data.rows(protocol.split)]
     positions, natural = mixed_rows(inputs, pdg, protocol.rows, protocol.rows_of_each)
     # All types' rows are chosen, then those of the particle: the same rows whichever model is judged.
     if particle is not None:
@@ -215,7 +215,7 @@ def rank_within(groups: np.ndarray) -> np.ndarray:
 
 def trained_data(
     run: str | Path, files: list[str] | None = None, model: str | Path | None = None
-) -> tuple[RootDataModule, int | None]:
+) -> tuple[ShowerData, int | None]:
     """The data set that a run was trained with, split as it was then, all particle types.
 
     Args:
@@ -231,8 +231,7 @@ def trained_data(
     """
     source = Run(run)
     settings, trained = source.config["data"], source.record["data"]["data_hash"]
-    data = RootDataModule(**{**settings, "files": files or settings["files"], "particle": None})
-    data.setup()
+    data = ShowerData.of(settings, files=files or settings["files"], particle=None)
     if data.data_hash != trained:
         raise ValueError(
             f"{', '.join(data.files)}: not the data of {source.folder} (hash {data.data_hash}, expected {trained}); its "

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from calosim import rng
-from calosim.data.datamodule import RootDataModule
+from calosim.data.splits import ShowerData
 from calosim.evaluation.samples import LEAST_PRIMARIES
 from calosim.evaluation.selection import rank_within, trained_data
 from calosim.metrics.bootstrap import interval, resample, resampled_wasserstein
@@ -148,7 +148,7 @@ def interval_contents(samples: np.ndarray, photon_sum: np.ndarray, seed: int = 0
 
 
 def photon_uncertainty(
-    model: PhotonSum, data: RootDataModule, rows: np.ndarray, seed: int
+    model: PhotonSum, data: ShowerData, rows: np.ndarray, seed: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Predictive intervals of the photon sum against what was observed.
 
@@ -243,7 +243,7 @@ def judge_acceptance(
         ValueError: If the split has no attempt without a response, or none with one.
     """
     data, particle = trained_data(run)
-    rows, inputs = data.rows(split), data.inputs(split)  # type: ignore[arg-type]
+    rows, inputs = data.rows(split), data.primary_ids(split)  # type: ignore[arg-type]
     if particle is not None:
         own = data.arrays["pdg"][rows] == particle
         rows, inputs = rows[own], inputs[own]

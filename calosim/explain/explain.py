@@ -20,9 +20,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from calosim import __version__
-from calosim.data.datamodule import RootDataModule, describe
 from calosim.data.record import FEATURES
+from calosim.data.splits import ShowerData
 from calosim.evaluation.selection import check_splits, some_rows, trained_data
 from calosim.evaluation.sums import draw_uncertainty, photon_uncertainty, uncertainty_table
 from calosim.explain.shap import NAMES, ShapSettings, compare_explainers, explained, import_shap
@@ -31,7 +30,7 @@ from calosim.io import atomic_write, check_writable, csv_text, markdown_table, w
 from calosim.models.checkpoints import weights_of
 from calosim.models.photon_sum import PhotonSum
 from calosim.particles import particle_code, particle_name
-from calosim.runs import git_hash
+from calosim.runs import origin
 from calosim.simulation.simulator import FastSimulator
 
 __all__ = ["TARGETS", "explain", "save_explanation", "tables_of"]
@@ -230,9 +229,9 @@ def explain(
     functions, fits = _functions(simulator, model, primaries, settings, surrogates, quiet)
     values, targets = _attributions(functions, features, background, settings, quiet)
     results: dict[str, Any] = {
-        **{"calosim": __version__, "git": git_hash(), "arguments": arguments | asdict(settings) | asdict(surrogates)},
+        **origin(arguments=arguments | asdict(settings) | asdict(surrogates)),
         "weights": weights_of((shower, photons), folder),
-        **{"data": describe(primaries.data), "particle": primaries.name, "rows": len(features)},
+        **{"data": primaries.data.describe(), "particle": primaries.name, "rows": len(features)},
         **{"background": len(background), "posterior": settings.posterior, "method": settings.method},
         **({"surrogates": fits} if fits else {}),
         "targets": targets,
@@ -267,7 +266,7 @@ def _models(
 class _Primaries:
     """The data that the models were trained with, and the PDG code of the only particle type to explain, if so."""
 
-    data: RootDataModule
+    data: ShowerData
     code: int | None
 
     @classmethod
@@ -302,7 +301,7 @@ class _Primaries:
         if not len(rows):
             what = "row" if self.code is None else f"{self.name} row"
             raise ValueError(f"{', '.join(self.data.files)}: the {split} split has no {what} to explain")
-        return rows[some_rows(self.data.arrays["inputs"][rows], pdg[rows], count, together)]
+        return rows[some_rows(self.data.arrays["primary_ids"][rows], pdg[rows], count, together)]
 
     def features(self, rows: np.ndarray) -> np.ndarray:
         """Features (N, 9) with the absolute value of pz, which is all that the networks see of it, float64.

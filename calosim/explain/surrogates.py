@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from calosim.data.datamodule import RootDataModule
+from calosim.data.splits import ShowerData
 from calosim.explain.shap import check_least, predict
 from calosim.models.losses import center_of_gravity
 from calosim.models.photon_sum import GaussianHead, PhotonSum
@@ -207,7 +207,7 @@ def surrogate_fit(
 
 
 def generated_centers(
-    simulator: FastSimulator, data: RootDataModule, rows: np.ndarray, seed: int, quiet: bool
+    simulator: FastSimulator, data: ShowerData, rows: np.ndarray, seed: int, quiet: bool
 ) -> np.ndarray:
     """Centers of gravity of one generated response to each of some rows.
 
@@ -230,7 +230,7 @@ def generated_centers(
 
 def center_surrogates(
     simulator: FastSimulator,
-    data: RootDataModule,
+    data: ShowerData,
     rows: tuple[np.ndarray, np.ndarray],
     epochs: int,
     posterior: int,
@@ -254,7 +254,7 @@ def center_surrogates(
     Raises:
         ValueError: If no primary is left to judge them, or they cannot be fitted.
     """
-    inputs, particles = data.arrays["inputs"], data.arrays["particles"]
+    inputs, particles = data.arrays["primary_ids"], data.arrays["particles"]
     learned, held = rows
     # A split by response leaves primaries in both splits.
     held = held[~np.isin(inputs[held], inputs[learned])]
@@ -265,7 +265,7 @@ def center_surrogates(
     centers, truth = (generated_centers(simulator, data, some, seed, quiet) for some in (learned, held))
     found = {}
     for i, axis in enumerate("xy"):
-        learn = data.detector.name, particles[learned], centers[:, i]
+        learn = data.detector, particles[learned], centers[:, i]
         function = PosteriorMeans(fit_surrogate(*learn, posterior, epochs, seed + i, quiet), seed)
         found[axis] = function, surrogate_fit(function, particles[held], truth[:, i], inputs[held])
     return found

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calosim import __version__
 from calosim.data.record import FEATURES
 from calosim.export.builder import NORMALS, OPSET, SEED, require, row_numbers
 from calosim.export.card import card, not_quoted
@@ -27,7 +26,7 @@ from calosim.models.acceptance import Acceptance
 from calosim.models.checkpoints import weights_hash
 from calosim.models.photon_sum import PhotonSum
 from calosim.models.shower import ShowerModel
-from calosim.runs import Run, git_hash
+from calosim.runs import Run, origin
 from calosim.simulation.simulator import FastSimulator
 
 __all__ = ["export", "script"]
@@ -158,9 +157,7 @@ def _record(models: dict[str, str], files: dict[str, bytes], to: str) -> dict[st
             **{key: told.get(key) for key in ("model", "git", "seed", "parameters")},
             "data": {key: told.get("data", {}).get(key) for key in ("files", "data_hash", "split_by", "seed", "rows")},
         }
-    return {
-        "calosim": __version__,
-        "git": git_hash(),
+    return origin() | {
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "to": to,
         **({"torch": torch.__version__} if to == "torchscript" else {"opset": OPSET}),

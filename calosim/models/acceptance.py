@@ -71,7 +71,7 @@ class Acceptance(CalosimModule):
         """Fits standardizations and bins on the training split, unless a checkpoint brought them.
 
         Raises:
-            ValueError: If all of its rows are dark, or none.
+            ValueError: If all of its rows are empty, or none.
         """
         super().setup(stage)
         if stage != "fit" or bool(self.features.fitted):
@@ -82,7 +82,7 @@ class Acceptance(CalosimModule):
         if not 0 < share < 1:
             raise ValueError(
                 f"{', '.join(data.files)}: expected rows with {self.min_photons} photons and rows without, to learn which "
-                f"primaries leave a response, got {100 * share:.0f} % with; use `calosim simulate --keep_dark` and "
+                f"primaries leave a response, got {100 * share:.0f} % with; use `calosim simulate --keep_empty` and "
                 "--data.min_photons 0"
             )
         particles = torch.from_numpy(data.arrays["particles"][rows])

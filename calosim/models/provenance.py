@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from calosim.data.record import FEATURES
+from calosim.data.splits import ShowerData
 from calosim.particles import particle_name
 from calosim.runs import SPLIT
 
@@ -64,10 +65,11 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 def lineage_of(data: Any) -> Lineage:
     """What a data module gives to learn from, as one entry of a line; none without the project's own data module."""
-    if not hasattr(data, "data_hash"):
+    source = getattr(data, "data", None)
+    if not isinstance(source, ShowerData):
         return []
-    values = {"data_hash": data.data_hash, "split_by": data.split_by, "seed": data.seed}
-    return [{**values, "fractions": [float(f) for f in data.fractions], "particle": data.particle}]
+    told = source.describe()
+    return [{key: told[key] for key in (*SPLIT, "particle")}]
 
 
 def joined(*lines: Lineage) -> Lineage:

@@ -210,12 +210,14 @@ def _neutron_shapes(energy: np.ndarray, images: np.ndarray, examined: int) -> li
         )
         for i, (percent, (typical, inner, outer)) in enumerate(ranges.items())
     ]
-    lit_pixels, hottest = (images > 0).sum((1, 2)), images.max((1, 2)) / np.maximum(total, 1)
+    nonempty_pixels, hottest = (images > 0).sum((1, 2)), images.max((1, 2)) / np.maximum(total, 1)
     for photons, pixels in ((70, 44), (94, 70), (170, 95), (283, 153), (401, 195), (698, 103)):
         near = np.abs(total / photons - 1) < 0.1
         name, band = f"lit pixels at {photons} photons", relative(pixels, 0.25)
         targets.append(
-            measured(group, name, f"{pixels}", lambda m, s=near: np.median(lit_pixels[m & s]), block, band, "one image")
+            measured(
+                group, name, f"{pixels}", lambda m, s=near: np.median(nonempty_pixels[m & s]), block, band, "one image"
+            )
         )
     bright, name = total > 100, "hottest pixel, % of the sum"
     share = measured(group, name, "5-10", lambda m: 100 * np.median(hottest[m & bright]), block, (5, 10))
@@ -245,11 +247,11 @@ def _soft_photons(n: int, examined: int, rng: np.random.Generator) -> list[Targe
     """Photons as soft as that of a published picture."""
     group, block, note = "γ of 13 GeV", np.arange(n) % BLOCKS, "one image"
     images = _on_face(22, np.full(n, 13.0), _central(n, rng), rng)
-    total, lit_pixels = images.sum((1, 2)), (images > 0).sum((1, 2))
+    total, nonempty_pixels = images.sum((1, 2)), (images > 0).sum((1, 2))
     radii = np.array([_radii(i) if i.any() else np.full(4, np.nan) for i in images[:examined]])
     targets = [
         measured(group, "photons", "12", lambda m: total[m].mean(), block, relative(12, 0.25), note),
-        measured(group, "lit pixels", "7", lambda m: np.median(lit_pixels[m]), block, relative(7, 0.35), note),
+        measured(group, "lit pixels", "7", lambda m: np.median(nonempty_pixels[m]), block, relative(7, 0.35), note),
     ]
     for i, (percent, value) in enumerate({25: 0.8, 50: 1.5, 75: 2.1, 90: 3.6}.items()):
         name, band = f"radius of {percent} % of the light, pixels", relative(value, 0.35)

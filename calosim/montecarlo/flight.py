@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from calosim.particles import lookup
+
 __all__ = ["Flight", "decay", "properties", "two_body"]
 
 #: Two-body decays: branching fraction and daughters (PDG 2024); normalized to the channels listed here.
@@ -78,12 +80,9 @@ class _Properties(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _property(pdg: int) -> tuple[float, float, float]:
-    from particle import InvalidParticle, Particle, ParticleNotFound  # slow to import: only when something is simulated
-
-    try:
-        found = Particle.from_pdgid(pdg)
-    except (ParticleNotFound, InvalidParticle):
-        raise ValueError(f"cannot simulate PDG code {pdg}: it is not in the PDG tables") from None
+    found = lookup(pdg)
+    if found is None:
+        raise ValueError(f"cannot simulate PDG code {pdg}: it is not in the PDG tables")
     ctau = (found.ctau or 0.0) / 10.0 if _channels(pdg) else np.inf
     return (found.mass or 0.0) / 1000.0, float(found.charge or 0.0), ctau
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from calosim.montecarlo.flight import Flight, properties
 
-__all__ = ["DARK", "ELECTROMAGNETIC", "Cascade", "Dipole", "Light", "Material", "Station"]
+__all__ = ["ELECTROMAGNETIC", "INVISIBLE", "Cascade", "Dipole", "Light", "Material", "Station"]
 
 ELECTROMAGNETIC = (22, 11, -11)
-DARK = (12, -12, 13, -13, 14, -14, 16, -16)  # neutrinos, and muons, which leave next to no light
+INVISIBLE = (12, -12, 13, -13, 14, -14, 16, -16)  # neutrinos, and muons, which leave next to no light
 
 
 class Station(Protocol):
@@ -119,7 +119,7 @@ class Material:
     def act(self, flight: Flight, rng: np.random.Generator) -> Flight:
         """Lets through what does not interact and replaces the rest by secondaries."""
         within = (np.abs(flight.position[:, :2]) < self.aperture).all(1)
-        chance = np.where(within, self.inside, self.outside) * ~np.isin(flight.pdg, DARK)
+        chance = np.where(within, self.inside, self.outside) * ~np.isin(flight.pdg, INVISIBLE)
         hit = rng.random(len(flight)) < chance
         light = np.isin(flight.pdg, ELECTROMAGNETIC)
         return Flight.join(

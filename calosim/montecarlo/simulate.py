@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from calosim.data.cache import read_recipe
-from calosim.data.datamodule import split_rows
+from calosim.data.cache import primaries_hash, read_recipe
 from calosim.data.reading import checked_pieces, read_primaries, sources
-from calosim.data.record import Showers
-from calosim.data.root import Writer
+from calosim.data.record import Showers, existing_file, number_primaries
+from calosim.data.root import Writer, write
+from calosim.data.splits import split_rows
 from calosim.detectors import Detector, get_detector
+from calosim.io import check_not_read, check_writable
 from calosim.montecarlo.flight import Flight, decay, properties
-from calosim.montecarlo.matter import DARK, ELECTROMAGNETIC, Station
+from calosim.montecarlo.matter import ELECTROMAGNETIC, INVISIBLE, Station
 from calosim.montecarlo.setups import Setup, get_setup
+from calosim.runs import origin
 
 __all__ = [
     "MIN_PHOTONS",
@@ -27,11 +31,11 @@ __all__ = [
     "distinct_primaries",
     "draw_primaries",
     "illuminate",
-    "match_to_file",
     "nearest_free",
     "primaries_of_file",
     "respond",
     "simulate",
+    "simulate_file",
     "simulate_matched",
     "simulate_with_truth",
     "transport",
@@ -124,7 +128,7 @@ def illuminate(
     local = arrived.position[:, :2] - (detector.center_x, 0.0)
     em = np.isin(arrived.pdg, ELECTROMAGNETIC)
     photons = []
-    for light, which in ((setup.electronic, em), (setup.hadronic, ~em & ~np.isin(arrived.pdg, DARK))):
+    for light, which in ((setup.electronic, em), (setup.hadronic, ~em & ~np.isin(arrived.pdg, INVISIBLE))):
         shower = arrived.select(which)
         counts = light.counts(shower.energy, properties(shower.pdg).charge == 0, rng)
         if artifact is not None:
@@ -218,11 +222,18 @@ def distinct_primaries(particles: np.ndarray, pdg: np.ndarray) -> tuple[np.ndarr
     Returns:
         Features (n, 9) and PDG codes (n,) of the distinct ones.
     """
-    first = np.sort(np.unique(np.column_stack([particles, pdg]), axis=0, return_index=True)[1])
+    first = np.unique(number_primaries(particles, pdg), return_index=True)[1]
     return particles[first], pdg[first]
 
 
 def simulate(
+    primaries: Primaries, responses_per_primary: int, detector: str | Detector, seed: int, **how: Any
+) -> Showers:
+    """The responses of :func:`simulate_with_truth` alone; ``how`` are its other arguments."""
+    return simulate_with_truth(primaries, responses_per_primary, detector, seed, **how)[0]
+
+
+def simulate_with_truth(
     primaries: Primaries,
     responses_per_primary: int,
     detector: str | Detector,
@@ -231,7 +242,7 @@ def simulate(
     workers: int = 1,
     progress: bool = False,
     min_photons: int = MIN_PHOTONS,
-) -> Showers:
+) -> tuple[Showers, Truth]:
     """Simulates many responses to each of some primaries and keeps those with at least 10 photons.
 
     Every primary is tried equally often, as in the ALICE data, and ``responses_per_primary`` is the number of *kept*
@@ -251,46 +262,11 @@ def simulate(
         min_photons: Attempts that leave fewer are dropped; 0 keeps every attempt.
 
     Returns:
-        The kept responses, those of one primary next to each other; images are int16.
+        The kept responses, those of one primary next to each other, images int16; and how each came about.
 
     Raises:
         ValueError: If the detector is unknown or has no setup, a number is not positive, given primaries have the
             wrong shape or an unknown PDG code, or none of them leaves a response.
-    """
-    return simulate_with_truth(
-        primaries,
-        responses_per_primary,
-        detector,
-        seed,
-        workers=workers,
-        progress=progress,
-        min_photons=min_photons,
-    )[0]
-
-
-def simulate_with_truth(
-    primaries: Primaries,
-    responses_per_primary: int,
-    detector: str | Detector,
-    seed: int,
-    *,
-    workers: int = 1,
-    progress: bool = False,
-    min_photons: int = MIN_PHOTONS,
-) -> tuple[Showers, Truth]:
-    """Does what :func:`simulate` does and tells how each response came about.
-
-    Args:
-        primaries: See :func:`simulate`.
-        responses_per_primary: See :func:`simulate`.
-        detector: See :func:`simulate`.
-        seed: See :func:`simulate`.
-        workers: See :func:`simulate`.
-        progress: See :func:`simulate`.
-        min_photons: See :func:`simulate`.
-
-    Returns:
-        The kept responses and their truth.
     """
     geometry = get_detector(detector)
     if responses_per_primary < 1 or workers < 1:
@@ -432,9 +408,9 @@ def simulate_matched(
             "expected a positive number of responses per primary, of responses to keep and of workers, "
             f"got {responses}, {keep} and {workers}"
         )
-    inputs, first = rows.inputs, np.unique(rows.inputs, return_index=True)[1]
+    ids, first = rows.primary_ids, np.unique(rows.primary_ids, return_index=True)[1]
     particles, pdg = rows.particles[first], rows.pdg[first]
-    of_primary = np.split(np.argsort(inputs, kind="stable"), np.cumsum(np.bincount(inputs))[:-1])
+    of_primary = np.split(np.argsort(ids, kind="stable"), np.cumsum(np.bincount(ids))[:-1])
     parts = respond(particles, pdg, responses, rows.geometry, seed, workers, progress)
     for images, number in _whole_primaries((found, truth.primary) for found, truth in parts):
         sums = images.sum((1, 2), dtype=np.int64)
@@ -496,8 +472,80 @@ def nearest_free(wanted: np.ndarray, found: np.ndarray, keep: int, rng: np.rando
 
 #: Rows of a file that are in memory at once.
 _PIECE = 4096
-#: Images without pixels, for rows whose responses do not matter.
-_NONE = (0, 0)
+
+
+def simulate_file(
+    out: str,
+    detector: str,
+    primaries: int | str,
+    responses_per_primary: int,
+    seed: int,
+    *,
+    split: Literal["test", "val"] | None = None,
+    match_sums: int = 0,
+    keep_empty: bool = False,
+    workers: int = 1,
+    quiet: bool = False,
+) -> None:
+    """Simulates to a ROOT file, which says itself how it was made, see :func:`calosim.data.cache.read_recipe`.
+
+    Args:
+        out: The ROOT file to write.
+        detector: The detector's name.
+        primaries: How many to draw from the built-in mix, or a ROOT or CSV file that holds them.
+        responses_per_primary: See :func:`simulate`.
+        seed: See :func:`simulate`.
+        split: Only those rows of the file that a training holds out by default, to test or to validate; all if None.
+        match_sums: Keep that many responses for each row of the file, see :func:`simulate_matched`; 0 keeps all.
+        keep_empty: Whether attempts that leave too few photons are kept, too.
+        workers: Threads.
+        quiet: Whether to show no progress.
+
+    Raises:
+        ValueError: If a file is bad or has no row of that split, settings contradict each other, or there is nothing to write.
+    """
+    Writer(out, detector)  # refuses a wrong name before the work, not after it
+    check_writable(Path(out).parent)
+    file = primaries if isinstance(primaries, str) else None
+    settings: dict[str, Any] = {
+        "detector": detector,
+        "primaries": primaries,
+        "responses_per_primary": responses_per_primary,
+    }
+    settings |= {"split": split, "match_sums": match_sums, "keep_empty": keep_empty, "seed": seed}
+    made = origin(git=False, settings=settings)
+    if file is None and (split is not None or match_sums):
+        raise ValueError("split and match_sums are of the rows of a file; expected one as primaries, got a number")
+    if match_sums and keep_empty:
+        raise ValueError("match_sums keeps responses, and keep_empty what is none; expected one of them")
+    if file is not None:
+        check_not_read(out, [existing_file(file)])
+        made["primaries_hash"] = primaries_hash(file)
+        recipe = (read_recipe(file) or {"settings": {}})["settings"]
+        if match_sums and recipe.get("seed") == seed:
+            told = f"was simulated with seed {seed}; expected another seed for responses to hold against it"
+            raise ValueError(f"{file}: {told}")
+        if not match_sums and (first := recipe.get("detector", detector)) != detector:
+            said = f"simulated for {first}, its primaries now meet {detector} (--detector {first}: the same again)"
+            print(f"calosim: {file}: {said}", file=sys.stderr)
+        if match_sums:
+            with Writer(out, detector, made) as writer:
+                print(_match_to_file(file, writer, responses_per_primary, match_sums, seed, split, workers, quiet))
+            return
+    source: Any = primaries if file is None else primaries_of_file(file, split)
+    showers = simulate(
+        source,
+        responses_per_primary,
+        detector,
+        seed,
+        workers=workers,
+        progress=not quiet,
+        min_photons=0 if keep_empty else MIN_PHOTONS,
+    )
+    write(out, showers, made)
+    answered, tried = showers.primary_ids.max() + 1, primaries if file is None else len(source[1])
+    mean = f"{len(showers) / answered:.1f} each"
+    print(f"{out}: {len(showers)} responses of {showers.geometry.title} to {answered} of {tried} primaries, {mean}")
 
 
 def primaries_of_file(file: str, split: Literal["test", "val"] | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -514,74 +562,48 @@ def primaries_of_file(file: str, split: Literal["test", "val"] | None = None) ->
         ValueError: If the file is bad, or has no row of that split.
     """
     particles, pdg = read_primaries(file)
-    rows = _rows_of(Showers(particles, pdg, np.zeros((len(pdg), *_NONE), np.int16), "zn"), split, file)
+    rows = _rows_of(particles, pdg, split, file)
     return distinct_primaries(particles[rows], pdg[rows])
 
 
-def match_to_file(
+def _match_to_file(
     file: str,
-    out: str,
-    detector: str,
+    writer: Writer,
     responses: int,
     keep: int,
     seed: int,
-    split: Literal["test", "val"] | None = None,
-    workers: int = 1,
-    progress: bool = False,
+    split: Literal["test", "val"] | None,
+    workers: int,
+    quiet: bool,
 ) -> str:
-    """Writes responses with the photon sums of a file's rows, see :func:`simulate_matched`, in constant memory.
-
-    Args:
-        file: Showers in any form that :func:`calosim.data.read` takes.
-        out: The ROOT file to write.
-        detector: The detector that both are of.
-        responses: Mean number of responses per primary to choose from.
-        keep: Responses that are wanted for each row.
-        seed: The seed.
-        split: Only for the rows that a training holds out by default.
-        workers: Threads.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        A line about what was written, and how near the sums are.
-
-    Raises:
-        ValueError: If the file is bad, has no row of that split, or was simulated with the same seed.
-    """
-    recipe = read_recipe(file)
-    if recipe and recipe["settings"].get("seed") == seed:
-        raise ValueError(
-            f"{file}: was simulated with seed {seed}; expected another seed for responses to hold against it"
-        )
+    """Writes what :func:`simulate_matched` keeps for the rows of a file; returns a line about how near the sums are."""
+    detector = writer.geometry
     pieces = [
         (piece.particles, piece.pdg, piece.photon_sum)
-        for source in sources(file, detector)
+        for source in sources(file, detector.name)
         for piece in checked_pieces(source, _PIECE)
     ]
     particles, pdg, photon_sum = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-    every = Showers(particles, pdg, np.zeros((len(pdg), *_NONE), np.int16), detector)
-    kept = _rows_of(every, split, file)
-    rows, written, differences = every.select(kept), 0, []
-    matched = simulate_matched(rows, photon_sum[kept], responses, keep, seed, workers=workers, progress=progress)
-    with Writer(out, detector) as writer:
-        for showers, wanted in matched:
-            writer.extend(showers)
-            written += len(showers)
-            differences.append(np.abs(showers.photon_sum - wanted) / np.maximum(wanted, 1))
-        if not written:
-            raise ValueError(f"{file}: no response of at least 10 photons to any of its primaries was simulated")
+    kept, differences = _rows_of(particles, pdg, split, file), []
+    rows = Showers(particles[kept], pdg[kept], np.zeros((len(kept), *detector.shape), np.int8), detector.name)
+    matched = simulate_matched(rows, photon_sum[kept], responses, keep, seed, workers=workers, progress=not quiet)
+    for showers, wanted in matched:
+        writer.extend(showers)
+        differences.append(np.abs(showers.photon_sum - wanted) / np.maximum(wanted, 1))
+    if not differences:
+        raise ValueError(f"{file}: no response of at least 10 photons to any of its primaries was simulated")
     median, most = 100 * np.quantile(np.concatenate(differences), [0.5, 0.95])
     return (
-        f"{out}: {written} responses of {rows.geometry.title} for {len(rows)} rows, up to {keep} each; their photon sums "
+        f"{writer.path}: {writer.rows} responses of {detector.title} for {len(rows)} rows, up to {keep} each; their photon sums "
         f"differ by {median:.2g} % (median), 95 % of them by less than {most:.2g} %"
     )
 
 
-def _rows_of(showers: Showers, split: Literal["test", "val"] | None, file: str) -> np.ndarray:
+def _rows_of(particles: np.ndarray, pdg: np.ndarray, split: Literal["test", "val"] | None, file: str) -> np.ndarray:
     """The rows of a split, all if None."""
     if split is None:
-        return np.arange(len(showers))
-    rows = split_rows(showers.inputs, showers.pdg)[split]
+        return np.arange(len(pdg))
+    rows = split_rows(number_primaries(particles, pdg), pdg)[split]
     if not len(rows):
-        raise ValueError(f"{file}: none of its {len(showers)} rows is in the {split} split; expected more primaries")
+        raise ValueError(f"{file}: none of its {len(pdg)} rows is in the {split} split; expected more primaries")
     return rows

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 
-from calosim import __version__
 from calosim.io import atomic_write, take_place, temporary_folder, write_json
 from calosim.models.checkpoints import lineages, read_checkpoint, weights_of
 from calosim.models.photon_sum import PhotonSum
 from calosim.models.provenance import joined
 from calosim.models.shower import ShowerModel
 from calosim.particles import particle_code, particle_name
-from calosim.runs import Run, git_hash
+from calosim.runs import Run, origin
 from calosim.simulation.simulator import DEFAULTS, FastSimulator, Requantization
 
 __all__ = ["save_ensemble"]
@@ -69,8 +68,7 @@ def save_ensemble(
     sources |= {f"{particle_name(code)}.ckpt": run for code, run in codes.items()}
     if photons:
         sources["photons.ckpt"] = Run(photons)
-    record = {
-        "calosim": __version__,
+    record = origin() | {
         "default": "default.ckpt",
         "members": {str(code): f"{particle_name(code)}.ckpt" for code in codes},
         "photons": "photons.ckpt" if photons else None,
@@ -97,10 +95,7 @@ def save_ensemble(
 
 def _making(sources: dict[str, Run]) -> dict[str, Any]:
     """What an ensemble's record says of how it was made, in the place of how its default model was trained."""
-    return {
-        "calosim": __version__,
-        "torch": torch.__version__,
-        "git": git_hash(),
+    return origin(torch=torch.__version__) | {
         "command": sys.argv[1:],
         "model": "Ensemble",
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

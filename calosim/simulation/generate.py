@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from calosim import __version__
 from calosim.data.cache import primaries_hash
 from calosim.data.reading import PrimariesFile, checked_pieces
 from calosim.data.record import Showers, existing_file
 from calosim.data.root import BASKET, Writer, read_made, root_source
 from calosim.io import check_not_read, claimed
-from calosim.runs import difference
+from calosim.runs import difference, origin
 from calosim.simulation.simulator import DEFAULTS, FastSimulator, Requantization, Stages, pick_device
 
 __all__ = ["Shard", "Work", "generate", "join", "merge", "stream"]
@@ -204,7 +203,7 @@ def generate(
     if simulator.photons is None:
         raise ValueError(f"{stages.shower}: holds no photon-sum model; name one with --photons")
     source = PrimariesFile.open(primaries)
-    made: dict[str, Any] = {"calosim": __version__, "models": simulator.fingerprint()}
+    made = origin(git=False, models=simulator.fingerprint())
     made |= {"primaries": primaries_hash(primaries), "responses": responses, "seed": seed}
     made |= {"rows": source.rows * responses, "shard": str(shard)}
     job = _Job(simulator, source, shard.rows(made["rows"]), made, work.batch_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import shutil
@@ -19,9 +18,9 @@ from typing import Any, Literal, TextIO
 
 from tqdm import tqdm
 
-from calosim.data.cache import current_hash, primaries_hash, read_recipe
+from calosim.data.cache import content_hash, primaries_hash, read_recipe
 from calosim.evaluation.stored import Evaluation
-from calosim.io import read_json, temporary_folder, write_json
+from calosim.io import read_json, temporary_folder, try_lock, write_json
 from calosim.processes import own_command
 from calosim.runs import Run, difference, identity
 from calosim.slurm import Slurm
@@ -109,7 +108,7 @@ def check_training(step: Step, state: str) -> None:
     # Missing data are made by the plan, or refused by the step that needs them.
     if all(Path(file).is_file() for file in files):
         detector = step.settings["data"]["detector"]
-        trained, now = run.record["data"]["data_hash"], current_hash(files, detector)
+        trained, now = run.record["data"]["data_hash"], content_hash(files, detector)
         if trained != now:
             raise ValueError(
                 f"{step.folder}: {state} on other data than {', '.join(files)} (it has hash {trained} instead of {now}); "
@@ -185,14 +184,10 @@ def hold(path: Path) -> TextIO:
         ValueError: If another process has it.
     """
     stream = path.open("a+")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not try_lock(stream.fileno()):
         with stream:
             stream.seek(0)
-            raise ValueError(f"is still run by {stream.read().strip()}; wait for it or end it") from None
-    except OSError:
-        pass  # a file system without locks
+            raise ValueError(f"is still run by {stream.read().strip()}; wait for it or end it")
     _sign(stream, os.getpid())
     return stream
 

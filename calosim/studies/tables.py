@@ -22,7 +22,7 @@ from calosim.io import csv_text, markdown_table
 from calosim.metrics.bootstrap import Bootstrap
 from calosim.models.shower import ShowerModel
 from calosim.processes import one_thread
-from calosim.runs import Run, git_hash
+from calosim.runs import Run, git_hash, origin
 from calosim.studies.plan import REFERENCES, Study
 from calosim.studies.statistics import FORMATS, HEADINGS, TESTS, Cell, Cells, Row, contrast_text, rank_table, winners
 
@@ -189,7 +189,7 @@ class Comparison:
             for told in evaluation.record.get("weights", []):
                 place = os.path.realpath(evaluation.folder / told["beside"])
                 found[told["model"]] = told | {"beside": os.path.relpath(place, os.path.realpath(self.study.out))}
-        return {"calosim": __version__, "git": git_hash(), "data_hash": self._data, "weights": list(found.values())}
+        return origin(data_hash=self._data, weights=list(found.values()))
 
     def csv(self) -> str:
         """All cells."""

@@ -41,7 +41,7 @@ class Data(pl.LightningDataModule):
         assert split == "val"
         return self.val.select(rows)
 
-    def inputs(self, split):
+    def primary_ids(self, split):
         assert split == "val"
         return np.arange(ROWS) // 2
 

@@ -67,7 +67,7 @@ def fit(callback, file, folder, model=None, epochs=1, ckpt_path=None, **data):
 @pytest.mark.parametrize("mode", ["inverted", "reciprocal"])
 def test_every_row_meets_its_weight_in_the_training_step(mode, scope, root_file, tmp_path):
     model, datamodule = fit(PhysicsLossScaler(mode, scope, epsilon=0.2), root_file, tmp_path)
-    rows, inputs = datamodule.rows("train"), datamodule.inputs("train")
+    rows, inputs = datamodule.rows("train"), datamodule.primary_ids("train")
     found = diversity(datamodule.showers("train").images, inputs, normalized=True, quantile=0.99)
     assert (found.responses > 1).all()  # of this file
     f = found.value[np.searchsorted(found.input, inputs)]
@@ -82,7 +82,7 @@ def test_every_row_meets_its_weight_in_the_training_step(mode, scope, root_file,
 def test_what_was_computed_is_recorded(root_file, tmp_path):
     model, datamodule = fit(PhysicsLossScaler(scope="all"), root_file, tmp_path)
     lines = list(csv.DictReader((tmp_path / "diversity.csv").read_text().splitlines()))
-    inputs, pdg = datamodule.inputs("train"), datamodule.showers("train").pdg
+    inputs, pdg = datamodule.primary_ids("train"), datamodule.showers("train").pdg
     assert [int(line["input"]) for line in lines] == np.unique(inputs).tolist()
     for line in lines:
         at = np.flatnonzero(inputs == int(line["input"]))

@@ -65,11 +65,11 @@ def test_dark_attempts_are_written_if_asked_for(tmp_path, command, error_of):
     from calosim.data.reading import read
 
     words = ["simulate", "--primaries", 20, "--responses_per_primary", 1, "--quiet", "true"]
-    assert command(*words, "--keep_dark", "true", "--out", tmp_path / "dark.root") == 0
+    assert command(*words, "--keep_empty", "true", "--out", tmp_path / "dark.root") == 0
     empty = read(tmp_path / "dark.root", "zn")
     assert len(empty) == 20 * 6
     assert (empty.photon_sum == 0).any()
-    both = ["--keep_dark", "true", "--match_sums", 2, "--primaries", tmp_path / "dark.root"]
+    both = ["--keep_empty", "true", "--match_sums", 2, "--primaries", tmp_path / "dark.root"]
     assert "expected one of them" in error_of(*words, *both, "--out", tmp_path / "x.root")
 
 

@@ -13,8 +13,8 @@ import pytest
 import uproot
 
 from calosim.__main__ import main
-from calosim.detectors import DETECTORS
 from calosim.data import FEATURES, Showers, convert
+from calosim.detectors import DETECTORS
 
 #: Mass in MeV and charge in e from the PDG listings of 2024, by code: what the files must hold.
 PARTICLES = {22: (0, 0), 2112: (939.5654, 0), 2212: (938.2721, 1), 3122: (1115.683, 0), -211: (139.5704, -1)}
@@ -22,17 +22,17 @@ OLDER = "Detector,Event,Counter,StatusCode,Pdg,Energy,Vx,Vy,Vz,PhotonSum"
 NEWER = "Detector,Pdg,Energy,Vx,Vy,Vz,Px,Py,Pz,PhotonSum"
 
 
-def _make(rows: int, detector: str = "zn", seed: int = 0, inputs: int | None = None) -> Showers:
-    """Random showers, each input drawn about equally often."""
+def _make(rows: int, detector: str = "zn", seed: int = 0, primaries: int | None = None) -> Showers:
+    """Random showers, each primary drawn about equally often."""
     rng = np.random.default_rng(seed)
-    inputs = rows if inputs is None else inputs
-    pdg = rng.choice(list(PARTICLES), inputs).astype(np.int32)
-    particles = rng.normal(size=(inputs, len(FEATURES)))
-    particles[:, 6] = rng.choice([-1, 1], inputs) * (1 + rng.exponential(1000, inputs))
+    primaries = rows if primaries is None else primaries
+    pdg = rng.choice(list(PARTICLES), primaries).astype(np.int32)
+    particles = rng.normal(size=(primaries, len(FEATURES)))
+    particles[:, 6] = rng.choice([-1, 1], primaries) * (1 + rng.exponential(1000, primaries))
     particles[:, 7:] = [PARTICLES[int(code)] for code in pdg]
     particles[:, 0] = np.sqrt(np.square(particles[:, 4:7]).sum(1) + np.square(particles[:, 7] / 1000))
     images = rng.poisson(0.1, (rows, *DETECTORS[detector].shape)).astype(np.int16)
-    chosen = rng.integers(inputs, size=rows)
+    chosen = rng.integers(primaries, size=rows)
     return Showers(particles[chosen], pdg[chosen], images, detector)
 
 
@@ -75,7 +75,7 @@ def _save_text(folder: Path, showers: dict[str, Showers], momenta: bool = True) 
 
 @pytest.fixture(scope="session")
 def make() -> Callable[..., Showers]:
-    """Makes random showers: ``make(rows, detector="zn", seed=0, inputs=None)``."""
+    """Makes random showers: ``make(rows, detector="zn", seed=0, primaries=None)``."""
     return _make
 
 

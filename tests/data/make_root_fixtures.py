@@ -80,7 +80,7 @@ _PARTICLES = {22: (0.0, 0.0), 2112: (939.56542, 0.0), 3122: (1115.683, 0.0), 211
 
 
 def showers(detector: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features (N, 9), PDG codes (N,) and images (N, nx, ny) that the files hold; one image is dark, one has a large pixel."""
+    """Features (N, 9), PDG codes (N,) and images (N, nx, ny) that the files hold; one image is empty, one has a large pixel."""
     rng = np.random.default_rng(sum(map(ord, detector)))
     pdg = rng.choice(list(_PARTICLES), ROWS).astype(np.int32)
     mass, charge = np.array([_PARTICLES[int(code)] for code in pdg]).T

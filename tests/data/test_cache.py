@@ -34,7 +34,7 @@ def test_the_cache_is_built_once(small):
         "pdg.npy",
         "photon_sum.npy",
         "images.npy",
-        "inputs.npy",
+        "primary_ids.npy",
         "meta.json",
     }
     before = stamps(folder)

@@ -1,43 +1,43 @@
-"""Splits: no row twice, none lost, no input in two of them."""
+"""Splits: no row twice, none lost, no primary in two of them."""
 
 from __future__ import annotations
-import numpy as np
-import pytest
-from calosim.data.datamodule import SPLITS, split_rows
-from itertools import pairwise
-from calosim.data.datamodule import EpochSampler
+
 import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
+
+import numpy as np
+import pytest
 import torch
 from torch.utils.data import DataLoader
-from calosim.particles import particle_name
-from calosim.data import Showers, read, write
-from calosim.data.datamodule import RootDataModule, describe
-from calosim.data.datamodule import SPLITS
 
+from calosim.data import Showers, read, write
+from calosim.data.datamodule import EpochSampler, RootDataModule
+from calosim.data.splits import SPLITS, ShowerData, split_rows
+from calosim.particles import particle_name
 
 #: Shares of a split by response, of 1000 rows: rounded to one row.
 ROW = 1e-3
 
 
-def many_inputs(rows: int = 3000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Input numbers and PDG codes: four types with 5 to 300 inputs, unequal numbers of responses."""
+def many_primaries(rows: int = 3000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of primaries and PDG codes: four types with 5 to 300 primaries, unequal numbers of responses."""
     rng = np.random.default_rng(seed)
-    pdg_of_input = np.repeat([22, 2112, 3122, 3222], [300, 100, 20, 5])
-    inputs = np.concatenate([np.arange(425), rng.choice(425, rows - 425, p=rng.dirichlet(np.ones(425)))])
-    inputs = rng.permutation(inputs)
-    return inputs, pdg_of_input[inputs]
+    pdg_of_primary = np.repeat([22, 2112, 3122, 3222], [300, 100, 20, 5])
+    primary_ids = np.concatenate([np.arange(425), rng.choice(425, rows - 425, p=rng.dirichlet(np.ones(425)))])
+    primary_ids = rng.permutation(primary_ids)
+    return primary_ids, pdg_of_primary[primary_ids]
 
 
 @pytest.mark.parametrize("by", ["primary", "response"])
 @pytest.mark.parametrize("fractions", [(0.7, 0.1, 0.2), (0.34, 0.33, 0.33), (1.0, 0.0, 0.0), (0.0, 0.5, 0.5)])
 @pytest.mark.parametrize("rows", [425, 426, 3001])
 def test_every_row_is_in_exactly_one_split(by, fractions, rows):
-    inputs, pdg = many_inputs(rows)
-    splits = split_rows(inputs, pdg, by, fractions, seed=3)
+    primary_ids, pdg = many_primaries(rows)
+    splits = split_rows(primary_ids, pdg, by, fractions, seed=3)
     assert list(splits) == list(SPLITS)
     np.testing.assert_array_equal(np.sort(np.concatenate(list(splits.values()))), np.arange(rows))
     for part in splits.values():
@@ -58,40 +58,40 @@ def test_fractions_of_a_split_by_response():
 
 
 def test_fractions_of_a_split_by_primary_hold_for_the_inputs_of_each_type():
-    inputs, pdg = many_inputs()
-    splits = split_rows(inputs, pdg)
+    primary_ids, pdg = many_primaries()
+    splits = split_rows(primary_ids, pdg)
     for code in np.unique(pdg):
-        total = len(np.unique(inputs[pdg == code]))
+        total = len(np.unique(primary_ids[pdg == code]))
         for name, fraction in zip(SPLITS, (0.7, 0.1, 0.2), strict=True):
             rows = splits[name]
-            assert abs(len(np.unique(inputs[rows][pdg[rows] == code])) - fraction * total) <= 1
+            assert abs(len(np.unique(primary_ids[rows][pdg[rows] == code])) - fraction * total) <= 1
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_split_by_primary_shares_no_input(seed):
-    inputs, pdg = many_inputs(seed=seed)
-    sets = [set(inputs[rows]) for rows in split_rows(inputs, pdg, seed=seed).values()]
+    primary_ids, pdg = many_primaries(seed=seed)
+    sets = [set(primary_ids[rows]) for rows in split_rows(primary_ids, pdg, seed=seed).values()]
     assert not sets[0] & sets[1]
     assert not sets[0] & sets[2]
     assert not sets[1] & sets[2]
 
 
 def test_a_split_by_response_shares_inputs():
-    inputs, pdg = many_inputs()
-    splits = split_rows(inputs, pdg, "response")
-    assert set(inputs[splits["train"]]) & set(inputs[splits["test"]])
+    primary_ids, pdg = many_primaries()
+    splits = split_rows(primary_ids, pdg, "response")
+    assert set(primary_ids[splits["train"]]) & set(primary_ids[splits["test"]])
 
 
 @pytest.mark.parametrize("count", range(5, 40))
 def test_a_type_with_five_inputs_reaches_every_split(count):
-    inputs, pdg = np.arange(100 + count), np.repeat([22, 3222], [100, count])
-    for rows in split_rows(inputs, pdg, seed=count).values():
+    primary_ids, pdg = np.arange(100 + count), np.repeat([22, 3222], [100, count])
+    for rows in split_rows(primary_ids, pdg, seed=count).values():
         assert (pdg[rows] == 3222).any()
 
 
 def test_a_split_is_decided_by_its_seed():
-    inputs, pdg = many_inputs()
-    first, again, other = (split_rows(inputs, pdg, seed=s) for s in (1, 1, 2))
+    primary_ids, pdg = many_primaries()
+    first, again, other = (split_rows(primary_ids, pdg, seed=s) for s in (1, 1, 2))
     for name in SPLITS:
         np.testing.assert_array_equal(first[name], again[name])
     assert not np.array_equal(first["train"], other["train"])
@@ -217,14 +217,14 @@ def test_batches_hold_the_rows_of_the_file(module, showers):
                 "particles": torch.float32,
                 "pdg": torch.int64,
                 "images": torch.int16,
-                "inputs": torch.int64,
+                "primary_ids": torch.int64,
                 "photon_sum": torch.int64,
                 "rows": torch.int64,
             }
             np.testing.assert_array_equal(batch["images"], showers.images[rows])
             np.testing.assert_array_equal(batch["particles"], showers.particles[rows].astype(np.float32))
             np.testing.assert_array_equal(batch["pdg"], showers.pdg[rows])
-            np.testing.assert_array_equal(batch["inputs"], stored.inputs[rows])
+            np.testing.assert_array_equal(batch["primary_ids"], stored.primary_ids[rows])
             np.testing.assert_array_equal(batch["photon_sum"], showers.photon_sum[rows])
         assert sorted(seen) == module.rows(split).tolist()
 
@@ -270,16 +270,16 @@ def test_a_filter_selects_within_the_same_split(module, root_file, particle):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_showers_and_inputs_of_a_split(module, showers, split):
+def test_showers_and_primaries_of_a_split(module, showers, split):
     rows = module.rows(split)
     part = module.showers(split)
     assert isinstance(part, Showers)
     np.testing.assert_array_equal(part.images, showers.images[rows])
-    np.testing.assert_array_equal(module.inputs(split), showers.inputs[rows])
+    np.testing.assert_array_equal(module.primary_ids(split), showers.primary_ids[rows])
     some = np.array([3, 0, 2])
     np.testing.assert_array_equal(module.showers(split, some).particles, showers.particles[rows[some]])
-    others = np.concatenate([module.inputs(s) for s in SPLITS if s != split])
-    assert not set(module.inputs(split)) & set(others)
+    others = np.concatenate([module.primary_ids(s) for s in SPLITS if s != split])
+    assert not set(module.primary_ids(split)) & set(others)
 
 
 def test_several_files_are_one_data_set(showers, tmp_path):
@@ -291,14 +291,38 @@ def test_several_files_are_one_data_set(showers, tmp_path):
     module = RootDataModule(files)
     everything = np.sort(np.concatenate([module.rows(s) for s in SPLITS]))
     np.testing.assert_array_equal(everything, np.arange(len(showers)))
-    # An input with responses in both files is one input.
-    np.testing.assert_array_equal(module.arrays["inputs"], showers.inputs)
+    # A primary with responses in both files is one primary.
+    np.testing.assert_array_equal(module.arrays["primary_ids"], showers.primary_ids)
     np.testing.assert_array_equal(module.arrays["images"], showers.images)
+
+
+def test_the_data_of_a_training_are_found_by_its_settings(root_file):
+    settings = {
+        "files": [str(root_file)],
+        "particle": "gamma",
+        "seed": 3,
+        "split_by": "response",
+        "fractions": [0.5, 0.2, 0.3],
+    }
+    module = RootDataModule(**settings, batch_size=7, sampling="balanced")
+    data = ShowerData.of({**settings, "batch_size": 7, "sampling": "balanced"})
+    assert data == module.data == ShowerData.of({**settings, "particle": None}, particle=22)
+    for split in SPLITS:
+        np.testing.assert_array_equal(data.rows(split), module.rows(split))
+    assert data.describe() == module.data.describe()
+    assert data != ShowerData.of({**settings, "seed": 4})
+
+
+def test_data_are_read_without_torch(root_file):
+    words = f"import sys; from calosim.data.splits import ShowerData; print(len(ShowerData({str(root_file)!r}).rows('test')))"
+    words += "; print([name for name in ('torch', 'lightning') if name in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True).stdout.split("\n")
+    assert (said[0], said[1]) == (str(len(RootDataModule(str(root_file)).rows("test"))), "[]")
 
 
 def test_description_for_the_run_folder(module, root_file, showers):
     module.setup()
-    text = json.loads(json.dumps(describe(module)))
+    text = json.loads(json.dumps(module.data.describe()))
     assert text["files"] == [str(root_file)]
     assert sum(text["rows"].values()) == len(showers)
     assert (text["detector"], text["split_by"], text["particle"], text["seed"]) == ("zn", "primary", None, 0)
@@ -422,11 +446,11 @@ def test_two_ddp_processes_train_like_one(root_file, tmp_path, sampling):
     assert ranks[0]["weights"] == ranks[1]["weights"]
 
 
-def test_dark_rows_are_left_out_after_the_split_unless_asked_for(dark_file):
-    with_dark, without = (RootDataModule(str(dark_file), min_photons=least) for least in (0, 10))
+def test_empty_rows_are_left_out_after_the_split_unless_asked_for(dark_file):
+    with_empty, without = (RootDataModule(str(dark_file), min_photons=least) for least in (0, 10))
     for split in SPLITS:
-        every = with_dark.rows(split)
-        nonempty = with_dark.arrays["photon_sum"][every] >= 10
+        every = with_empty.rows(split)
+        nonempty = with_empty.arrays["photon_sum"][every] >= 10
         assert not nonempty.all()
         assert np.array_equal(without.rows(split), every[nonempty])
 

@@ -6,10 +6,10 @@ import h5py
 import numpy as np
 import pytest
 
-from calosim.detectors import DETECTORS
 from calosim.data import FEATURES, Showers, convert, read, write
 from calosim.data.datamodule import RootDataModule
 from calosim.data.hdf5 import Hdf5Writer
+from calosim.detectors import DETECTORS
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ FILES = ["split99-default", "split99-zstd", "split99-lz4", "split99-none", "spli
 
 @pytest.fixture
 def expected(by_root):
-    """What the files hold of particles that left photons: in the ZP two are dark, of which one is dark in the ZN too."""
+    """What the files hold of particles that left photons: in the ZP two are empty, of which one is empty in the ZN too."""
 
     def of(detector: str) -> Showers:
         particles, pdg, zn = by_root.showers("zn")

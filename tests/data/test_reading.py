@@ -1,22 +1,22 @@
 """Files of primaries: ROOT and tables as programs write them, read in pieces from any row on."""
 
 from __future__ import annotations
-from dataclasses import replace
-import numpy as np
-import pytest
-from calosim.data import FEATURES, Showers, read_primaries, reading, write
-from calosim.data.reading import PrimariesFile
+
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-import awkward as ak
-import pandas as pd
-from calosim.data import FEATURES, convert, read, write
-from calosim.data.reading import files_read
 
+import awkward as ak
+import numpy as np
+import pandas as pd
+import pytest
+
+from calosim.data import FEATURES, Showers, convert, read, read_primaries, reading, write
+from calosim.data.reading import PrimariesFile, files_read
 
 #: Masses of the PDG's editions differ by less, relatively.
 EDITIONS = 1e-5

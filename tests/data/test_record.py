@@ -1,31 +1,33 @@
-"""Rows of one input are told by their primary alone."""
+"""Rows of one primary are told by its features and its PDG code alone."""
 
 from __future__ import annotations
-import numpy as np
-from calosim.data import FEATURES, Showers
+
 from functools import partial
+
+import numpy as np
 import pytest
-from calosim.data import Showers
+
+from calosim.data import FEATURES, Showers
 from calosim.data.record import check_primaries, check_showers, row_name
 
 
 def test_inputs_are_unique_rows_in_order_of_appearance(make):
-    showers = make(500, inputs=60)
-    inputs = showers.inputs
+    showers = make(500, primaries=60)
+    primary_ids = showers.primary_ids
     rows = np.column_stack([showers.particles, showers.pdg])
     _, expected = np.unique(rows, axis=0, return_inverse=True)
-    pairs = np.unique(np.column_stack([inputs, expected.reshape(-1)]), axis=0)
-    assert len(pairs) == expected.max() + 1 == inputs.max() + 1  # one to one
-    _, first = np.unique(inputs, return_index=True)
+    pairs = np.unique(np.column_stack([primary_ids, expected.reshape(-1)]), axis=0)
+    assert len(pairs) == expected.max() + 1 == primary_ids.max() + 1  # one to one
+    _, first = np.unique(primary_ids, return_index=True)
     assert (np.diff(first) > 0).all()
-    assert inputs.dtype == np.int64
+    assert primary_ids.dtype == np.int64
 
 
 def test_inputs_tell_particles_apart_but_not_zeros():
     particles = np.zeros((3, len(FEATURES)))
     particles[1, 4] = -0.0
     images = np.zeros((3, 44, 44), np.int16)
-    assert Showers(particles, np.array([310, 310, 130]), images, "zn").inputs.tolist() == [0, 0, 1]
+    assert Showers(particles, np.array([310, 310, 130]), images, "zn").primary_ids.tolist() == [0, 0, 1]
 
 
 def test_a_bad_row_is_named(make):

@@ -1,51 +1,72 @@
-"""Records of how data were made: believed only while the file is the one they speak of."""
+"""ROOT files: they come back as they were written, say how they were made, and bad ones are refused in one line."""
 
 from __future__ import annotations
+
 import os
-from calosim.data.cache import current_hash, primaries_hash, read_recipe, write_recipe
 import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 import pytest
 import uproot
-from calosim.detectors import DETECTORS
+
 from calosim.data import FEATURES, Showers, Writer, read, write
+from calosim.data.cache import content_hash, primaries_hash, read_recipe
 from calosim.data.reading import checked_pieces, sources
+from calosim.data.root import read_made
+from calosim.detectors import DETECTORS
+from calosim.io import write_json
 
 
-def test_a_record_is_of_one_file(tmp_path, root_file):
+def test_a_file_says_how_it_was_made_whatever_becomes_of_its_name(tmp_path, root_file, showers, command):
     data = tmp_path / "a.root"
-    data.write_bytes(root_file.read_bytes())
-    assert read_recipe(data) is None
-    write_recipe(str(data), {"primaries": str(root_file), "seed": 1})
+    words = ["simulate", "--primaries", root_file, "--responses_per_primary", 1, "--seed", 7, "--quiet"]
+    assert command(*words, "--out", data) == 0
     recipe = read_recipe(data)
-    assert recipe["settings"] == {"primaries": str(root_file), "seed": 1}
-    assert recipe["primaries_hash"] == recipe["data_hash"] == current_hash([str(root_file)])
-    data.write_bytes(root_file.read_bytes() + b" ")
+    assert recipe["settings"] == {
+        **{"detector": "zn", "primaries": str(root_file), "responses_per_primary": 1, "split": None},
+        **{"match_sums": 0, "keep_empty": False, "seed": 7},
+    }
+    assert recipe["primaries_hash"] == content_hash([str(root_file)])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.root"]
+    assert read_recipe(data.rename(tmp_path / "b.root")) == recipe
+    # A model's file says how it was generated, which is no recipe; others say nothing.
+    write(data, showers, {"models": {}})
+    assert (read_recipe(data), read_made(data)) == (None, {"models": {}})
+    for silent in (tmp_path / "c.csv", tmp_path / "d.h5"):
+        assert read_recipe(silent) is read_made(silent) is None
+
+
+def test_a_record_of_calosim_0_2_beside_the_file_is_of_that_file_alone(tmp_path, showers):
+    data = tmp_path / "a.root"
+    write(data, showers)
+    record = {"calosim": "0.2.0", "settings": {"keep_dark": True, "seed": 1}, "data_hash": content_hash([str(data)])}
+    write_json(f"{data}.json", record)
+    assert read_recipe(data)["settings"] == {"keep_empty": True, "seed": 1}
+    write(data, showers.select(slice(0, 9)))
     assert read_recipe(data) is None
 
 
 def test_a_hash_is_that_of_the_files_as_they_are(tmp_path, root_file):
     data = tmp_path / "a.root"
     data.write_bytes(root_file.read_bytes())
-    before = current_hash([str(data)])
-    assert current_hash([str(data)]) == before
+    before = content_hash([str(data)])
+    assert content_hash([str(data)]) == before
     data.write_bytes(root_file.read_bytes()[:-1] + b" ")
     os.utime(data, ns=(1, 1))
-    assert current_hash([str(data)]) != before
+    assert content_hash([str(data)]) != before
 
 
-def test_primaries_may_be_a_table_without_images(tmp_path, root_file):
+def test_primaries_may_be_a_table_without_images(tmp_path, root_file, command):
     data, table = tmp_path / "a.root", tmp_path / "primaries.csv"
-    data.write_bytes(root_file.read_bytes())
     table.write_text("pdg,energy,vx,vy,vz,px,py,pz\n22,100,0,0,0,0,0,100\n")
-    write_recipe(str(data), {"primaries": str(table)})
+    assert command("simulate", "--primaries", table, "--out", data, "--quiet") == 0
     assert read_recipe(data)["primaries_hash"] == primaries_hash(str(table))
-    assert primaries_hash(str(root_file)) == current_hash([str(root_file)])
+    assert primaries_hash(str(root_file)) == content_hash([str(root_file)])
 
 
 #: The largest photon sum seen in real output, from one pion of 12 GeV.

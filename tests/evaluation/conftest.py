@@ -5,17 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calosim.data.datamodule import RootDataModule
 from calosim.data.record import Showers
+from calosim.data.splits import ShowerData
 from calosim.evaluation.selection import Selection
 
 
 @pytest.fixture(scope="session")
-def data(root_file) -> RootDataModule:
+def data(root_file) -> ShowerData:
     """The data set of ``root_file``, split."""
-    data = RootDataModule(str(root_file))
-    data.setup()
-    return data
+    return ShowerData(str(root_file))
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +21,6 @@ def all_of():
     """Selects all of some showers: ``all_of(showers)``."""
 
     def select(showers: Showers) -> Selection:
-        return Selection(showers, np.arange(len(showers)), showers.inputs, np.ones(len(showers), dtype=bool))
+        return Selection(showers, np.arange(len(showers)), showers.primary_ids, np.ones(len(showers), dtype=bool))
 
     return select

@@ -120,12 +120,12 @@ def test_nothing_to_evaluate_is_refused(tmp_path):
 def test_examples_do_not_repeat_a_response(showers, all_of):
     """Two responses to one neutron, many to the others: what the Monte Carlo has not is dark, and generated all the same."""
     neutrons = np.flatnonzero(showers.pdg == 2112)
-    first = neutrons[showers.inputs[neutrons] == showers.inputs[neutrons[0]]][:2]
+    first = neutrons[showers.primary_ids[neutrons] == showers.primary_ids[neutrons[0]]][:2]
     few = showers.select(np.concatenate([first, np.flatnonzero(showers.pdg == 22)]))
     simulator = SimpleNamespace(photons=object(), sample=lambda particles, *_: np.ones((len(particles), 44, 44), int))
     found = _examples(all_of(few), simulator, seed=0)
     nonempty = found["examples_reference"].any((2, 3))
     gamma, neutron = range(2)
     assert nonempty[neutron].tolist() == [True] * 2 + [False] * (EXAMPLES[1] - 2)
-    assert nonempty[gamma].sum() == min(EXAMPLES[1], np.bincount(few.inputs[few.pdg == 22]).max())
+    assert nonempty[gamma].sum() == min(EXAMPLES[1], np.bincount(few.primary_ids[few.pdg == 22]).max())
     assert found["examples_generated"].any((2, 3)).all()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pytest
 
-from calosim.data.cache import write_recipe
+from calosim.data import read, write
 from calosim.evaluation.references import (
     Floors,
     Nearest,
@@ -94,19 +92,18 @@ def test_a_floor_of_sums_answers_with_the_same_primary_and_nearly_the_same_sum(s
     floor = floor_of_sums(showers, all_of(showers), 1)
     assert np.array_equal(floor.photon_sums(every, 3, every), showers.photon_sum)
     assert floor.chooser.quantile(0.95) == 0
-    other, rows = showers.select(showers.inputs > 0), all_of(showers)
+    other, rows = showers.select(showers.primary_ids > 0), all_of(showers)
     floor = floor_of_sums(other, rows, 3)
     positions = floor.positions(every, 3, every)
     assert np.array_equal(other.pdg[positions], showers.pdg)
     same = (other.particles[positions] == showers.particles).all(1)
-    assert np.array_equal(same, showers.inputs > 0)
-    assert floor.lacking == (showers.inputs == 0).sum() > 0
+    assert np.array_equal(same, showers.primary_ids > 0)
+    assert floor.lacking == (showers.primary_ids == 0).sum() > 0
 
 
 def test_files_with_matched_sums_are_no_floor_of_all_sums(data, root_file, tmp_path):
     for name, matched in (("ordinary.root", 0), ("matched.root", 2)):
-        shutil.copy(root_file, tmp_path / name)
-        write_recipe(str(tmp_path / name), {"match_sums": matched})
+        write(tmp_path / name, read(root_file), {"settings": {"match_sums": matched}})
     ordinary, matched = str(tmp_path / "ordinary.root"), str(tmp_path / "matched.root")
     with pytest.raises(ValueError, match=r"matched\.root: its photon sums were matched"):
         Floors.read(FloorOptions(floor=matched), data, "test")
@@ -141,7 +138,7 @@ def test_the_floor_of_halves_is_held_against_responses_it_does_not_give(data):
 
 
 def test_single_responses_have_no_other_half(data, monkeypatch):
-    monkeypatch.setitem(data.arrays, "inputs", np.arange(len(data.arrays["inputs"])))
+    monkeypatch.setitem(data.arrays, "primary_ids", np.arange(len(data.arrays["primary_ids"])))
     assert floor_of_halves(data, "test", select_rows(data, Protocol())) is None
     assert set(Floors().references(data, "test", select_rows(data, Protocol()))) == {"trivial"}
 

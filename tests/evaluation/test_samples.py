@@ -21,7 +21,7 @@ from calosim.evaluation.samples import (
 def judge(few, candidates, natural=None, **settings):
     reference = few.geometry.channels(few.images)
     answers = ask(few, candidates, quiet=True, **settings)
-    return {n: measure(a, reference, few.pdg, few.inputs, few.geometry, natural) for n, a in answers.items()}
+    return {n: measure(a, reference, few.pdg, few.primary_ids, few.geometry, natural) for n, a in answers.items()}
 
 
 def test_the_monte_carlo_itself_scores_zero(showers):
@@ -69,7 +69,7 @@ def test_metrics_of_some_rows_are_those_of_answers_to_them_alone(showers):
     few, bright = showers.select(slice(0, 80)), np.arange(80) % 2 == 0
     reference = few.geometry.channels(few.images)
     answers = ask(few, {"x": lambda run, n: 2 * few.images[n]}, runs=1, responses=1, quiet=True)["x"]
-    some = measure(answers.of(bright), reference[bright], few.pdg[bright], few.inputs[bright], few.geometry)
+    some = measure(answers.of(bright), reference[bright], few.pdg[bright], few.primary_ids[bright], few.geometry)
     alone = few.select(bright)
     expected = judge(alone, {"x": lambda run, n: 2 * alone.images[n]}, runs=1, responses=1)["x"]["mean"]
     assert some["mean"] == pytest.approx(expected, nan_ok=True)
@@ -89,7 +89,7 @@ def found(showers, resamples=200):
     """Metrics and intervals of showers that are a tenth too bright."""
     bright = {"": lambda run, n: (1.1 * showers.images[n]).astype(np.int64)}
     answers: Answers = ask(showers, bright, runs=1, responses=1, quiet=True)[""]
-    data = {"reference": showers.geometry.channels(showers.images), "pdg": showers.pdg, "inputs": showers.inputs}
+    data = {"reference": showers.geometry.channels(showers.images), "pdg": showers.pdg, "inputs": showers.primary_ids}
     natural = np.ones(len(showers), dtype=bool)
     mean = measure(answers, **data, detector=showers.geometry, natural=natural)["mean"]
     return mean, metric_intervals(answers, mean, data, natural, showers.geometry, resamples)
@@ -110,7 +110,7 @@ def test_intervals_hold_the_value_and_need_primaries(showers):
     assert all(0 <= low[key] <= mean[key] <= high[key] for key in low)
     assert low["ws_all"] < mean["ws_all"] < high["ws_all"]
     counts = {
-        name: len(np.unique(showers.inputs[showers.pdg == code]))
+        name: len(np.unique(showers.primary_ids[showers.pdg == code]))
         for name, code in (("gamma", 22), ("sigma_plus", 3222))
     }
     assert counts["sigma_plus"] < LEAST_PRIMARIES <= counts["gamma"]

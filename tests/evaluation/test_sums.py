@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from calosim.data.datamodule import RootDataModule
+from calosim.data.splits import ShowerData
 from calosim.evaluation.sums import (
     INTERVALS,
     LEVELS,
@@ -98,7 +98,7 @@ CPU = torch.device("cpu")
 
 def test_the_model_is_judged_on_all_held_out_attempts_and_the_floor_on_half(run_folders, dark_file):
     report = judge_acceptance(str(run_folders["acceptance"]), str(run_folders["photons"]), "test", 1, CPU)
-    data = RootDataModule(str(dark_file), min_photons=0)
+    data = ShowerData(str(dark_file), min_photons=0)
     total = data.showers("test").photon_sum
     every = report["model"]["all"]
     assert every["rows"] == len(total)

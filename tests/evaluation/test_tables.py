@@ -19,7 +19,7 @@ def results(showers):
     photons = np.flatnonzero(showers.pdg == 22)[:59]
     few = showers.select(np.concatenate([photons, np.flatnonzero(showers.pdg == 2112)[:1]]))
     answers = ask(few, {"twice": lambda run, n: 2 * few.images[n // 2]}, runs=2, responses=2, quiet=True)
-    found = measure(answers["twice"], few.geometry.channels(few.images), few.pdg, few.inputs, few.geometry)
+    found = measure(answers["twice"], few.geometry.channels(few.images), few.pdg, few.primary_ids, few.geometry)
     return {
         **{"rows": 60, "inputs": 30, "split": "test", "responses": 2, "runs": 2, "images": {"twice": found}},
         "photon_sum": {"mixture (a|b)": photon_report(2 * few.photon_sum[:, None], few.photon_sum, few.pdg)},

@@ -49,7 +49,7 @@ def again(showers):
 @pytest.fixture(scope="module")
 def found(showers, all_of, again):
     """The test of showers that are twice too bright, with two other simulations that lack one primary."""
-    kept = showers.inputs != 0
+    kept = showers.primary_ids != 0
     other = Showers(showers.particles[kept], showers.pdg[kept], again(1)[kept], showers.detector)
     bright = {"twice": 2 * again(2)}
     rows = all_of(showers)
@@ -100,7 +100,7 @@ def test_the_calochallenges_classifier_is_an_option(showers, all_of, again, monk
 
 
 def test_controls_need_primaries_of_their_own(found, showers, all_of, again):
-    few = showers.select(np.flatnonzero(showers.inputs < 19))
+    few = showers.select(np.flatnonzero(showers.primary_ids < 19))
     second = {"again": again(3)}
     rows = all_of(showers)
     alone = judge_by_classifier(second, rows, {"floor": floor_of_simulation(few, rows)}, ONE, seed=1, quiet=True)
@@ -128,7 +128,7 @@ def test_it_is_of_the_answers_that_are_judged_anyway(run_folders, data, root_fil
     asked = []
 
     def judge(generated, rows, floors, *_):
-        channels = {title: data.detector.channels(images) for title, images in generated.items()}
+        channels = {title: data.geometry.channels(images) for title, images in generated.items()}
         asked.append((rows, channels, floors))
         return {"reason": "is not made here"}
 

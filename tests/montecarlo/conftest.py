@@ -40,7 +40,7 @@ def primaries() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
 
 @pytest.fixture(scope="session")
 def attempts() -> Callable[[str], tuple[Showers, Truth]]:
-    """Every attempt, dark ones too, of 1000 primaries on ZN or FoCal-H and of 100 on ZP: ``attempts(detector)``."""
+    """Every attempt, empty ones too, of 1000 primaries on ZN or FoCal-H and of 100 on ZP: ``attempts(detector)``."""
 
     @cache
     def make(detector: str) -> tuple[Showers, Truth]:

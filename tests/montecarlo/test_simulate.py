@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calosim.data.datamodule import split_rows
+from calosim.data.cache import read_recipe
 from calosim.data.reading import read
+from calosim.data.splits import split_rows
 from calosim.detectors import get_detector
-from calosim.io import read_json
 from calosim.montecarlo import (
     SETUPS,
     distinct_primaries,
@@ -90,7 +90,7 @@ def test_showers_as_primaries_are_taken_once_each():
     again = simulate(showers, 5, "zn", seed=21)
     assert set(again.particles[:, 0]) <= set(showers.particles[:, 0])
     particles, pdg = distinct_primaries(showers.particles, showers.pdg)
-    _, first = np.unique(showers.inputs, return_index=True)
+    _, first = np.unique(showers.primary_ids, return_index=True)
     np.testing.assert_array_equal(particles, showers.particles[first])
     np.testing.assert_array_equal(pdg, showers.pdg[first])
     np.testing.assert_array_equal(again.images, simulate((particles, pdg), 5, "zn", seed=21).images)
@@ -128,7 +128,7 @@ def test_errors_say_what_is_wrong(arguments, message):
         simulate(*arguments)
 
 
-def test_dark_attempts_are_kept_beside_the_same_responses():
+def test_empty_attempts_are_kept_beside_the_same_responses():
     kept, every = simulate(40, 2, "zn", 5), simulate(40, 2, "zn", 5, min_photons=0)
     nonempty = every.photon_sum >= MIN_PHOTONS
     assert 0 < nonempty.mean() < 0.5
@@ -204,12 +204,12 @@ def test_sums_are_those_of_the_test_rows(command, tmp_path, capfd):
     assert command("simulate", *given, "--seed", 2, *words) == 0
     assert "up to 2 each; their photon sums differ by" in capfd.readouterr().out
     showers, found = read(first), read(same)
-    rows = showers.select(split_rows(showers.inputs, showers.pdg)["test"])
+    rows = showers.select(split_rows(showers.primary_ids, showers.pdg)["test"])
     assert {p.tobytes() for p in found.particles} <= {p.tobytes() for p in rows.particles}
     assert len(rows) < len(found) <= 2 * len(rows)
-    settings = read_json(f"{same}.json")["settings"]
+    settings = read_recipe(same)["settings"]
     assert (settings["match_sums"], settings["split"], settings["seed"]) == (2, "test", 2)
-    assert len(primaries_of_file(str(first), "test")[1]) == len(np.unique(rows.inputs))
+    assert len(primaries_of_file(str(first), "test")[1]) == len(np.unique(rows.primary_ids))
     # The very responses would be found again.
     (tmp_path / "x").mkdir()
     assert command("simulate", *given[:-1], tmp_path / "x" / "x.root", "--seed", 1, *words) == 2

@@ -51,7 +51,7 @@ def pretend():
 @pytest.fixture(scope="session")
 def answered(showers):
     """Answers and metrics of two candidates, and the arrays of their test rows: a good one, and one too bright for neutrons."""
-    inputs, geometry = showers.inputs, showers.geometry
+    inputs, geometry = showers.primary_ids, showers.geometry
     rng = np.random.default_rng(0)
     order = np.lexsort((rng.random(len(inputs)), inputs))
     shuffled = np.empty(len(inputs), dtype=int)

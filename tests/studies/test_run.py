@@ -107,7 +107,7 @@ def test_data_tell_how_they_were_made(tmp_path, make_plan):
         assert main(["simulate", *step.words, "--quiet"]) == 0
     assert all(map(is_finished, made))
     assert not any(map(unknown_origin, made))
-    settings = {"detector": "zn", "seed": 1, "split": None, "match_sums": 0, "keep_dark": False, **few}
+    settings = {"detector": "zn", "seed": 1, "split": None, "match_sums": 0, "keep_empty": False, **few}
     assert read_recipe(data)["settings"] == settings
     with pytest.raises(
         ValueError, match=r"a\.root: made with other settings than the plan's \(it has seed=1 instead of 5\)"
@@ -118,7 +118,7 @@ def test_data_tell_how_they_were_made(tmp_path, make_plan):
     with pytest.raises(ValueError, match=r"it has the primaries of another .*a\.root"):
         is_finished(made[1])
     # Data of another origin are taken, and that is said.
-    floor.write_bytes(data.read_bytes())
+    write(floor, read(data))
     assert is_finished(made[1])
     assert "b.root: taken as it is" in unknown_origin(made[1])
 
@@ -175,7 +175,7 @@ def test_a_particle_has_one_meaning_and_a_folder_too(tmp_path, monkeypatch):
 
 
 def test_data_are_compared_as_the_command_understands_them():
-    assert simulated({"primaries": "20", "keep_dark": "true"}) == simulated({"primaries": 20, "keep_dark": True})
+    assert simulated({"primaries": "20", "keep_empty": "true"}) == simulated({"primaries": 20, "keep_empty": True})
     assert simulated({"primaries": "20"})["seed"] == 1
 
 
