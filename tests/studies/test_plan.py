@@ -223,3 +223,11 @@ def test_used_data_are_those_of_the_plan(make_plan, baselines, tmp_path):
     other = {"simulate": {data: {"primaries": 9, "seed": 2}}, "uses": ["baseline.yaml"]}
     with pytest.raises(ValueError, match=r"simulate .*zn\.root' and simulate .*zn\.root' would have one name or place"):
         Study(make_plan(**other, trainings={"a": {"use": "base-1"}}))
+
+
+def test_values_of_each_are_replaced(make_plan):
+    sweep = {"each": {"n": [1, 2], "seed": [1, 2]}, "options": {"trainer.max_epochs": "{n}", "seed_everything": "{seed}"}}
+    path = make_plan(trainings={"sweep": sweep, "one": {}})
+    assert list(Study(path, each={"n": [7]}).steps) == ["sweep-7-1", "sweep-7-2", "one"]
+    with pytest.raises(ValueError, match="each: no training has m; expected n, seed"):
+        Study(path, each={"m": [7]})
