@@ -215,7 +215,9 @@ class Study:
         self._add_data()
         swept = {name for entry in self.entries["trainings"].values() for name in (entry or {}).get("each") or {}}
         if unknown := sorted(set(each or {}) - swept):
-            raise ValueError(f"{self.path}: each: no training has {unknown[0]}; expected {', '.join(sorted(swept)) or 'none'}")
+            raise ValueError(
+                f"{self.path}: each: no training has {unknown[0]}; expected {', '.join(sorted(swept)) or 'none'}"
+            )
         for label, entry in self.entries["trainings"].items():
             self._add_training(label, entry or {}, options or {}, each or {})
         self._add_evaluations("evaluate", "test", Run.EVALUATION)

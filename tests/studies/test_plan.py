@@ -1,4 +1,4 @@
-"""Included files: merged, overridden, and refused where they cannot be."""
+"""Plans: what is included and used, names that stand for values and folders, and one-line refusals of what is wrong."""
 
 from __future__ import annotations
 
@@ -226,8 +226,35 @@ def test_used_data_are_those_of_the_plan(make_plan, baselines, tmp_path):
 
 
 def test_values_of_each_are_replaced(make_plan):
-    sweep = {"each": {"n": [1, 2], "seed": [1, 2]}, "options": {"trainer.max_epochs": "{n}", "seed_everything": "{seed}"}}
+    sweep = {
+        "each": {"n": [1, 2], "seed": [1, 2]},
+        "options": {"trainer.max_epochs": "{n}", "seed_everything": "{seed}"},
+    }
     path = make_plan(trainings={"sweep": sweep, "one": {}})
     assert list(Study(path, each={"n": [7]}).steps) == ["sweep-7-1", "sweep-7-2", "one"]
     with pytest.raises(ValueError, match="each: no training has m; expected n, seed"):
         Study(path, each={"m": [7]})
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"metric": []}, "unknown entries metric of table"),
+        ({"reference": "x"}, "names x"),
+        ({"metrics": ["x"]}, "unknown metric 'x'"),
+        ({"ensemble": {"default": "a"}}, "expected table.ensemble with default, members"),
+        ({"ensemble": {"default": "a", "members": ["y"]}}, "names y"),
+        ({"ensemble": {"default": "a", "members": ["a"]}}, "table.ensemble: expected each once, got a twice"),
+        ({"metrics": ["ws", "ws"]}, "table.metrics: expected each once, got ws twice"),
+        ({"modes": ["shape", "shape"]}, "table.modes: expected each once"),
+        ({"particles": ["lambda", 3122]}, "table.particles: expected each once, got lambda twice"),
+    ],
+)
+def test_a_bad_table_is_refused(make_plan, table, message):
+    with pytest.raises(ValueError, match=message):
+        assert Study(make_plan(trainings={"a": {}}, table=table)).table
+
+
+def test_columns_have_one_name_each(make_plan):
+    table = Study(make_plan(table={"particles": ["all", "sigma_plus", 3122]})).table
+    assert table.columns == {"all": "all", "sigma+": "Σ⁺", "lambda": "Λ"}

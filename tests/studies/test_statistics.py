@@ -1,4 +1,4 @@
-"""Cells: the better model is told with certainty where there are enough primaries, and only on the same rows."""
+"""Rows, cells and winners: who is better is told with certainty where there are enough primaries, on the same rows alone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 
 from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.stored import Evaluation
-from calosim.io import read_npz, write_npz
+from calosim.io import read_npz, write_json, write_npz
 from calosim.studies.plan import Study, Table
-from calosim.studies.statistics import Row, cells_of_tests, evaluated_rows, fill_cells
+from calosim.studies.statistics import Cell, Row, cells_of_tests, evaluated_rows, fill_cells, mean_ranks, winners
 from calosim.studies.tables import Comparison
 
 
@@ -110,3 +110,65 @@ def test_areas_are_means_over_trainings_beside_the_floor_of_the_mode(rows):
 def test_no_test_no_table(rows):
     assert not cells_of_tests(rows[2:3], ["shape"])
     assert summary(rows[2:3], {}) == ""
+
+
+def test_only_seeds_and_particles_are_pooled(make_plan):
+    each = {"lr": [1, 2], "seed": [1, 2]}
+    options = {"model.optimizer.lr": "{lr}", "seed_everything": "{seed}"}
+    config = {"config": ["conf/photons.yaml"]}
+    trainings = {"sweep": {**config, "each": each, "options": options, "title": "S"}, "one": config}
+    plan = Study(make_plan(trainings=trainings, evaluate={"runs": 2}))
+    for step in plan.steps.values():
+        if step.subcommand == "evaluate":
+            write_json(step.result, {"images": {}})
+    rows = {row.label: (row.title, len(row.evaluations)) for row in evaluated_rows(plan)}
+    assert rows == {"sweep-1": ("S (lr 1)", 2), "sweep-2": ("S (lr 2)", 2), "one": ("one", 1)}
+
+
+CALLED = {"a": "A", "b": "B", "c": "C"}
+
+
+def test_ranks():
+    """A metric that one of the models lacks ranks none of them; a model that lacks all is not in the race."""
+    values = np.array([[1.0, 2.0, 2.0, np.nan], [5.0, 4.0, np.nan, np.nan]])
+    np.testing.assert_equal(mean_ranks(values), [1, 2.5, 2.5, np.nan])
+    np.testing.assert_equal(mean_ranks(values[:, :2]), [1.5, 1.5])
+    np.testing.assert_equal(mean_ranks(np.stack([values, values[:, ::-1]], 2))[:, 1], [np.nan, 2.5, 2.5, 1])
+
+
+def resampled(metric, particle, shifts, noise, sampled=True):
+    return {
+        ("shape", metric, particle, label): Cell(10.0 + x, 0.1, 1, 0.0, 50, 10 + x + noise[i] if sampled else None)
+        for i, (label, x) in enumerate(zip("abc", shifts, strict=True))
+    }
+
+
+def test_winners_are_named_with_their_certainty():
+    """Of two models that differ by noise alone neither wins often; one that is better in every resample always wins."""
+    noise = np.random.default_rng(0).normal(size=(3, 4000))
+    cells = resampled("ws", "gamma", (0, 0.1, 20), noise) | resampled("ws", "neutron", (20, 20, 0), noise)
+    # What cannot be resampled, or is not known for all, has no say.
+    cells |= resampled("center", "gamma", (9, 9, 0), noise, sampled=False)
+    cells |= resampled("delta", "gamma", (9, 0, np.nan), noise) | resampled("delta", "k0s", (np.nan,) * 3, noise)
+    table = Table(["gamma", "neutron", "k0s"], ["center", "ws", "delta"], ["shape"])
+    gamma, neutron = winners(table, cells, CALLED).splitlines()[-2:]
+    share = int(gamma.split("|")[4].strip(" %"))
+    assert "**A** (1.00)" in gamma
+    assert 50 < share < 60
+    assert f"B ({100 - share} %)" in gamma
+    assert "**C** (1.00) | 100 %" in neutron
+
+
+def test_centers_are_best_where_the_monte_carlo_has_them():
+    """Closer to the straight flight than the Monte Carlo is as wrong as farther."""
+    noise = np.random.default_rng(0).normal(size=(3, 100)) / 100
+    cells = resampled("center", "gamma", (-9, 0.5, 3), noise)
+    for cell in cells.values():
+        cell.target = 10.0
+    table = Table(["gamma"], ["center"], ["shape"])
+    assert "**B** (1.00) | 100 % | " in winners(table, cells, CALLED).splitlines()[-1]
+
+
+def test_without_resamples_nobody_wins():
+    cells = resampled("ws", "gamma", (0, 1, 2), np.zeros((3, 1)), sampled=False)
+    assert winners(Table(["gamma"], ["ws"], ["shape"]), cells, CALLED) == ""
