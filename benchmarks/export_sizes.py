@@ -16,7 +16,7 @@ import numpy as np
 
 from calosim.__main__ import main as calosim
 from calosim.data.reading import read_primaries
-from calosim.evaluation.definitions import TITLES
+from calosim.evaluation.stored import Evaluation
 from calosim.export.builder import NORMALS
 from calosim.export.client import Client
 from calosim.io import markdown_table, read_json
@@ -47,7 +47,7 @@ def measure(run_folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     run(judged, "evaluate", *stages, "--floor", options.floor, *rows, "--quiet", "true", "--out", judged)
     run(out, "export", *stages, "--out", out)
     run(out / "check.json", "export", "--check", out, "--montecarlo", options.data, "--most", options.rows)
-    return {"evaluation": read_json(judged / "evaluation.json"), "export": read_json(out / "export.json")}
+    return {"evaluation": Evaluation(judged).record, "export": read_json(out / "export.json")}
 
 
 def milliseconds(folders: list[Path], data: str) -> np.ndarray:
@@ -67,12 +67,11 @@ def milliseconds(folders: list[Path], data: str) -> np.ndarray:
 def row(name: str, found: dict[str, Any], ms: np.ndarray) -> list[str]:
     """A line of the table."""
     judged, export = found["evaluation"], found["export"]
-    shape, chain = TITLES["shape"], TITLES["chain"]
 
     def both(value: Any, form: str) -> str:
-        return f"{value(shape):{form}} ({value(chain):{form}})"
+        return f"{value('shape'):{form}} ({value('chain'):{form}})"
 
-    means, verdicts = judged["images"], judged["classifier"]["candidates"]
+    means, verdicts = judged["images"], judged["c2st"]["candidates"]
     return [
         name,
         f"{export['models']['shape']['parameters']:,}",

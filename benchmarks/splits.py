@@ -44,14 +44,12 @@ class Data:
         return {"particles": self.particles[rows], "images": self.images[rows], "rows": rows}
 
 
-def train(
-    model: ShowerModel, data: Data, steps: int, rate: float, loss: Callable[[dict[str, Tensor], int], Tensor]
-) -> None:
+def train(model: ShowerModel, data: Data, steps: int, rate: float) -> None:
     """A plain training, to have realistic showers."""
     optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=rate, fused=True)
     for n in range(steps):
         optimizer.zero_grad()
-        loss(data.batch(128, n), n).backward()
+        model.loss(data.batch(128, n), n).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 50.0)
         optimizer.step()
 
@@ -61,14 +59,14 @@ def make(data: Data, device: torch.device, steps: int) -> tuple[Teacher, Student
     torch.manual_seed(0)
     teacher = Teacher("zn", representation=SplitConfig(local_share=0.5)).to(device).train()
     teacher.features.fit(data.particles, data.photon_sum)
-    train(teacher, data, steps, 6e-3, lambda batch, n: -teacher.log_likelihood(batch, n).mean())
+    train(teacher, data, steps, 6e-3)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "teacher.ckpt"
         checkpoint = {"state_dict": teacher.state_dict()}
         teacher.on_save_checkpoint(checkpoint)
         torch.save(checkpoint, path)
         student = Student(init_from=str(path), start="teacher").to(device)
-    train(student, data, steps // 2, 1e-3, lambda batch, n: student.objective(student.parts(batch, n), batch, n).mean())
+    train(student, data, steps // 2, 1e-3)
     return teacher, student
 
 
@@ -97,10 +95,7 @@ def stepping(model: ShowerModel, data: Data, size: int, rate: float = 1e-5) -> C
 
     def case(n: int) -> object:
         batch = data.batch(size, n)
-        if isinstance(model, Student):
-            loss = model.objective(model.parts(batch, n), batch, n).mean()
-        else:
-            loss = -model.log_likelihood(batch, n).mean()
+        loss = model.loss(batch, n).mean()
         optimizer.zero_grad()
         loss.backward()
         return optimizer.step()

@@ -34,7 +34,7 @@ class CheckerboardValidation(pl.Callback):
     gathered. Pictures go to ``pictures/epoch=003.png`` in the run folder, Monte Carlo above and generated
     below, for the same primaries in every epoch; and to W&B if that is the logger.
 
-    Expects of the module ``detector`` and ``generate(particles, photon_sum, seed=, rows=, rounding=)``,
+    Expects of the module ``detector`` and ``generate(particles, photon_sum, seed=, rows=, requantization=)``,
     of the data module ``primary_ids("val")`` and ``showers("val", rows)``.
 
     Args:
@@ -44,7 +44,7 @@ class CheckerboardValidation(pl.Callback):
         generations: Responses generated for each row.
         pictures: The number of primaries in the picture, 0 for none; frequent particle types first.
         convention: The channel convention, see :meth:`calosim.detectors.Detector.masks`.
-        requantization: The noise removal after sampling, 1 to 4, where the model's coordinates have one; theirs if None.
+        requantization: How real numbers become counts, where the model leaves a choice; its own if None.
         seed: Seed of the choice of rows and of what is generated for them.
         batch_size: Responses generated at once.
 

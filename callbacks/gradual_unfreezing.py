@@ -18,8 +18,8 @@ __all__ = ["GradualUnfreezing"]
 class GradualUnfreezing(pl.Callback):
     r"""Trains one part of a shower model first, then two, and so on.
 
-    Parts are what the module's ``stages(side)`` says: the transformations of a pixel flow, or the coarse part of split
-    coordinates and the levels below it.
+    Parts are what the module's ``stages(side)`` says: the transformations of a pixel flow, or the coarse part of a tree of splits
+    and the levels below it.
 
     In stage :math:`s = 0, 1, \dots` the first :math:`s + 1` parts train, counted from the side where ``order``
     begins; none freezes again. Parameters outside of the flow always train.
@@ -47,7 +47,7 @@ class GradualUnfreezing(pl.Callback):
 
     Raises:
         ValueError: If an argument is out of range, the epochs do not suffice for a list of stages or are not known for
-            equal ones, or the module has no flow.
+            equal ones, or the module has no stages.
 
     References:
         | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026): unfreezing from the noise (ND)
@@ -73,7 +73,7 @@ class GradualUnfreezing(pl.Callback):
             raise ValueError(f"GradualUnfreezing: expected positive learning-rate factors, got {lr_factors!r}")
         self.side: Literal["data", "gauss"] = "gauss" if order in ("GD", "ND") else "data"
         self.stages, self.lr_factors, self.context = stages, lr_factors, context
-        #: When each stage begins, in epochs, and its learning-rate factor; known once there is a flow.
+        #: When each stage begins, in epochs, and its learning-rate factor; known once there are parts.
         self.starts: list[float] = []
         self.factors: list[float] = []
         self._thaws: list[tuple[nn.Parameter, int]] = []
@@ -92,9 +92,9 @@ class GradualUnfreezing(pl.Callback):
         if stage != "fit":
             return
         ask = getattr(pl_module, "stages", None)
-        if ask is None:
+        parts = ask(self.side) if ask else []
+        if not parts:
             raise ValueError(f"GradualUnfreezing: {type(pl_module).__name__} has no stages in which it can thaw")
-        parts = ask(self.side)
         self.starts = self._divide(len(parts), -1 if trainer.max_epochs is None else trainer.max_epochs)
         count = len(self.starts)
         given = self.lr_factors
@@ -217,9 +217,9 @@ class GradualUnfreezing(pl.Callback):
         self._hooks, self._thaws, self._now = [], [], None
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leaves nothing behind."""
+        """As :meth:`teardown`."""
         self._leave()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leaves nothing behind."""
+        """Leaves module and optimizers as they were found."""
         self._leave()

@@ -130,7 +130,7 @@ def row_diversity(images: NDArray, rows: NDArray, inputs: NDArray, pdg: NDArray,
         return f
     # Inputs with one response must not set the lower end of the scale.
     found = diversity(_Rows(images, rows[several]), inputs[several], normalized=True, quantile=quantile)  # type: ignore[arg-type]
-    f[several] = found.value[np.searchsorted(found.input, inputs[several])]
+    f[several] = found.value[np.searchsorted(found.primary_id, inputs[several])]
     for code in np.unique(pdg[~several]):
         alike = several & (pdg == code)
         f[~several & (pdg == code)] = f[alike if alike.any() else several].mean()

@@ -65,8 +65,9 @@ class ProcessorTime(pl.Callback):
             trainer.should_stop = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Makes no further step where a resumed training has spent its time."""
-        self._follow(trainer, pl_module)
+        """Makes no further step where a resumed training has spent its time; a new one makes one whatever it has."""
+        if trainer.global_step:
+            self._follow(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

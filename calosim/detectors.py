@@ -21,6 +21,9 @@ __all__ = ["CONVENTIONS", "DETECTORS", "Convention", "Detector", "get_detector"]
 Convention = Literal["paper", "o2"]
 CONVENTIONS: tuple[str, ...] = get_args(Convention)
 
+#: Networks are told of ends of straight flights up to at least this far from the detector's centre, in cm.
+FARTHEST = 30.0
+
 
 @dataclass(frozen=True)
 class Detector:
@@ -40,6 +43,8 @@ class Detector:
         absorber: Absorber material.
         interaction_length: Nuclear interaction length of the absorber in cm.
         radiation_length: Radiation length of the absorber in cm.
+        core_width: What networks measure a straight flight's distance from the face's edge in, in cm: about the half width of
+            the core of a shower. That of hadrons in ZN (coppedis/fastsimZDC) if not given. Models are trained with it.
     """
 
     name: str
@@ -53,6 +58,7 @@ class Detector:
     absorber: str
     interaction_length: float
     radiation_length: float
+    core_width: float = 0.31
 
     @property
     def pixels(self) -> int:
@@ -63,6 +69,26 @@ class Detector:
     def size(self) -> tuple[float, float]:
         """Width and height of the front face in cm."""
         return self.shape[0] * self.pitch, self.shape[1] * self.pitch
+
+    @property
+    def farthest(self) -> float:
+        """How far from the centre the end of a straight flight counts in cm; a soft primary's would be anywhere."""
+        return max(FARTHEST, self.size[0] / 2, self.size[1] / 2)
+
+    def straight_flight(self, particles: Any, distance: Any = None) -> tuple[Any, Any]:
+        """Where primaries would cross the front face if they flew straight on from their vertex.
+
+        Args:
+            particles: Features with shape (B, 9), see :data:`calosim.data.record.FEATURES`; numpy or torch.
+            distance: Distances of the face from the interaction point in cm, a number or with shape (B,); the A side's if not
+                given, from which the C side's differs by 1 in 7500 at most.
+
+        Returns:
+            x and y relative to the detector's centre in cm, each with shape (B,).
+        """
+        vx, vy, px, py, pz = (particles[:, k] for k in (1, 2, 4, 5, 6))
+        lever = (abs(self.front_z[0]) if distance is None else distance) / abs(pz).clip(1e-3)
+        return vx + px * lever - self.center_x, vy + py * lever
 
     def replace(self, **changes: Any) -> Detector:
         """Returns a copy with some attributes changed, for instance ``shape`` for FoCal-H studies."""

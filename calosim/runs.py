@@ -18,10 +18,21 @@ from calosim import __version__
 from calosim.io import PART, atomic_write, claim, csv_text, read_csv, read_json, read_yaml, release
 from calosim.particles import particle_code
 
-__all__ = ["FORMAT", "SPLIT", "Run", "difference", "git_hash", "identity", "origin"]
+__all__ = ["FORMAT", "OLD_NAMES", "SPLIT", "Run", "difference", "git_hash", "identity", "origin", "renamed"]
 
 #: Version of run folders and checkpoints; those of another version are refused in one line.
 FORMAT = 2
+
+#: Names that version 0.2 wrote, of settings, of parts of a model and of the modules of classes, and today's.
+OLD_NAMES = {
+    "coordinates": "representation",
+    "noise_removal": "requantization",
+    "calosim.shapes": "calosim.representations",
+    "calosim.models.muon": "calosim.models.optim",
+    "calosim.models.schedules": "calosim.models.optim",
+    "calosim.models.photons": "calosim.models.photon_sum",
+    "calosim.showers": "calosim.data",
+}
 
 #: What loggers and trainings write before they say what they train; W&B and TensorBoard among them.
 EARLY = ("hparams.yaml", "metrics.csv", "wandb", "events.out.tfevents.*")
@@ -174,7 +185,7 @@ class Run:
         settings = read_yaml(path)
         if lacks := {"model", "data"} - set(settings if isinstance(settings, dict) else ()):
             raise ValueError(f"{path}: expected the settings of a training; it lacks {', '.join(sorted(lacks))}")
-        return settings
+        return renamed(settings)
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -187,7 +198,7 @@ class Run:
         found = record.get("format", 1) if isinstance(record, dict) else type(record).__name__
         if found != FORMAT:
             raise ValueError(f"{self / self.RECORD}: expected a run of format {FORMAT}, got {found}; train it anew")
-        return record
+        return renamed(record)
 
     @property
     def job(self) -> dict[str, str] | None:
@@ -256,6 +267,30 @@ class Run:
         if not (self / name).is_file():
             raise ValueError(f"{self.folder}: expected a run folder with {name}, which tells what was trained on what")
         return self / name
+
+
+def renamed(values: Any) -> Any:
+    """What version 0.2 stored, with today's names; what has them already stays as it is.
+
+    Args:
+        values: Settings, a record, or weights by name; keys are renamed up to their first dot, and modules of ``class_path``.
+    """
+    if isinstance(values, Mapping):
+        return {
+            _new_name(key): _new_module(value) if key == "class_path" else renamed(value)
+            for key, value in values.items()
+        }
+    return [renamed(value) for value in values] if isinstance(values, list) else values
+
+
+def _new_name(key: Any) -> Any:
+    first, *rest = key.split(".", 1) if isinstance(key, str) else (key,)
+    return ".".join([OLD_NAMES[first], *rest]) if first in OLD_NAMES else key
+
+
+def _new_module(path: Any) -> Any:
+    module, _, name = str(path).rpartition(".")
+    return f"{OLD_NAMES[module]}.{name}" if module in OLD_NAMES else path
 
 
 def _number(path: Path) -> int:

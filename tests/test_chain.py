@@ -112,3 +112,47 @@ def test_noise_removals_belong_to_pixels(run_folders, root_file, command, tmp_pa
     assert command("generate", *words, "--out", tmp_path / "x.root", "--requantization", 3) == 2
     assert "counts come out exactly" in capfd.readouterr().err
     assert not (tmp_path / "x.root").exists()
+
+
+@pytest.mark.parametrize("name", ["flow_matching", "gan", "vae"])
+def test_every_kind_of_model_goes_the_whole_way(name, fit_words, run_folders, root_file, command, tmp_path, capfd):
+    def run(*words) -> None:
+        assert command(*words) == 0, capfd.readouterr().err
+
+    sizes = {"flow_matching": {"widths": "[4,4]", "embedding": 8, "steps": 2}, "gan": {"width": 8}, "vae": {"width": 8}}
+    size = [word for key, value in sizes[name].items() for word in (f"--model.{key}", value)]
+    trained, tuned, exported = (tmp_path / folder for folder in ("trained", "tuned", "exported"))
+    callback = ["--trainer.callbacks.rows", 4, "--trainer.callbacks.pictures", 1]
+    run("fit", "-c", f"conf/{name}.yaml", *fit_words, *size, *callback, "--run", trained)
+    words = ["-c", "conf/finetune/full.yaml", *fit_words, "--data.particle", "gamma", "--model.init_from", trained]
+    run("fit", *words, *callback, "--run", tuned)
+    kind = torch.load(Run(trained).checkpoint, weights_only=True)["calosim"]["class"]
+    assert torch.load(Run(tuned).checkpoint, weights_only=True)["calosim"]["class"] == kind
+    run("test", "-c", trained / "config.yaml", "--ckpt_path", trained / "checkpoints/best.ckpt", "--quiet")
+    chain = ["--shower", trained, "--photons", run_folders["photons"]]
+    run("generate", *chain, "--primaries", root_file, "--out", tmp_path / "fast.root", "--quiet")
+    assert (read(tmp_path / "fast.root").photon_sum >= 10).all()
+    few = ["--rows", 20, "--runs", 1, "--responses", 2, "--classifier", "false", "--quiet"]
+    run(
+        "evaluate",
+        "--shower",
+        trained,
+        "--photons",
+        f"[{run_folders['photons']}]",
+        *few,
+        "--out",
+        trained / "evaluation",
+    )
+    found = json.loads((trained / "evaluation" / "evaluation.json").read_text())
+    assert found["images"]
+    out = ["export", *chain, "--to", "onnx", "--out", exported]
+    if name == "gan":
+        run(*out)
+        assert (exported / "simulator.onnx").is_file()
+    else:
+        assert command(*out) == 2
+        assert "expected a shower model that can be exported, but" in capfd.readouterr().err
+    # It has no stages in which it could thaw.
+    words[1] = "conf/finetune/gd.yaml"
+    assert command("fit", *words, *callback, "--run", tmp_path / "gd") == 2
+    assert f"GradualUnfreezing: {kind} has no stages" in capfd.readouterr().err

@@ -34,6 +34,9 @@ SMALL = {
     "Acceptance": ["--model.hidden", "[8]"],
     "Student": [],
     "FineTune": [],
+    "FlowMatching": ["--model.widths", "[4,4]", "--model.embedding", "8", "--model.steps", "2"],
+    "GAN": ["--model.width", "8"],
+    "VAE": ["--model.width", "8", "--model.latent", "2"],
 }
 PIXELS = ["--model.flow.hidden", "[8,8]", "--model.flow.transforms", "1"]
 #: Further files that an overlay of pixel coordinates needs below it, and whose teacher its students need.
@@ -63,6 +66,7 @@ BASES = {
     "student/diversity.yaml": "student.yaml",
     "student-focal_h.yaml": "student.yaml",
     "study/plain.yaml": "teacher.yaml",
+    "processor_time.yaml": "vae.yaml",
     "finetune/individual.yaml": "teacher.yaml",
     "finetune/baseline_long.yaml": "teacher.yaml",
 }
@@ -85,7 +89,7 @@ TOOLS = {
 }
 TOOLS["demo/explain.yaml"] += ["--surrogate_rows", "100", "--surrogate_epochs", "1", "--compare_rows", "0"]
 #: Overlays after which the checkerboard callback is not the last one.
-NOT_LAST = {"plain.yaml", "diversity.yaml"}
+NOT_LAST = {"plain.yaml", "diversity.yaml", "processor_time.yaml"}
 #: Plans of `calosim compare`, and what they have in common.
 PLANS = [name for name in FILES if "trainings" in yaml.safe_load((CONF / name).read_text())]
 COMMON = [name for name in FILES if name.startswith("study/common/")]
@@ -144,6 +148,9 @@ def test_training_configuration(name, tmp_path, monkeypatch, showers_of, teacher
     # callback of the list.
     if "CheckerboardValidation" in (CONF / base).read_text() and name.split("/")[-1] not in NOT_LAST:
         words += ["--trainer.callbacks.rows", "2", "--trainer.callbacks.pictures", "1"]
+    if name == "processor_time.yaml":
+        words[words.index("--trainer.max_epochs") + 1] = "-1"
+        words += ["--trainer.callbacks.minutes", "0.001"]
     if name == "cluster/slurm.yaml":
         assert main(["fit", *files, *words]) == 2  # outside of Slurm
         for key, value in {"STEP_ID": 0, "NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0}.items():

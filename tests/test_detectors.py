@@ -199,3 +199,30 @@ def test_detectors_are_found_by_name_in_any_case():
     assert get_detector(own) is own
     with pytest.raises(ValueError, match="unknown detector 'zem'; expected one of zn, zp, focal_h"):
         get_detector("zem")
+
+
+@pytest.mark.parametrize("detector", DETECTORS.values(), ids=list(DETECTORS))
+def test_the_straight_flight_by_hand_is_the_same_for_numpy_and_torch(detector):
+    flights = [
+        (0.5, -0.2, 0.3, -0.2, 500.0),
+        (0.0, 0.0, -0.1, 0.05, -900.0),
+        (1e-4, 2.0, 0.0, 0.0, 100.0),
+        (0.0, 0.0, 1e-6, 0.0, 0.0),
+    ]
+    particles = np.zeros((4, 9))
+    particles[:, [1, 2, 4, 5, 6]] = flights
+    found = detector.straight_flight(particles)
+    z, pz = detector.front_z[0], [500.0, 900.0, 100.0, 1e-3]
+    by_hand = [
+        (vx + px / p * z - detector.center_x, vy + py / p * z)
+        for (vx, vy, px, py, _), p in zip(flights, pz, strict=True)
+    ]
+    np.testing.assert_allclose(np.stack(found, 1), by_hand, rtol=1e-12, atol=1e-12)
+    of_tensors = torch.stack(detector.straight_flight(torch.from_numpy(particles)), 1)
+    np.testing.assert_allclose(np.stack(found, 1), of_tensors.numpy(), rtol=1e-12, atol=1e-12)
+    far = detector.straight_flight(particles, distance=2 * z)
+    np.testing.assert_allclose(far[1] - found[1], found[1] - particles[:, 2], rtol=1e-12, atol=1e-12)
+
+
+def test_all_of_the_face_is_within_what_networks_are_told():
+    assert [DETECTORS[name].farthest for name in ("zn", "zp", "focal_h")] == [30.0, 30.0, 49.125]

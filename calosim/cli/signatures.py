@@ -131,7 +131,7 @@ def options(module: str, name: str) -> dict[str, Option] | None:
     if _is_dataclass(node):
         return {name: option for found in (*bases, _fields(where, node)) for name, option in found.items()}
     for item in node.body:
-        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+        if isinstance(item, ast.FunctionDef) and item.name in ("__init__", "__new__"):
             return _arguments(where, item)
     return next((found for found in bases if found), {})
 

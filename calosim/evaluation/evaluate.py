@@ -7,21 +7,19 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
 
-from calosim.data.splits import ShowerData
-from calosim.evaluation.definitions import TITLES
-from calosim.evaluation.references import Floors, Nearest, Reference
-from calosim.evaluation.requantization import best_requantizations
-from calosim.evaluation.samples import Answers, Candidate, ask, first_answers, measure, metric_intervals, packed_answers
+from calosim.evaluation.channels import CHANNELS, VARIANT_CODES, monte_carlo
+from calosim.evaluation.references import Floors, Nearest
+from calosim.evaluation.samples import Judgement, Work, load_models, packed
 from calosim.evaluation.selection import (
     ClassifierOptions,
     FloorOptions,
+    Models,
     Protocol,
     Selection,
     check_splits,
@@ -29,62 +27,22 @@ from calosim.evaluation.selection import (
     trained_data,
 )
 from calosim.evaluation.stored import Evaluation
-from calosim.evaluation.sums import draw_acceptance, judge_acceptance, photon_report
-from calosim.evaluation.tables import as_csv, as_markdown
-from calosim.evaluation.tests import judge_by_classifier, judge_by_likelihood
-from calosim.evaluation.variants import measure_variants
-from calosim.io import atomic_write, check_writable, write_json, write_npz
+from calosim.evaluation.sums import ACCEPTANCE, PHOTON_SUMS, draw_acceptance
+from calosim.evaluation.tests import C2ST, LIKELIHOOD
+from calosim.io import atomic_write, check_writable, csv_text, write_json, write_npz
+from calosim.metrics.bootstrap import LEAST_PRIMARIES
 from calosim.models.checkpoints import weights_of
-from calosim.models.photon_sum import PhotonSum
-from calosim.models.shower import ShowerModel
 from calosim.particles import STUDY_PARTICLES, particle_symbol
 from calosim.runs import origin
-from calosim.simulation.parallel import devices_of
-from calosim.simulation.simulator import FastSimulator, Requantization, pick_device
+from calosim.simulation.simulator import FastSimulator, Requantization, devices_of, pick_device
 
-__all__ = ["Models", "evaluate"]
+__all__ = ["JUDGEMENTS", "Models", "as_csv", "as_markdown", "evaluate"]
 
-#: Photon sums that each model draws for a row.
-SUMS_PER_ROW = 50
+#: All ways of judging, in the order of the tables.
+JUDGEMENTS: tuple[Judgement, ...] = (CHANNELS, VARIANT_CODES, PHOTON_SUMS, ACCEPTANCE, C2ST, LIKELIHOOD)
 
 #: Primaries and draws of each that are kept as examples.
 EXAMPLES = (6, 4)
-
-
-@dataclass(frozen=True)
-class Models:
-    """The models under judgement, and how their images become photon counts.
-
-    Attributes:
-        shower: Run folder, checkpoint or ensemble of the shower model; without it only the photon sums are judged.
-        photons: Run folders or checkpoints of photon-sum models; the first is used with the shower model, all are compared.
-        requantization: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize; or best:
-            for each particle the one with the smallest Wasserstein distance on validation rows. An ensemble's own by
-            default, else 3.
-        requantization_of: Exceptions by particle, for instance "[neutron=1,k0s=2]".
-        acceptance: Run folder of an acceptance model, judged on the held-out attempts of its own data, with and without a
-            response.
-    """
-
-    shower: str | None = None
-    photons: list[str] | None = None
-    requantization: int | Literal["best"] | None = None
-    requantization_of: list[str] | None = None
-    acceptance: str | None = None
-
-    @property
-    def paths(self) -> list[str]:
-        """All that is judged, the shower model first.
-
-        Raises:
-            ValueError: If nothing is.
-        """
-        paths = [path for path in (self.shower, *(self.photons or [])) if path]
-        if not paths:
-            raise ValueError(
-                "nothing to evaluate: name a shower model with --shower or photon-sum models with --photons"
-            )
-        return paths
 
 
 def evaluate(
@@ -111,70 +69,68 @@ def evaluate(
         data: Run folder whose data set and split are used; that of the shower model if not given.
         floors: What stands beside the models.
         protocol: Which rows are judged, and how often they are answered.
-        classifier: Whether and how judges try to tell generated responses from the Monte Carlo's.
+        classifier: Whether and how classifiers try to tell generated responses from the Monte Carlo's.
         device: auto, cpu, cuda or mps.
         devices: Processes that share the responses: on a GPU each, or each with its share of a CPU's threads.
         quiet: Show no progress.
     """
     given = {"out": out, "files": files, "data": data, "device": device, "devices": devices}
-    judge = data or models.paths[0]
     check_writable(out)
-    work = _prepare(models, judge, files, data is not None, protocol, device, devices)
-    others = Floors()
-    if floors.references:
-        others = Floors.read(floors, work.data, protocol.split)
-        work.references.update(others.references(work.data, protocol.split, work.rows))
+    work = _prepare(models, data, files, floors, protocol, classifier, device, devices, quiet)
     options = (models, floors, protocol, classifier)
     results = origin()
     results |= {"arguments": {**given, **{key: value for some in options for key, value in asdict(some).items()}}}
     results["weights"] = weights_of([*models.paths, models.acceptance], out)
     results |= _description(work, floors)
-    results["photon_sum"] = _judge_sums(work)
-    if models.acceptance:
-        first = next(iter(work.photons), None)
-        results["acceptance"] = judge_acceptance(models.acceptance, first, protocol.split, protocol.seed, work.device)
-    images, arrays = ({}, {}) if models.shower is None else _judge_images(work, classifier, others, quiet)
-    _save(Path(out), results | images, arrays, work)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What is judged on what: loaded models, the judged rows, and what answers beside the models."""
-
-    models: Models
-    protocol: Protocol
-    device: torch.device
-    devices: int
-    exceptions: dict[int, int]
-    photons: dict[str, PhotonSum]
-    data: ShowerData
-    particle: int | None
-    rows: Selection
-    references: dict[str, Reference]
-
-    def eligible(self, name: str) -> np.ndarray:
-        """The rows on which a candidate, by its short name, may be judged, shape (N,)."""
-        everywhere = np.ones(len(self.rows), dtype=bool)
-        return self.references[name].eligible if name in self.references else everywhere
+    for judgement in JUDGEMENTS:
+        found = judgement.compute(work)
+        if found is not None:
+            results[judgement.key] = found
+    _save(Path(out), results, work)
 
 
 def _prepare(
-    models: Models, judge: str, files: list[str] | None, given: bool, protocol: Protocol, device: str, devices: int
-) -> _Work:
-    """Loads data and photon-sum models and chooses the rows; all that can be refused at once comes first."""
+    models: Models,
+    given: str | None,
+    files: list[str] | None,
+    options: FloorOptions,
+    protocol: Protocol,
+    classifier: ClassifierOptions,
+    device: str,
+    devices: int,
+    quiet: bool,
+) -> Work:
+    """Chooses the rows, loads models and references; all that can be refused at once comes first."""
+    judge = given or models.paths[0]
     exceptions = Requantization(None, models.requantization_of or ()).by_code()
     where = pick_device(device)
     devices_of(where, devices)
     data, particle = trained_data(judge, files, models.shower)
-    check_splits(judge, models.paths, given)
-    photons = {run: PhotonSum.load(run, where) for run in models.photons or []}
+    check_splits(judge, models.paths, given is not None)
     rows = select_rows(data, protocol, particle)
     if not len(rows):
         raise ValueError(f"{', '.join(data.files)}: the {protocol.split} split has no row to evaluate")
-    return _Work(models, protocol, where, devices, exceptions, photons, data, particle, rows, {})
+    floors = Floors.read(options, data, protocol.split) if options.references else Floors()
+    references = floors.references(data, protocol.split, rows) if options.references else {}
+    simulator, photons, distances = load_models(models, exceptions, data, protocol, where, devices, quiet)
+    return Work(
+        models,
+        protocol,
+        classifier,
+        data,
+        particle,
+        rows,
+        where,
+        simulator,
+        photons,
+        floors,
+        references,
+        distances,
+        quiet,
+    )
 
 
-def _description(work: _Work, floors: FloorOptions) -> dict[str, Any]:
+def _description(work: Work, floors: FloorOptions) -> dict[str, Any]:
     """What the results say of how they came about."""
     protocol, rows = work.protocol, work.rows
     found: dict[str, Any] = {
@@ -183,152 +139,78 @@ def _description(work: _Work, floors: FloorOptions) -> dict[str, Any]:
         "shape": work.models.shower,
         "photons": list(work.photons),
         "rows": len(rows),
-        "inputs": len(np.unique(rows.inputs)),
+        "primaries": len(np.unique(rows.primary_ids)),
         "runs": protocol.runs,
         "responses": protocol.responses,
         "data": work.data.describe(),
     }
     if own := work.references.get("floor") or work.references.get("halves"):
         halves = (
-            f"{own.eligible.sum()} rows, one half of each input's {protocol.split} responses, against the other half"
+            f"{own.eligible.sum()} rows, one half of each primary's {protocol.split} responses, against the other half"
         )
-        found |= {"floor_rows_without_their_input": own.lacking, "floor": floors.floor or halves}
+        found |= {"floor_rows_without_their_primary": own.lacking, "floor": floors.floor or halves}
     if own := work.references.get("shape_floor"):
         assert isinstance(own.chooser, Nearest)
         near = {"median": own.chooser.quantile(0.5), "most": own.chooser.quantile(0.95)}
         found["shape_floor"] = {
             "file": floors.shape_floor,
-            "rows_without_their_input": own.lacking,
+            "rows_without_their_primary": own.lacking,
             "differences": near,
         }
+    if work.simulator is not None:
+        found |= {"requantization": work.simulator.requantization, "monte_carlo": monte_carlo(work)}
+        found |= {"requantization_ws": work.requantization_ws} if work.requantization_ws else {}
     return found
 
 
-def _judge_sums(work: _Work) -> dict[str, dict[str, dict[str, float]]]:
-    """Photon sums that models and references draw, against the true ones."""
-    showers, seed = work.rows.showers, work.protocol.seed
-    numbers = np.arange(len(work.rows) * SUMS_PER_ROW)
-    particles = torch.from_numpy(showers.particles).to(work.device, torch.float32)
-    sums: dict[str, np.ndarray] = {}
-    for run, model in work.photons.items():
-        parts = [
-            model.sample(particles[part // SUMS_PER_ROW], seed, torch.from_numpy(part).to(work.device)).cpu().numpy()
-            for part in np.array_split(numbers, max(1, len(numbers) // 65536))
-        ]
-        sums[f"{model.head.name} ({run})"] = np.concatenate(parts)
-    for name, reference in work.references.items():
-        if name == "shape_floor":  # is given the sums
-            continue
-        sums[name] = reference.photon_sums(numbers // SUMS_PER_ROW, seed, numbers)
-    report, true_sum = {}, showers.photon_sum
-    for name, drawn in sums.items():
-        eligible = work.eligible(name)
-        some = (
-            drawn.reshape(-1, SUMS_PER_ROW)[eligible],
-            true_sum[eligible],
-            showers.pdg[eligible],
-            work.rows.inputs[eligible],
-        )
-        called = "floor of halves" if name == "halves" else name
-        report[called] = photon_report(*some, work.protocol.resamples)
-    return report
+def as_markdown(results: dict[str, Any]) -> str:
+    """The results as Markdown tables, the study's particles first.
 
-
-def _judge_images(
-    work: _Work, classifier: ClassifierOptions, others: Floors, quiet: bool
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Images that simulation and references answer with, against the Monte Carlo's.
-
-    Returns:
-        Results: ``requantization``, ``images`` by candidate, the ``monte_carlo`` itself, and tests; and the arrays of
-        ``answers.npz``.
+    Args:
+        results: The content of ``evaluation.json``.
     """
-    rows, protocol = work.rows, work.protocol
-    test, detector = rows.showers, rows.showers.geometry
-    simulator, results = _simulator(work, quiet)
-    answers = ask(test, _candidates(work, simulator), protocol.runs, protocol.responses, quiet=quiet)
-    # The Monte Carlo itself: channels to compare with, and its centers' own offsets.
-    itself = ask(test, {"": lambda run, n: test.images[n]}, runs=1, responses=1, quiet=True)[""]
-    reference = itself.channels[0, :, 0]
-
-    def measured(answer: Answers, eligible: np.ndarray) -> dict[str, Any]:
-        data = {"reference": reference[eligible], "pdg": test.pdg[eligible], "inputs": rows.inputs[eligible]}
-        some, natural = answer.of(eligible), rows.natural[eligible]
-        found = measure(some, **data, detector=detector, natural=natural)
-        return found | metric_intervals(some, found["mean"], data, natural, detector, protocol.resamples)
-
-    eligible = {title: work.eligible(name) for name, title in TITLES.items()}
-    results["images"] = {title: measured(answer, eligible[title]) for title, answer in answers.items()}
-    results["monte_carlo"] = measured(itself, np.ones(len(rows), dtype=bool))["mean"]
-    if classifier.classifier:
-        results |= _judge_by_tests(work, simulator, classifier, others, quiet)
-    # Answers to a part of the rows cannot be compared row by row.
-    whole = {title: answer for title, answer in answers.items() if eligible[title].all()}
-    if protocol.variants:
-        results["variants"] = measure_variants(simulator, rows, protocol, whole, reference)
-    return results, {
-        **_examples(rows, simulator, protocol.seed),
-        **{"rows": rows.positions, "pdg": test.pdg, "inputs": rows.inputs, "natural": rows.natural},
-        **{"reference": reference, "reference_profile": itself.profile},
-        **packed_answers(whole),
-    }
+    tables = [table for j in JUDGEMENTS if j.key in results for table in j.tables(results[j.key])]
+    return "\n\n".join([_head(results), *tables]) + "\n"
 
 
-def _judge_by_tests(
-    work: _Work, simulator: FastSimulator, options: ClassifierOptions, others: Floors, quiet: bool
-) -> dict[str, Any]:
-    """Tests of the simulation by ``classifier`` and ``likelihood``, on rows of their own: metrics may be of fewer."""
-    wanted = replace(work.protocol, rows=options.classifier_rows, rows_of_each=None)
-    rows = select_rows(work.data, wanted, work.particle)
-    models = _candidates(replace(work, rows=rows, references={}), simulator)
-    images = {title: first_answers(model, len(rows), wanted.responses, title, quiet) for title, model in models.items()}
-    floors = others.simulated(rows)
-    return {
-        "classifier": judge_by_classifier(images, rows, floors, options, wanted.seed, quiet),
-        "likelihood": judge_by_likelihood(simulator, rows, images[TITLES["shape"]], floors, wanted.seed, quiet),
-    }
-
-
-def _simulator(work: _Work, quiet: bool) -> tuple[FastSimulator, dict[str, Any]]:
-    """The fast simulation; and its noise removal for the results, with the distances by which it was chosen."""
-    models, protocol = work.models, work.protocol
-    shape, results = str(models.shower), {}
-    methods = dict(work.exceptions)
-    if models.requantization == "best":
-        rows = protocol.rows_of_each or protocol.rows or 1000
-        best, results["requantization_ws"] = best_requantizations(
-            ShowerModel.load(shape, work.device), work.data, rows, protocol.seed, quiet
+def _head(results: dict[str, Any]) -> str:
+    """What the tables are of."""
+    images = results.get("images", {})
+    head = (
+        f"{results['rows']} {results['split']} rows of {results['primaries']} primaries; {results['responses']} responses per "
+        f"row, {results['runs']} runs; mean ± standard deviation over runs, where there are several"
+    )
+    some = any(result.get("low") for result in images.values())
+    head += f" [95 % interval by bootstrap over primaries, from {LEAST_PRIMARIES} on]." if some else "."
+    if images:
+        head += " Lower is better, down to the floor: what the Monte Carlo itself reaches."
+    if lacking := results.get("floor_rows_without_their_primary"):
+        head += f" The floor's sample lacks the primaries of {_rows(lacking)}; others of their type answer there."
+    if same := results.get("shape_floor"):
+        median, most = (100 * same["differences"][key] for key in ("median", "most"))
+        head += (
+            f" The floor with the same photon sums answers with sums that differ by {median:.2g} % (median), 95 % of them by "
+            f"less than {most:.2g} %"
         )
-        methods = best | methods
-    elif models.requantization is not None:
-        methods |= {0: models.requantization}
-    simulator = FastSimulator.load(shape, next(iter(work.photons), None), methods, work.device, devices=work.devices)
-    return simulator, {**results, "requantization": simulator.requantization}
+        without = same["rows_without_their_primary"]
+        head += f"; it lacks the primaries of {_rows(without)}." if without else "."
+    return head
 
 
-def _candidates(work: _Work, simulator: FastSimulator) -> dict[str, Candidate]:
-    """What answers the rows, by title: the simulation with the true photon sums and with its own, and the references."""
-    rows, seed, responses = work.rows, work.protocol.seed, work.protocol.responses
-    showers = rows.showers
+def _rows(number: int) -> str:
+    return "1 row" if number == 1 else f"{number} rows"
 
-    def generated(photon_sum: np.ndarray | None) -> Candidate:
-        def images(run: int, numbers: np.ndarray) -> np.ndarray:
-            row = numbers // responses
-            total = None if photon_sum is None else photon_sum[row]
-            # A row's draws are keyed by where it is in the data, so that models of all and of one particle share them.
-            keys = rows.positions[row] * responses + numbers % responses
-            return simulator.sample(showers.particles[row], showers.pdg[row], seed + run, keys, total, batch_size=1024)
 
-        return images
+def as_csv(results: dict[str, Any]) -> str:
+    """All numbers of the results as CSV: candidate, metric, particle type or channel, mean, standard deviation, 95 % interval.
 
-    def drawn(reference: Reference) -> Candidate:
-        return lambda run, numbers: reference.answers(numbers // responses, seed + run, numbers)
+    Areas under the ROC curve and differences of likelihoods have their standard errors in the place of the deviation.
 
-    candidates = {"shape": generated(showers.photon_sum)}
-    if simulator.photons is not None:
-        candidates["chain"] = generated(None)
-    candidates |= {name: drawn(reference) for name, reference in work.references.items()}
-    return {title: candidates[name] for name, title in TITLES.items() if name in candidates}
+    Args:
+        results: The content of ``evaluation.json``.
+    """
+    rows = [row for j in JUDGEMENTS if j.key in results for row in j.rows(results[j.key])]
+    return csv_text(["candidate", "metric", "particle_or_channel", "mean", "std", "low", "high"], rows)
 
 
 def _examples(rows: Selection, simulator: FastSimulator, seed: int) -> dict[str, np.ndarray]:
@@ -336,16 +218,16 @@ def _examples(rows: Selection, simulator: FastSimulator, seed: int) -> dict[str,
 
     Returns:
         ``examples_reference`` and ``examples_generated`` with shape (P, R, nx, ny), and P ``examples_labels``. Where the
-        Monte Carlo has fewer than R responses to a primary, dark images stand for the others.
+        Monte Carlo has fewer than R responses to a primary, empty images stand for the others.
     """
     test = rows.showers
     codes = [c for c in dict.fromkeys((*STUDY_PARTICLES, *np.unique(test.pdg).tolist())) if (test.pdg == c).any()]
     shown, missing = [], []
     for code in codes[: EXAMPLES[0]]:
-        # The input with most responses: diversity shows.
+        # The primary with most responses: diversity shows.
         of_type = np.flatnonzero(test.pdg == code)
-        ids, counts = np.unique(rows.inputs[of_type], return_counts=True)
-        own = of_type[rows.inputs[of_type] == ids[counts.argmax()]]
+        ids, counts = np.unique(rows.primary_ids[of_type], return_counts=True)
+        own = of_type[rows.primary_ids[of_type] == ids[counts.argmax()]]
         shown.append(np.resize(own, EXAMPLES[1]))
         missing.append(np.arange(EXAMPLES[1]) >= len(own))
     picked = np.concatenate(shown)
@@ -361,11 +243,24 @@ def _examples(rows: Selection, simulator: FastSimulator, seed: int) -> dict[str,
     }
 
 
-def _save(folder: Path, results: dict[str, Any], arrays: dict[str, np.ndarray], work: _Work) -> None:
+def _arrays(work: Work, simulator: FastSimulator) -> dict[str, np.ndarray]:
+    """The arrays of ``samples.npz``."""
+    rows = work.rows
+    return {
+        **_examples(rows, simulator, work.protocol.seed),
+        **{"rows": rows.positions, "pdg": rows.showers.pdg, "primary_ids": rows.primary_ids, "natural": rows.natural},
+        **{"reference": work.reference, "reference_profile": work.monte_carlo.profile},
+        **packed(work.whole),
+    }
+
+
+def _save(folder: Path, results: dict[str, Any], work: Work) -> None:
     """Writes tables, and the arrays and pictures of images where there are any; prints the tables."""
-    if arrays:
-        write_npz(folder / Evaluation.ANSWERS, **arrays)
-    pictures = _draw(folder, arrays, work) if arrays else []
+    pictures: list[Path | None] = []
+    if work.simulator is not None:
+        arrays = _arrays(work, work.simulator)
+        write_npz(folder / Evaluation.SAMPLES, **arrays)
+        pictures = _draw(folder, arrays, work)
     if "acceptance" in results:
         draw_acceptance(results["acceptance"], folder / "acceptance.png")
     tables = as_markdown(results)
@@ -379,7 +274,7 @@ def _save(folder: Path, results: dict[str, Any], arrays: dict[str, np.ndarray], 
         print(f"Pictures: {', '.join(drawn)}")
 
 
-def _draw(folder: Path, arrays: dict[str, np.ndarray], work: _Work) -> list[Path | None]:
+def _draw(folder: Path, arrays: dict[str, np.ndarray], work: Work) -> list[Path | None]:
     """Draws responses to some primaries, Monte Carlo above and generated below, and the channel distributions."""
     from calosim.plots import channel_histograms, image_rows
 

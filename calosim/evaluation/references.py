@@ -31,7 +31,7 @@ __all__ = [
 class Pool:
     """Answers a row with random responses that share a key with it.
 
-    With the unique input as key, and responses simulated with another seed, this is the floor; with the particle type as
+    With the primary as key, and responses simulated with another seed, this is the floor; with the particle type as
     key, and the training split as responses, it is the trivial model.
 
     Args:
@@ -75,10 +75,10 @@ class Nearest:
     """Answers a row with responses to its primary that have nearly its photon sum: a floor for given sums.
 
     Args:
-        keys: The responses' unique inputs with shape (M,), -1 for others than the rows'.
+        keys: The responses' primaries with shape (M,), -1 for others than the rows'.
         pdg: Their PDG codes with shape (M,).
         photon_sum: Their photon sums with shape (M,).
-        rows: Unique inputs, PDG codes and photon sums of the rows to answer, each with shape (N,).
+        rows: Primaries, PDG codes and photon sums of the rows to answer, each with shape (N,).
         most: How many of the nearest take turns.
     """
 
@@ -90,10 +90,10 @@ class Nearest:
         rows: tuple[np.ndarray, np.ndarray, np.ndarray],
         most: int,
     ):
-        inputs, types, sums = rows
-        self.near, self.counts = np.zeros((len(inputs), most), np.int64), np.zeros(len(inputs), np.int64)
-        self.known = np.isin(inputs, keys)
-        for wanted, present, mine in ((types, pdg, ~self.known), (inputs, keys, self.known)):
+        primaries, types, sums = rows
+        self.near, self.counts = np.zeros((len(primaries), most), np.int64), np.zeros(len(primaries), np.int64)
+        self.known = np.isin(primaries, keys)
+        for wanted, present, mine in ((types, pdg, ~self.known), (primaries, keys, self.known)):
             for key in np.unique(wanted[mine]):
                 # Of a type that has no responses at all, any answer.
                 own = np.flatnonzero(present == key) if (present == key).any() else np.arange(len(keys))
@@ -160,14 +160,14 @@ class Reference:
 
     @property
     def lacking(self) -> int:
-        """How many of the fair rows have no response to their own key."""
+        """How many of the eligible rows have no response to their own key."""
         return int((~self.known[self.eligible]).sum())
 
     def positions(self, rows: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
         """Positions among the responses of answers to rows (B,), the draws keyed by numbers (B,); shape (B,)."""
         return self.chooser.draw(rows, seed, numbers)
 
-    def answers(self, rows: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
+    def samples(self, rows: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
         """Photon counts (B, nx, ny) that answer rows (B,), see :meth:`positions`."""
         return self.images(self.positions(rows, seed, numbers))
 
@@ -185,7 +185,7 @@ def floor_of_simulation(other: Showers, rows: Selection) -> Reference:
         other: The other simulation.
         rows: The judged rows.
     """
-    pool = Pool(_match_inputs(other, rows), other.pdg, rows.inputs, rows.showers.pdg)
+    pool = Pool(_matched_primaries(other, rows), other.pdg, rows.primary_ids, rows.showers.pdg)
     return Reference(pool, other.images.__getitem__, pool.known, np.ones(len(rows), dtype=bool))
 
 
@@ -197,13 +197,13 @@ def floor_of_sums(other: Showers, rows: Selection, most: int) -> Reference:
         rows: The judged rows.
         most: Responses that take turns for a row.
     """
-    own = rows.inputs, rows.showers.pdg, rows.showers.photon_sum
-    nearest = Nearest(_match_inputs(other, rows), other.pdg, other.photon_sum, own, most)
+    own = rows.primary_ids, rows.showers.pdg, rows.showers.photon_sum
+    nearest = Nearest(_matched_primaries(other, rows), other.pdg, other.photon_sum, own, most)
     return Reference(nearest, other.images.__getitem__, nearest.known, np.ones(len(rows), dtype=bool))
 
 
 def floor_of_halves(data: ShowerData, split: Literal["test", "val"], rows: Selection) -> Reference | None:
-    """The floor without another simulation: one half of each input's responses, answered from the other half.
+    """The floor without another simulation: one half of each primary's responses, answered from the other half.
 
     Only that half is fair to judge on. (Each half answered from the other would be a resample of the reference itself,
     which no simulation can match.)
@@ -214,14 +214,14 @@ def floor_of_halves(data: ShowerData, split: Literal["test", "val"], rows: Selec
         rows: The judged rows.
 
     Returns:
-        The floor; None where every input has a single response, so that there is no other half.
+        The floor; None where every primary has a single response, so that there is no other half.
     """
-    inputs = data.primary_ids(split)
-    answering = rank_within(inputs) % 2 == 1
+    primary_ids = data.primary_ids(split)
+    answering = rank_within(primary_ids) % 2 == 1
     if not answering.any():
         return None
     others = data.rows(split)[answering]
-    pool = Pool(inputs[answering], data.arrays["pdg"][others], rows.inputs, rows.showers.pdg)
+    pool = Pool(primary_ids[answering], data.arrays["pdg"][others], rows.primary_ids, rows.showers.pdg)
     return Reference(
         pool,
         lambda positions: data.arrays["images"][others[positions]],
@@ -325,9 +325,9 @@ def _matched(file: str) -> int:
     return int(recipe["settings"].get("match_sums", 0)) if recipe else 0
 
 
-def _match_inputs(pool: Showers, rows: Selection) -> np.ndarray:
-    """The pool's unique-input numbers in the numbering of the judged rows, -1 for primaries that are not among them."""
-    known = dict(zip(_keys(rows.showers.particles, rows.showers.pdg), rows.inputs, strict=True))
+def _matched_primaries(pool: Showers, rows: Selection) -> np.ndarray:
+    """The pool's identifiers of primaries in the numbering of the judged rows, -1 for primaries that are not among them."""
+    known = dict(zip(_keys(rows.showers.particles, rows.showers.pdg), rows.primary_ids, strict=True))
     return np.array([known.get(key, -1) for key in _keys(pool.particles, pool.pdg)], dtype=np.int64)
 
 

@@ -1,58 +1,71 @@
-"""Lets candidates answer the judged rows, reduces what they say to channels and centers, and measures it.
-
-Standard deviations over runs say how much draws matter; the same primaries are judged in every run, and with few of them
-that is the smaller uncertainty.
-
-References:
-    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), section 4,
-      https://arxiv.org/abs/2608.12795
-"""
+"""What is judged on what: loaded models, the judged rows, what is held against them, and the samples of them all."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from calosim.data.record import Showers
+from calosim.data.splits import ShowerData
 from calosim.detectors import Detector
-from calosim.evaluation.definitions import RADII, TITLES
-from calosim.metrics import channel_metrics
-from calosim.metrics.bootstrap import interval, resample, resampled_mean, resampled_wasserstein
-from calosim.metrics.conditional import ConditionalMAE, DispersionRatio, JaccardError
+from calosim.evaluation.references import Floors, Reference
+from calosim.evaluation.selection import ClassifierOptions, Models, Protocol, Selection, select_rows
+from calosim.evaluation.stored import TITLES
+from calosim.metrics.registry import Rows
+from calosim.metrics.wasserstein import wasserstein
 from calosim.models.losses import shower_center
-from calosim.particles import groups
+from calosim.models.photon_sum import PhotonSum
+from calosim.models.shower import ShowerModel
+from calosim.particles import particle_name
+from calosim.simulation.simulator import FastSimulator
 
 __all__ = [
-    "LEAST_PRIMARIES",
-    "Answers",
+    "RADII",
     "Candidate",
-    "ask",
+    "Judgement",
+    "Samples",
+    "Work",
+    "best_requantizations",
     "center_offsets",
-    "first_answers",
-    "measure",
-    "metric_intervals",
-    "packed_answers",
+    "first_samples",
+    "generated_points",
+    "load_models",
+    "packed",
     "radial_profile",
-    "resampled_metrics",
+    "sample",
 ]
 
+#: Edges of the radial profile's bins, in pixels.
+RADII = np.arange(0, 41)
+#: Rows that are generated at once.
+BATCH = 1024
+#: Fewer validation rows than this do not choose a requantization.
+MIN_ROWS_TO_CHOOSE = 20
 
-#: Answers for a batch of rows: (run, row numbers with shape (B,)) -> photon images with shape (B, nx, ny).
+#: Generates a batch: (run, row numbers with shape (B,)) -> photon images with shape (B, nx, ny).
 Candidate = Callable[[int, np.ndarray], np.ndarray]
 
 
-class Answers(NamedTuple):
-    """What a candidate answered, reduced to what the metrics need.
+def batches(numbers: np.ndarray) -> list[np.ndarray]:
+    """Row numbers (N,) in batches."""
+    return np.split(numbers, range(BATCH, len(numbers), BATCH))
+
+
+class Samples(NamedTuple):
+    """What a candidate generated, reduced to what the metrics need.
 
     Attributes:
         channels: Channel values with shape (runs, N, responses, 5), int64.
         offsets: Distances in cm of the showers' centers of gravity from where the primary would hit if it flew straight,
-            with shape (runs, N, responses), float32; NaN for dark images.
+            with shape (runs, N, responses), float32; NaN for empty images.
         profile: Mean share of an image's photons by distance from its center of gravity, :data:`RADII`, first run.
         seconds: Time per response.
     """
@@ -62,20 +75,16 @@ class Answers(NamedTuple):
     profile: np.ndarray
     seconds: float
 
-    def of(self, rows: np.ndarray) -> Self:
-        """The channels and offsets of some rows, chosen by a mask with shape (N,)."""
-        return self._replace(channels=self.channels[:, rows], offsets=self.offsets[:, rows])
+    def runs(self, reference: np.ndarray, pdg: np.ndarray, primary_ids: np.ndarray, detector: Detector) -> list[Rows]:
+        """Each run's samples beside what is known of the rows, see :class:`calosim.metrics.registry.Rows`."""
+        pairs = zip(self.channels, self.offsets, strict=True)
+        return [Rows(channels, offsets, reference, pdg, primary_ids, detector) for channels, offsets in pairs]
 
 
-def ask(
-    test: Showers,
-    candidates: dict[str, Candidate],
-    runs: int = 5,
-    responses: int = 5,
-    batch_size: int = 1024,
-    quiet: bool = False,
-) -> dict[str, Answers]:
-    """Lets each candidate answer the test rows.
+def sample(
+    test: Showers, candidates: Mapping[str, Candidate], runs: int = 5, responses: int = 5, quiet: bool = False
+) -> dict[str, Samples]:
+    """Lets each candidate generate responses to the test rows.
 
     Args:
         test: The test rows.
@@ -83,133 +92,80 @@ def ask(
             numbers count test rows times ``responses``.
         runs: Repetitions with other seeds.
         responses: Responses generated for every row in each run.
-        batch_size: Rows asked for at once.
         quiet: Show no progress.
     """
     detector, rows = test.geometry, len(test)
     size = rows * responses
-    answers = {
-        name: Answers(
-            np.zeros((runs, size, 5), np.int64), np.zeros((runs, size), np.float32), np.zeros(len(RADII) - 1), 0.0
-        )
-        for name in candidates
-    }
+    channels = {name: np.zeros((runs, size, 5), np.int64) for name in candidates}
+    offsets = {name: np.zeros((runs, size), np.float32) for name in candidates}
+    profiles = {name: np.zeros(len(RADII) - 1) for name in candidates}
+    seconds = dict.fromkeys(candidates, 0.0)
     total = len(candidates) * runs * size
     with tqdm(total=total, unit="responses", unit_scale=True, disable=True if quiet else None) as progress:
         for run in range(runs):
             for name, candidate in candidates.items():
-                progress.set_description(f"{name}, run {run + 1}/{runs}")
-                answer, seconds = answers[name], 0.0
-                for start in range(0, size, batch_size):
-                    numbers = np.arange(start, min(start + batch_size, size))
+                progress.set_description(f"{TITLES.get(name, name)}, run {run + 1}/{runs}")
+                for numbers in batches(np.arange(size)):
                     begin = time.perf_counter()
                     images = candidate(run, numbers)
-                    seconds += time.perf_counter() - begin
-                    answer.channels[run, numbers] = detector.channels(images)
-                    answer.offsets[run, numbers] = center_offsets(
-                        images, test.particles[numbers // responses], detector
-                    )
+                    seconds[name] += (time.perf_counter() - begin) / (runs * size)
+                    channels[name][run, numbers] = detector.channels(images)
+                    primaries = test.particles[numbers // responses]
+                    offsets[name][run, numbers] = center_offsets(images, primaries, detector)
                     if run == 0:
-                        answer.profile[:] += radial_profile(images, detector) * len(numbers) / size
+                        profiles[name] += radial_profile(images, detector) * len(numbers) / size
                     progress.update(len(numbers))
-                answers[name] = answer._replace(seconds=answer.seconds + seconds / (runs * size))
     return {
-        name: a._replace(
-            channels=a.channels.reshape(runs, rows, responses, 5), offsets=a.offsets.reshape(runs, rows, responses)
+        name: Samples(
+            channels[name].reshape(runs, rows, responses, 5),
+            offsets[name].reshape(runs, rows, responses),
+            profiles[name],
+            seconds[name],
         )
-        for name, a in answers.items()
+        for name in candidates
     }
 
 
-def first_answers(candidate: Candidate, rows: int, responses: int, title: str, quiet: bool = False) -> np.ndarray:
+def first_samples(candidate: Candidate, rows: int, responses: int, title: str, quiet: bool = False) -> np.ndarray:
     """The first response to each row in the first run, photon counts with shape (rows, nx, ny).
 
     Args:
-        candidate: What answers; its row numbers count rows times ``responses``, see :func:`ask`.
+        candidate: What generates; its row numbers count rows times ``responses``, see :func:`sample`.
         rows: The number of rows.
         responses: Responses to each row.
         title: For the progress bar.
         quiet: Show no progress.
     """
-    numbers = np.arange(rows) * responses
-    batches = np.split(numbers, range(1024, len(numbers), 1024))
-    progress = tqdm(batches, desc=f"to judge: {title}", disable=True if quiet else None, leave=False)
+    progress = tqdm(
+        batches(np.arange(rows) * responses), desc=f"to test: {title}", disable=True if quiet else None, leave=False
+    )
     return np.concatenate([candidate(0, batch) for batch in progress])
 
 
-def measure(
-    answers: Answers,
-    reference: np.ndarray,
-    pdg: np.ndarray,
-    inputs: np.ndarray,
-    detector: Detector,
-    natural: np.ndarray | None = None,
-) -> dict[str, Any]:
-    """The published metrics of a candidate's answers, and the offset of its shower centers.
+def packed(samples: Mapping[str, Samples]) -> dict[str, np.ndarray]:
+    """The samples as arrays: ``shape_channels``, ``shape_offsets``, ``shape_profile`` and so on.
 
-    Args:
-        answers: From :func:`ask`.
-        reference: Channel values of the test rows with shape (N, 5).
-        pdg: PDG codes with shape (N,).
-        inputs: Unique-input numbers with shape (N,).
-        detector: The detector.
-        natural: Rows with shape (N,) that have the natural mix of particle types: ``all`` is their value; all if not given.
-
-    Returns:
-        ``mean`` and ``std`` over runs by metric (``ws_all``, ``mae_cond_gamma``), the values of all ``runs``, and
-        ``seconds`` per response. Values of a particle type are over all its rows.
+    They are the part of ``samples.npz`` that comparisons of models on the same rows read.
     """
-    mixed = np.ones(len(pdg), dtype=bool) if natural is None else natural
-
-    def values(run: int, rows: np.ndarray) -> dict[str, float]:
-        found = answers.channels[run][rows], answers.offsets[run][rows]
-        return _metrics(*found, reference[rows], pdg[rows], inputs[rows], detector)
-
-    types = tuple(f"_{name}" for name, _ in groups(pdg) if name != "all")
-    runs = []
-    for run in range(len(answers.channels)):
-        result = values(run, np.ones(len(pdg), dtype=bool))
-        if mixed.any() and not mixed.all():
-            result |= {key: value for key, value in values(run, mixed).items() if not key.endswith(types)}
-        runs.append(result)
-    series = {key: np.array([run[key] for run in runs]) for key in runs[0]}
-    return {
-        "mean": {key: float(v.mean()) for key, v in series.items()},
-        "std": {key: float(v.std(ddof=1)) if len(runs) > 1 else 0.0 for key, v in series.items()},
-        "runs": runs,
-        "seconds": answers.seconds,
-    }
-
-
-def _metrics(
-    channels: np.ndarray,
-    offsets: np.ndarray,
-    reference: np.ndarray,
-    pdg: np.ndarray,
-    inputs: np.ndarray,
-    detector: Detector,
-) -> dict[str, float]:
-    """Metrics and center offsets of one run's channels (N, G, 5) and offsets (N, G); NaN offsets are dark images."""
-    metrics = channel_metrics(detector)
-    metrics.update(*(torch.from_numpy(np.asarray(x)) for x in (channels, reference, pdg.astype(np.int64), inputs)))
-    result = {key: float(value) for key, value in metrics.compute().items()}
-    for name, rows in groups(pdg):
-        nonempty = offsets[rows]
-        nonempty = nonempty[~np.isnan(nonempty)].astype(np.float64)
-        result[f"center_{name}"] = nonempty.mean() if len(nonempty) else float("nan")
-        result[f"center_sd_{name}"] = nonempty.std() if len(nonempty) else float("nan")
-    return result
+    arrays: dict[str, np.ndarray] = {}
+    for name, some in samples.items():
+        arrays |= {
+            f"{name}_channels": some.channels.astype(np.int32),
+            f"{name}_offsets": some.offsets,
+            f"{name}_profile": some.profile,
+        }
+    return arrays
 
 
 def center_offsets(images: np.ndarray, particles: np.ndarray, detector: Detector) -> np.ndarray:
-    """Distances of the centers of gravity from the straight flight's end in cm, shape (B,), NaN where dark."""
+    """Distances of the centers of gravity from the straight flight's end in cm, shape (B,), NaN where empty."""
     light = torch.from_numpy(np.asarray(images, dtype=np.float64))
     distance = shower_center(light, torch.from_numpy(particles), detector)
     return torch.where(light.sum((1, 2)) > 0, distance, torch.nan).numpy()
 
 
 def radial_profile(images: np.ndarray, detector: Detector) -> np.ndarray:
-    """Mean share of an image's photons in each bin of :data:`RADII` around its center of gravity; dark ones count as 0."""
+    """Mean share of an image's photons in each bin of :data:`RADII` around its center of gravity; empty ones count as 0."""
     x, y = (centers / detector.pitch for centers in detector.pixel_centers)
     nonempty, i, j = np.nonzero(images)
     share = images[nonempty, i, j] / images.sum((1, 2), dtype=np.float64)[nonempty]
@@ -218,116 +174,242 @@ def radial_profile(images: np.ndarray, detector: Detector) -> np.ndarray:
     return np.histogram(radius, RADII, weights=share)[0] / len(images)
 
 
-def packed_answers(answers: dict[str, Answers]) -> dict[str, np.ndarray]:
-    """The answers by title as arrays by short name: ``shape_channels``, ``shape_offsets``, ``shape_profile`` and so on.
+@dataclass(frozen=True)
+class Work:
+    """What is judged on what; samples are generated when they are first asked for.
 
-    They are the part of ``answers.npz`` that comparisons of models on the same rows read.
+    Attributes:
+        models: Which models are judged.
+        protocol: Which rows, and how often.
+        classifier: How the C2ST is made.
+        data: The data set.
+        particle: PDG code of the only particle type that is judged; None for all.
+        rows: The judged rows.
+        device: Where models compute.
+        simulator: The fast simulation; None where only photon sums are judged.
+        photons: Photon-sum models by run.
+        floors: Other simulations that references are made of.
+        references: What is held against the models on the judged rows.
+        requantization_ws: Distances by which requantizations were chosen, if they were.
+        quiet: Show no progress.
     """
-    packed: dict[str, np.ndarray] = {}
-    for name, title in TITLES.items():
-        if title in answers:
-            packed |= {
-                f"{name}_channels": answers[title].channels.astype(np.int32),
-                f"{name}_offsets": answers[title].offsets,
-                f"{name}_profile": answers[title].profile,
-            }
-    return packed
+
+    models: Models
+    protocol: Protocol
+    classifier: ClassifierOptions
+    data: ShowerData
+    particle: int | None
+    rows: Selection
+    device: torch.device
+    simulator: FastSimulator | None
+    photons: Mapping[str, PhotonSum]
+    floors: Floors = field(default_factory=Floors)
+    references: Mapping[str, Reference] = field(default_factory=dict)
+    requantization_ws: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    quiet: bool = False
+
+    def eligible(self, name: str) -> np.ndarray:
+        """The rows on which a candidate may be judged, shape (N,)."""
+        everywhere = np.ones(len(self.rows), dtype=bool)
+        return self.references[name].eligible if name in self.references else everywhere
+
+    @property
+    def candidates(self) -> dict[str, Candidate]:
+        """What generates responses: the simulation with the true photon sums and with its own, and the references."""
+        rows, seed, responses = self.rows, self.protocol.seed, self.protocol.responses
+        showers, simulator = rows.showers, self.simulator
+
+        def generated(photon_sum: np.ndarray | None) -> Candidate:
+            def images(run: int, numbers: np.ndarray) -> np.ndarray:
+                row = numbers // responses
+                total = None if photon_sum is None else photon_sum[row]
+                # A row's draws are keyed by where it is in the data, so that models of all and of one particle share them.
+                keys = rows.positions[row] * responses + numbers % responses
+                assert simulator is not None
+                primaries = showers.particles[row], showers.pdg[row]
+                return simulator.sample(*primaries, seed + run, keys, total, batch_size=BATCH)
+
+            return images
+
+        def drawn(reference: Reference) -> Candidate:
+            return lambda run, numbers: reference.samples(numbers // responses, seed + run, numbers)
+
+        found = {name: drawn(reference) for name, reference in self.references.items()}
+        if simulator is not None:
+            found["shape"] = generated(showers.photon_sum)
+            if simulator.photons is not None:
+                found["chain"] = generated(None)
+        return {name: found[name] for name in TITLES if name in found}
+
+    @cached_property
+    def samples(self) -> dict[str, Samples]:
+        """The samples of all candidates."""
+        return sample(self.rows.showers, self.candidates, self.protocol.runs, self.protocol.responses, quiet=self.quiet)
+
+    @cached_property
+    def whole(self) -> dict[str, Samples]:
+        """The samples of those that have one of every row: others cannot be compared row by row."""
+        return {name: some for name, some in self.samples.items() if self.eligible(name).all()}
+
+    @cached_property
+    def monte_carlo(self) -> Samples:
+        """The Monte Carlo's responses themselves: channels to compare with, and its centers' own offsets."""
+        images = self.rows.showers.images
+        return sample(self.rows.showers, {"": lambda run, n: images[n]}, runs=1, responses=1, quiet=True)[""]
+
+    @property
+    def reference(self) -> np.ndarray:
+        """Channel values of the Monte Carlo with shape (N, 5)."""
+        return self.monte_carlo.channels[0, :, 0]
+
+    @cached_property
+    def tested(self) -> tuple[Selection, dict[str, np.ndarray]]:
+        """Rows of the tests, as metrics may be of fewer, and a response of each of the simulation's candidates to each row."""
+        wanted = replace(self.protocol, rows=self.classifier.classifier_rows, rows_of_each=None)
+        rows = select_rows(self.data, wanted, self.particle)
+        candidates = replace(self, rows=rows, references={}).candidates
+        size = len(rows), wanted.responses
+        return rows, {
+            name: first_samples(candidate, *size, TITLES[name], self.quiet) for name, candidate in candidates.items()
+        }
 
 
-#: With fewer unique inputs a bootstrap is too sure of itself: of six, it calls one true null in five to seven significant.
-LEAST_PRIMARIES = 10
-#: Metrics that can be resampled.
-RESAMPLED = ("ws", "mae_cond", "mae_w", "delta", "jacc", "center")
+@dataclass(frozen=True)
+class Judgement:
+    """One way of judging a simulation.
+
+    Attributes:
+        key: Where its results are in ``evaluation.json``.
+        compute: From the work to results: dictionaries with short keys, numbers and lists; None where it is not asked for.
+        tables: From results to Markdown, table by table.
+        rows: From results to lines of ``evaluation.csv``: candidate, metric, particle type or channel, mean, standard
+            deviation or error, lower and upper end of its 95 % interval.
+    """
+
+    key: str
+    compute: Callable[[Work], Mapping[str, Any] | None]
+    tables: Callable[[Mapping[str, Any]], list[str]]
+    rows: Callable[[Mapping[str, Any]], Iterator[list[Any]]]
 
 
-def metric_intervals(
-    answers: Answers,
-    mean: Mapping[str, float],
-    data: Mapping[str, np.ndarray],
-    natural: np.ndarray,
-    detector: Detector,
-    resamples: int,
-) -> dict[str, dict[str, float]]:
-    """The 95 % intervals of a candidate's metrics by bootstrap over unique inputs.
+def load_models(
+    models: Models,
+    exceptions: Mapping[int, int],
+    data: ShowerData,
+    protocol: Protocol,
+    device: torch.device,
+    devices: int,
+    quiet: bool = False,
+) -> tuple[FastSimulator | None, dict[str, PhotonSum], dict[str, dict[int, float]]]:
+    """Loads each model once.
 
     Args:
-        answers: From :func:`calosim.evaluation.samples.ask`.
-        mean: Their metrics, from :func:`calosim.evaluation.samples.measure`.
-        data: ``reference``, channel values (N, 5); ``pdg`` and ``inputs`` with shape (N,).
-        natural: Rows with shape (N,) that have the natural mix of particle types.
-        detector: The detector.
-        resamples: Resamples of unique inputs; below 2 there are no intervals.
+        models: Which models.
+        exceptions: Requantizations by PDG code that are stronger than those chosen.
+        data: The data set, on whose validation rows requantizations are chosen.
+        protocol: How many of those, and the seed.
+        device: Where to compute.
+        devices: Processes that share the responses.
+        quiet: Show no progress.
 
     Returns:
-        ``low`` and ``high`` by metric (``ws_all``, ``mae_cond_gamma``); nothing of particle types with fewer than
-        :data:`LEAST_PRIMARIES` inputs.
+        The fast simulation, if there is a shower model; the photon-sum models by run; and the distances by which
+        requantizations were chosen, if they were.
     """
-    result: dict[str, dict[str, float]] = {"low": {}, "high": {}}
-    for name, of_type in groups(data["pdg"]):
-        own = natural if name == "all" and natural.any() else of_type
-        primaries = len(np.unique(data["inputs"][own]))
-        if primaries < LEAST_PRIMARIES or resamples < 2:
+    runs = models.photons or []
+    if models.shower is None:
+        return None, {run: PhotonSum.load(run, device) for run in runs}, {}
+    first, methods = next(iter(runs), None), dict(exceptions)
+    distances: dict[str, dict[int, float]] = {}
+    if models.requantization == "best":
+        count = protocol.rows_of_each or protocol.rows or 1000
+        shower = ShowerModel.load(models.shower, device)
+        best, distances = best_requantizations(shower, data, count, protocol.seed, quiet)
+        methods = best | methods
+    elif models.requantization is not None:
+        methods |= {0: models.requantization}
+    if models.requantization == "best" and devices == 1:
+        simulator = FastSimulator(shower, PhotonSum.load(first, device) if first else None, methods)
+    else:  # processes load models of their own
+        simulator = FastSimulator.load(models.shower, first, methods, device, devices=devices)
+    return (
+        simulator,
+        {run: (run == first and simulator.photons) or PhotonSum.load(run, device) for run in runs},
+        distances,
+    )
+
+
+def generated_points(
+    model: ShowerModel,
+    rows: Selection,
+    numbers: np.ndarray,
+    responses: int,
+    seed: int,
+    photons: PhotonSum | None = None,
+) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+    """What a model generates before it becomes counts.
+
+    Args:
+        model: The model; its representation has points.
+        rows: The rows.
+        numbers: Which responses: rows times ``responses`` are counted.
+        responses: Responses to each row.
+        seed: Seed of the draws, which are those of :class:`Work`.
+        photons: Draws the photon sums; the true ones if None.
+
+    Yields:
+        Numbers of a batch (B,), photon sums (B,), and points (B, size).
+    """
+    showers = rows.showers
+    for batch in batches(numbers):
+        row = batch // responses
+        keys = torch.from_numpy(rows.positions[row] * responses + batch % responses).to(model.device)
+        particles = torch.from_numpy(showers.particles[row]).to(model.device, torch.float32)
+        total = torch.from_numpy(showers.photon_sum[row]).to(model.device)
+        if photons is not None:
+            total = photons.sample(particles, seed, keys)
+        yield batch, total, model.generate_points(particles, total, seed, keys)
+
+
+def best_requantizations(
+    model: ShowerModel, data: ShowerData, rows: int, seed: int, quiet: bool = False
+) -> tuple[dict[int, int], dict[str, dict[int, float]]]:
+    """Chooses the requantization of each particle type by the Wasserstein distance on validation rows.
+
+    Args:
+        model: The shower model; photon sums are the true ones.
+        data: The data set; of its validation split about ``rows`` rows of each type are taken.
+        rows: See above; one response is generated for each.
+        seed: Seed of the draws.
+        quiet: Show no progress.
+
+    Returns:
+        The method by PDG code, 0 standing for all others, where there are rows enough to choose; and the distances by
+        particle and method.
+
+    Raises:
+        ValueError: If the model's counts come out exactly.
+    """
+    known = model.requantizations
+    if not known:
+        raise ValueError("this model's counts come out exactly; there is no requantization to choose")
+    val = select_rows(data, Protocol(split="val", rows=rows, rows_of_each=rows))
+    showers = val.showers
+    reference, pdg = showers.geometry.channels(showers.images), showers.pdg
+    channels = {method: np.zeros((len(val), 5), dtype=np.int64) for method in known}
+    with tqdm(total=len(val), desc="requantization", disable=True if quiet else None) as progress:
+        for batch, total, points in generated_points(model, val, np.arange(len(val)), 1, seed):
+            for method, values in channels.items():
+                images = model.decode(points, total, method)
+                values[batch] = showers.geometry.channels(images.cpu().numpy())
+            progress.update(len(batch))
+    selections = {0: val.natural} | {int(code): pdg == code for code in np.unique(pdg)}
+    methods, distances = {}, {}
+    for code, some in selections.items():
+        # A handful of rows cannot tell four methods apart.
+        if some.sum() < MIN_ROWS_TO_CHOOSE:
             continue
-        some, mine = answers.of(own), {key: values[own] for key, values in data.items()}
-        found = resampled_metrics(
-            some.channels, some.offsets, mine, resample(primaries, resamples), RESAMPLED, detector.name
-        )
-        for metric, values in found.items():
-            key = f"{metric}_{name}"
-            if not np.isnan(values).all():
-                result["low"][key], result["high"][key] = interval(mean[key], values)
-    return result
-
-
-def resampled_metrics(
-    channels: np.ndarray,
-    offsets: np.ndarray,
-    data: Mapping[str, np.ndarray],
-    counts: np.ndarray,
-    metrics: Sequence[str],
-    detector: str,
-) -> dict[str, np.ndarray]:
-    """Metrics in each resample of unique inputs, averaged over runs.
-
-    Args:
-        channels: Channel values with shape (runs, N, G, 5).
-        offsets: Distances of the showers' centers with shape (runs, N, G), NaN where dark.
-        data: ``reference``, channel values (N, 5); ``pdg`` and ``inputs`` with shape (N,).
-        counts: How often each of the K inputs, ascending, is in each resample, shape (R, K).
-        metrics: Some of ``ws``, ``mae_cond``, ``mae_w``, ``delta``, ``jacc``, ``center``.
-        detector: The detector's name.
-
-    Returns:
-        By metric, values with shape (R,).
-    """
-    ids, group = np.unique(data["inputs"], return_inverse=True)
-    conditional: dict[str, Any] = {
-        "mae_cond": ConditionalMAE("log"),
-        "mae_w": ConditionalMAE("count"),
-        "delta": DispersionRatio(),
-        "jacc": JaccardError(detector),
-    }
-    result: dict[str, np.ndarray] = {}
-    if "ws" in metrics:
-        runs = [resampled_wasserstein(data["reference"], run, group, counts) for run in channels]
-        result["ws"] = np.mean(runs, axis=0)
-    if "center" in metrics:
-        nonempty = ~np.isnan(offsets)
-        light = np.bincount(group, nonempty.sum((0, 2)).astype(np.float64))
-        total = np.bincount(group, np.where(nonempty, offsets, 0).sum((0, 2), dtype=np.float64))
-        result["center"] = resampled_mean(total / np.maximum(light, 1), light, counts)
-    for name in set(conditional) & set(metrics):
-        values, weights = np.zeros(len(ids)), np.zeros(len(ids))
-        for run in channels:
-            metric = conditional[name]
-            metric.reset()
-            tensors = [
-                torch.from_numpy(x) for x in (run, data["reference"], data["pdg"].astype(np.int64), data["inputs"])
-            ]
-            metric.update(*tensors)
-            each = metric.per_input()
-            place = np.searchsorted(ids, each.input)
-            values[place] += each.value / len(channels)
-            weights[place] = each.weight
-        result[name] = resampled_mean(values, weights, counts)
-    return result
+        found = {m: float(wasserstein(reference[some], values[some]).mean()) for m, values in channels.items()}
+        methods[code] = min(found, key=lambda m: found[m])
+        distances["all" if code == 0 else particle_name(code)] = found
+    return methods, distances

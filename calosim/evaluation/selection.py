@@ -18,6 +18,7 @@ from calosim.runs import SPLIT, Run
 __all__ = [
     "ClassifierOptions",
     "FloorOptions",
+    "Models",
     "Protocol",
     "Selection",
     "check_splits",
@@ -27,6 +28,42 @@ __all__ = [
     "some_rows",
     "trained_data",
 ]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models under judgement, and how their images become photon counts.
+
+    Attributes:
+        shower: Run folder, checkpoint or ensemble of the shower model; without it only the photon sums are judged.
+        photons: Run folders or checkpoints of photon-sum models; the first is used with the shower model, all are compared.
+        requantization: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize; or best:
+            for each particle the one with the smallest Wasserstein distance on validation rows. An ensemble's own by
+            default, else 3.
+        requantization_of: Exceptions by particle, for instance "[neutron=1,k0s=2]".
+        acceptance: Run folder of an acceptance model, judged on the held-out attempts of its own data, with and without a
+            response.
+    """
+
+    shower: str | None = None
+    photons: list[str] | None = None
+    requantization: int | Literal["best"] | None = None
+    requantization_of: list[str] | None = None
+    acceptance: str | None = None
+
+    @property
+    def paths(self) -> list[str]:
+        """All that is judged, the shower model first.
+
+        Raises:
+            ValueError: If nothing is.
+        """
+        paths = [path for path in (self.shower, *(self.photons or [])) if path]
+        if not paths:
+            raise ValueError(
+                "nothing to evaluate: name a shower model with --shower or photon-sum models with --photons"
+            )
+        return paths
 
 
 @dataclass(frozen=True)
@@ -40,7 +77,7 @@ class Protocol:
         split: The rows to judge on; choices between models are made on val, results are reported on test.
         runs: Repetitions with other seeds.
         responses: Responses generated for every row in each run.
-        rows: About that many rows, spread over particle types and inputs, up to five of an input; all if not given.
+        rows: About that many rows, spread over particle types and primaries, up to five of a primary; all if not given.
         rows_of_each: In addition up to about that many rows of each particle type, for its own column; "all" stays with the
             natural mix.
         seed: Seed of the draws.
@@ -83,7 +120,7 @@ class FloorOptions:
 
     Attributes:
         floor: Showers of the same primaries simulated with another seed (``calosim simulate --primaries FILE``). Without
-            it, one half of each input's responses answers for the other, on whose rows alone the floor is judged then.
+            it, one half of each primary's responses answers for the other, on whose rows alone the floor is judged then.
         shape_floor: The same with the photon sums of the judged rows (``calosim simulate --primaries FILE --match_sums 5``):
             the floor of a shower model that is given true photon sums.
         references: Whether the floors and the trivial model are judged too.
@@ -96,14 +133,14 @@ class FloorOptions:
 
 @dataclass(frozen=True)
 class ClassifierOptions:
-    """Whether and how judges try to tell generated responses from the Monte Carlo's.
+    """Whether and how classifiers try to tell generated responses from the Monte Carlo's (C2ST, classifier two-sample test).
 
     Attributes:
-        classifier: Whether the shower model and the full chain take the classifier test, minutes for each; with a floor file
-            so does the Monte Carlo itself, as it is and damaged, to show how good the judges are.
+        classifier: Whether the shower model and the full chain take the C2ST, minutes for each; with a floor file so does the
+            Monte Carlo itself, as it is and damaged, to show how good the classifiers are.
         classifier_rows: About that many rows at most take it, of the whole split, whatever else is judged.
-        classifier_seeds: Trainings of each judge, each tested on another fifth of the primaries; five test all of them.
-        classifier_calochallenge: Whether the CaloChallenge's low-level classifier, trained as there, judges too.
+        classifier_seeds: Trainings of each classifier, each tested on another fifth of the primaries; five test all of them.
+        classifier_calochallenge: Whether the CaloChallenge's low-level classifier, trained as there, is one of them.
 
     Raises:
         ValueError: If one of the numbers is below 1.
@@ -127,13 +164,13 @@ class Selection:
     Attributes:
         showers: The N rows.
         positions: Where they are in the split, ascending, shape (N,).
-        inputs: Their unique-input numbers in the data set, shape (N,).
+        primary_ids: Identifiers of their primaries in the data set, shape (N,).
         natural: Which of them are of the natural mix of particle types, shape (N,); the others are there for their type.
     """
 
     showers: Showers
     positions: np.ndarray
-    inputs: np.ndarray
+    primary_ids: np.ndarray
     natural: np.ndarray
 
     def __len__(self) -> int:
@@ -148,22 +185,22 @@ def select_rows(data: ShowerData, protocol: Protocol, particle: int | None = Non
         protocol: How many rows of which split.
         particle: PDG code of the only particle type to judge; all if None.
     """
-    inputs, pdg = data.primary_ids(protocol.split), data.arrays["pdg"][data.rows(protocol.split)]
-    positions, natural = mixed_rows(inputs, pdg, protocol.rows, protocol.rows_of_each)
+    primary_ids, pdg = data.primary_ids(protocol.split), data.arrays["pdg"][data.rows(protocol.split)]
+    positions, natural = mixed_rows(primary_ids, pdg, protocol.rows, protocol.rows_of_each)
     # All types' rows are chosen, then those of the particle: the same rows whichever model is judged.
     if particle is not None:
         own = pdg[positions] == particle
         positions, natural = positions[own], natural[own]
-    return Selection(data.showers(protocol.split, positions), positions, inputs[positions], natural)
+    return Selection(data.showers(protocol.split, positions), positions, primary_ids[positions], natural)
 
 
 def mixed_rows(
-    inputs: np.ndarray, pdg: np.ndarray, rows: int | None, of_each: int | None
+    primary_ids: np.ndarray, pdg: np.ndarray, rows: int | None, of_each: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Some rows of the natural mix, and further rows of rare particle types.
 
     Args:
-        inputs: Unique-input numbers with shape (N,).
+        primary_ids: Identifiers of the primaries with shape (N,).
         pdg: PDG codes with shape (N,).
         rows: About how many rows of the natural mix; all if None.
         of_each: About how many rows of each type at least, as far as there are; none beyond the mix if None.
@@ -171,35 +208,35 @@ def mixed_rows(
     Returns:
         Positions, ascending, shape (M,); and which of them are of the natural mix, shape (M,).
     """
-    mix = some_rows(inputs, pdg, rows)
+    mix = some_rows(primary_ids, pdg, rows)
     parts = [mix]
     for code in np.unique(pdg) if of_each else []:
         own = np.flatnonzero(pdg == code)
         if (pdg[mix] == code).sum() < (of_each or 0):
-            parts.append(own[some_rows(inputs[own], pdg[own], of_each)])
+            parts.append(own[some_rows(primary_ids[own], pdg[own], of_each)])
     chosen = np.unique(np.concatenate(parts))
     return chosen, np.isin(chosen, mix)
 
 
-def some_rows(inputs: np.ndarray, pdg: np.ndarray, rows: int | None, together: int = 5) -> np.ndarray:
-    """Positions of some rows that keep the mix of particle types and several responses of an input together, ascending.
+def some_rows(primary_ids: np.ndarray, pdg: np.ndarray, rows: int | None, together: int = 5) -> np.ndarray:
+    """Positions of some rows that keep the mix of particle types and several responses of a primary together, ascending.
 
-    Conditional metrics need several responses of an input; evenly spread rows would leave one or two of each.
+    Conditional metrics need several responses of a primary; evenly spread rows would leave one or two of each.
 
     Args:
-        inputs: Unique-input numbers with shape (N,).
+        primary_ids: Identifiers of the primaries with shape (N,).
         pdg: PDG codes with shape (N,).
         rows: About how many rows are wanted; all if None.
-        together: Responses of one input that stay together.
+        together: Responses of one primary that stay together.
     """
-    if rows is None or rows >= len(inputs):
-        return np.arange(len(inputs))
-    rank = rank_within(inputs)
-    order = np.lexsort((rank, inputs, pdg))
+    if rows is None or rows >= len(primary_ids):
+        return np.arange(len(primary_ids))
+    rank = rank_within(primary_ids)
+    order = np.lexsort((rank, primary_ids, pdg))
     starts = np.flatnonzero(rank[order] % together == 0)
     blocks = np.split(order, starts[1:])
     # Evenly spread over blocks sorted by particle type: every type with its share of the blocks.
-    wanted = max(1, round(len(blocks) * rows / len(inputs)))
+    wanted = max(1, round(len(blocks) * rows / len(primary_ids)))
     picked = np.linspace(0, len(blocks) - 1, wanted).round().astype(np.int64)
     return np.sort(np.concatenate([blocks[i] for i in picked]))
 

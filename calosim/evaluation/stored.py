@@ -1,7 +1,8 @@
-"""The folder of a finished evaluation: its record and its answers, each read once."""
+"""The folder of a finished evaluation: its record and its samples, each read once, and what tables call what is in them."""
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,33 @@ from typing import Any
 import numpy as np
 
 from calosim.io import open_npz, read_json
-from calosim.particles import particle_code
+from calosim.particles import STUDY_PARTICLES, particle_code, particle_name
 
-__all__ = ["Evaluation"]
+__all__ = ["TITLES", "Evaluation", "shown_particles"]
+
+#: What tables call the candidates, by the short names that files use.
+TITLES = {
+    "shape": "shape alone (true photon sums)",
+    "shape_floor": "floor (Monte Carlo, same photon sums)",
+    "chain": "full chain",
+    "floor": "floor (Monte Carlo, other seed)",
+    "halves": "floor (Monte Carlo, other half of the responses)",
+    "trivial": "trivial (random training response)",
+}
+
+#: Keys of records and arrays written by version 0.2, which had candidates by their titles.
+_OLD = {title: name for name, title in TITLES.items()} | {"inputs": "primaries", "classifier": "c2st"}
+
+
+def shown_particles(present: Container[str]) -> list[str]:
+    """The names among those present that tables and pictures show: ``all``, then the study's types in its order."""
+    return [name for name in ("all", *map(particle_name, STUDY_PARTICLES)) if name in present]
+
+
+def _renamed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with today's keys; its arguments are as they were given."""
+    found = {_OLD.get(key, key): value for key, value in record.items()}
+    return {k: _renamed(value) if k in ("images", "c2st", "candidates") else value for k, value in found.items()}
 
 
 class Evaluation:
@@ -20,14 +45,14 @@ class Evaluation:
     ===================  ==========================================================================
     ``evaluation.json``  arguments, data, metrics of all candidates; written last
     ``evaluation.md``    the same as tables for people; ``evaluation.csv`` for programs
-    ``answers.npz``      what the candidates answered, row by row, reduced to what metrics need
+    ``samples.npz``      what the candidates generated, row by row, reduced to what metrics need
     ===================  ==========================================================================
 
     Args:
         folder: The folder; nothing is read before it is asked for, and nothing twice.
     """
 
-    RECORD, TABLES, NUMBERS, ANSWERS = "evaluation.json", "evaluation.md", "evaluation.csv", "answers.npz"
+    RECORD, TABLES, NUMBERS, SAMPLES = "evaluation.json", "evaluation.md", "evaluation.csv", "samples.npz"
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -38,10 +63,11 @@ class Evaluation:
         """Whether the evaluation came to its end."""
         return (self.folder / self.RECORD).exists()
 
-    @property
-    def has_answers(self) -> bool:
-        """Whether answers were kept: an evaluation of photon sums alone has none."""
-        return (self.folder / self.ANSWERS).exists()
+    @cached_property
+    def samples(self) -> Path:
+        """The file of samples, there or not."""
+        old = self.folder / "answers.npz"  # its name in version 0.2
+        return old if old.exists() else self.folder / self.SAMPLES
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -50,7 +76,7 @@ class Evaluation:
         Raises:
             ValueError: If it is missing or no JSON.
         """
-        return read_json(self.folder / self.RECORD)
+        return _renamed(read_json(self.folder / self.RECORD))
 
     @cached_property
     def older(self) -> str:
@@ -68,27 +94,30 @@ class Evaluation:
             return float("nan") if value is None else value
 
         return {
-            title: {
+            name: {
                 what: {key: number(x) for key, x in image[what].items()} for what in ("mean", "std") if what in image
             }
-            for title, image in images.items()
+            for name, image in images.items()
         }
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """Names of the arrays in ``answers.npz``."""
-        with open_npz(self.folder / self.ANSWERS) as stored:
-            return frozenset(stored.files)
+        """Names of the arrays in the file of samples; none without it, as of an evaluation of photon sums alone."""
+        if not self.samples.exists():
+            return frozenset()
+        with open_npz(self.samples) as stored:
+            return frozenset("primary_ids" if name == "inputs" else name for name in stored.files)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """One array of ``answers.npz``; only those that are asked for are unpacked."""
+        """One array of the file of samples; only those that are asked for are unpacked."""
         if name not in self._arrays:
-            with open_npz(self.folder / self.ANSWERS) as stored:
-                self._arrays[name] = stored[name]
+            with open_npz(self.samples) as stored:
+                old = name == "primary_ids" and name not in stored
+                self._arrays[name] = stored["inputs" if old else name]
         return self._arrays[name]
 
     def requantization(self, particle: str) -> int | None:
-        """The noise removal of a particle type or of ``all``, as chosen on validation rows; None if counts came out exactly."""
+        """The requantization of a particle type or of ``all``, as chosen on validation rows; None if counts came out exactly."""
         methods = self.record["requantization"]
         code = 0 if particle == "all" else particle_code(particle)
         return methods.get(str(code), methods.get("0"))

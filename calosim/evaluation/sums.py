@@ -1,43 +1,58 @@
-"""How good photon sums are, and how well it is known which primaries leave a response at all."""
+r"""How good photon sums are, and how well it is known which primaries leave a response at all.
+
+References:
+    | Verification of forecasts expressed in terms of probability (Brier, 1950)
+    | On Calibration of Modern Neural Networks (Guo et al., 2017), https://arxiv.org/abs/1706.04599
+"""
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from calosim import rng
 from calosim.data.splits import ShowerData
-from calosim.evaluation.samples import LEAST_PRIMARIES
+from calosim.evaluation.samples import Judgement, Work
 from calosim.evaluation.selection import rank_within, trained_data
-from calosim.metrics.bootstrap import interval, resample, resampled_wasserstein
+from calosim.evaluation.stored import shown_particles
+from calosim.io import markdown_table
+from calosim.metrics.bootstrap import LEAST_PRIMARIES, interval, resample, resampled_wasserstein
 from calosim.metrics.c2st import auc
-from calosim.metrics.probability import brier_score, calibration_error, reliability
 from calosim.metrics.wasserstein import wasserstein
 from calosim.models.acceptance import Acceptance
 from calosim.models.photon_sum import PhotonSum
-from calosim.particles import STUDY_PARTICLES, groups, particle_heading, particle_name
+from calosim.particles import groups, particle_heading
 from calosim.runs import Run
 
 __all__ = [
+    "ACCEPTANCE",
     "INTERVALS",
     "LEVELS",
+    "PHOTON_SUMS",
     "acceptance_report",
-    "acceptance_table",
+    "brier_score",
+    "calibration_error",
     "draw_acceptance",
     "draw_uncertainty",
     "interval_contents",
     "judge_acceptance",
     "photon_report",
     "photon_uncertainty",
-    "quantile_table",
-    "shown_particles",
+    "reliability",
     "uncertainty_table",
 ]
 
+
+#: Photon sums that each model draws for a row.
+SUMS_PER_ROW = 50
+
+#: What tables call who drew them, where that is not its key.
+_DRAWN_BY = {"halves": "floor of halves"}
 
 #: Nominal contents of the central predictive intervals whose coverage is tabulated.
 INTERVALS = (0.5, 0.68, 0.9, 0.95)
@@ -56,7 +71,7 @@ def photon_report(
     samples: np.ndarray,
     photon_sum: np.ndarray,
     pdg: np.ndarray,
-    inputs: np.ndarray | None = None,
+    primary_ids: np.ndarray | None = None,
     resamples: int = 0,
 ) -> dict[str, dict[str, float]]:
     """How well predictive samples of the photon sum agree with the Monte Carlo.
@@ -65,13 +80,13 @@ def photon_report(
         samples: Predictive samples with shape (N, K).
         photon_sum: True photon sums with shape (N,).
         pdg: PDG codes with shape (N,).
-        inputs: Unique-input numbers with shape (N,), to resample.
-        resamples: Resamples of the inputs; below 2 there are no intervals.
+        primary_ids: Identifiers of the primaries with shape (N,), to resample.
+        resamples: Resamples of the primaries; below 2 there are no intervals.
 
     Returns:
         For ``all`` and each particle type: ``rows``; ``mae`` and ``median_error`` (relative) of the predictive median;
-        ``rmse`` of the predictive mean; ``w1`` between the distributions of sums, of :data:`LEAST_PRIMARIES` inputs or more
-        with ``w1_low`` and ``w1_high``, its 95 % interval by bootstrap over inputs; ``coverage_50`` and so on, the share of
+        ``rmse`` of the predictive mean; ``w1`` between the distributions of sums, of :data:`LEAST_PRIMARIES` primaries or more
+        with ``w1_low`` and ``w1_high``, its 95 % interval by bootstrap over primaries; ``coverage_50`` and so on, the share of
         sums inside the central predictive intervals (nominally that percentage), limits included; ``quantile_50`` and so on
         of all samples, ``true_quantile_50`` of the sums, and ``largest`` and ``true_largest``.
     """
@@ -89,8 +104,8 @@ def photon_report(
         }
         for p, (low, high) in limits.items():
             values[f"coverage_{100 * p:.0f}"] = ((low <= photon_sum) & (photon_sum <= high))[rows].mean()
-        if inputs is not None:
-            values |= _w1_interval(samples[rows], photon_sum[rows], inputs[rows], values["w1"], resamples)
+        if primary_ids is not None:
+            values |= _w1_interval(samples[rows], photon_sum[rows], primary_ids[rows], values["w1"], resamples)
         for prefix, sums in (("", samples[rows]), ("true_", photon_sum[rows])):
             found = zip(TABULATED, np.quantile(sums, [p / 100 for p in TABULATED]), strict=True)
             values |= {f"{prefix}quantile_{p}": value for p, value in found} | {f"{prefix}largest": sums.max()}
@@ -99,10 +114,10 @@ def photon_report(
 
 
 def _w1_interval(
-    samples: np.ndarray, photon_sum: np.ndarray, inputs: np.ndarray, w1: float, resamples: int
+    samples: np.ndarray, photon_sum: np.ndarray, primary_ids: np.ndarray, w1: float, resamples: int
 ) -> dict[str, float]:
-    """The 95 % interval of a distance of sums; nothing with few inputs."""
-    ids, group = np.unique(inputs, return_inverse=True)
+    """The 95 % interval of a distance of sums; nothing with few primaries."""
+    ids, group = np.unique(primary_ids, return_inverse=True)
     if len(ids) < LEAST_PRIMARIES or resamples < 2:
         return {}
     counts = resample(len(ids), resamples)
@@ -110,20 +125,68 @@ def _w1_interval(
     return dict(zip(("w1_low", "w1_high"), interval(w1, found), strict=True))
 
 
-def quantile_table(sums: dict[str, Any], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of a table of quantiles of the sums, the Monte Carlo's first.
+def _compute_sums(work: Work) -> dict[str, dict[str, dict[str, float]]]:
+    """Photon sums that models and references draw, against the true ones."""
+    showers, seed = work.rows.showers, work.protocol.seed
+    numbers = np.arange(len(work.rows) * SUMS_PER_ROW)
+    particles = torch.from_numpy(showers.particles).to(work.device, torch.float32)
+    sums: dict[str, np.ndarray] = {}
+    for run, model in work.photons.items():
+        parts = [
+            model.sample(particles[part // SUMS_PER_ROW], seed, torch.from_numpy(part).to(work.device)).cpu().numpy()
+            for part in np.array_split(numbers, max(1, len(numbers) // 65536))
+        ]
+        sums[f"{model.head.name} ({run})"] = np.concatenate(parts)
+    for name, reference in work.references.items():
+        if name != "shape_floor":  # which is given the sums
+            sums[name] = reference.photon_sums(numbers // SUMS_PER_ROW, seed, numbers)
+    report, true_sum = {}, showers.photon_sum
+    for name, drawn in sums.items():
+        some = work.eligible(name)
+        known = true_sum[some], showers.pdg[some], work.rows.primary_ids[some]
+        report[name] = photon_report(drawn.reshape(-1, SUMS_PER_ROW)[some], *known, work.protocol.resamples)
+    return report
 
-    Args:
-        sums: :func:`photon_report` by who drew the sums.
-        names: ``all`` and names of particle types, as tables list them.
-    """
-    rows = []
-    for name in names:
-        reports = [("Monte Carlo", next(iter(sums.values())), "true_"), *((who, r, "") for who, r in sums.items())]
-        for who, report, prefix in reports:
-            found = [report[name][f"{prefix}{key}"] for key in (*(f"quantile_{p}" for p in TABULATED), "largest")]
-            rows.append([particle_heading(name), who, *(f"{value:.0f}" for value in found)])
-    return ["quantiles of the photon sum, in photons", "", *(f"{p} %" for p in TABULATED), "largest"], rows
+
+def _sum_tables(results: Mapping[str, Any]) -> list[str]:
+    """Errors, and quantiles below the Monte Carlo's, by particle type and by who drew the sums."""
+    if not results:
+        return []
+    reports = {_DRAWN_BY.get(who, who): report for who, report in results.items()}
+    errors, quantiles = [], []
+    for name in shown_particles({name for report in reports.values() for name in report}):
+        heading, there = (
+            particle_heading(name),
+            {who: report[name] for who, report in reports.items() if name in report},
+        )
+        for who, v in there.items():
+            shares = [f"{100 * v[f'coverage_{100 * p:.0f}']:.1f} %" for p in INTERVALS]
+            ends = f" [{v['w1_low']:.1f}, {v['w1_high']:.1f}]" if "w1_low" in v else ""
+            means = [f"{v['rows']:.0f}", f"{v['mae']:.1f}", f"{v['rmse']:.1f}", f"{100 * v['median_error']:.1f} %"]
+            errors.append([heading, who, *means, f"{v['w1']:.1f}{ends}", *shares])
+        keys = (*(f"quantile_{p}" for p in TABULATED), "largest")
+        true = next(iter(there.values()))
+        quantiles.append([heading, "Monte Carlo", *(f"{true[f'true_{key}']:.0f}" for key in keys)])
+        quantiles += [[heading, who, *(f"{v[key]:.0f}" for key in keys)] for who, v in there.items()]
+    inside = [f"{100 * p:.0f} %" for p in INTERVALS]
+    header = ["photon sum, in photons", "model", "rows", "MAE", "RMSE", "median error", "W1"]
+    return [
+        markdown_table([*header, f"inside {inside[0]}", *inside[1:]], errors),
+        markdown_table(
+            ["quantiles of the photon sum, in photons", "", *(f"{p} %" for p in TABULATED), "largest"], quantiles
+        ),
+    ]
+
+
+def _sum_rows(results: Mapping[str, Any]) -> Iterator[list[Any]]:
+    for who, report in results.items():
+        for particle, values in report.items():
+            for key, value in values.items():
+                yield [_DRAWN_BY.get(who, who), f"photon_sum_{key}", particle, value, "", "", ""]
+
+
+#: Photon sums of models and references.
+PHOTON_SUMS = Judgement("photon_sum", _compute_sums, _sum_tables, _sum_rows)
 
 
 def interval_contents(samples: np.ndarray, photon_sum: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -186,11 +249,6 @@ def photon_uncertainty(
     return report, by_row
 
 
-def shown_particles(present: Container[str]) -> list[str]:
-    """The names among those present that tables and pictures show: ``all``, then the study's types in its order."""
-    return [name for name in ("all", *map(particle_name, STUDY_PARTICLES)) if name in present]
-
-
 def uncertainty_table(report: dict[str, Any]) -> list[list[str]]:
     """The header and the rows of a table of :func:`photon_uncertainty`'s report."""
     header = ["particle", "rows", "inside 50 %", "90 %", "95 %", "aleatoric, photons", "epistemic, photons"]
@@ -224,13 +282,13 @@ def draw_uncertainty(report: dict[str, Any], by_row: dict[str, np.ndarray], path
 
 
 def judge_acceptance(
-    run: str, photons: str | None, split: str, seed: int, device: torch.device
+    run: str, photons: tuple[str, PhotonSum] | None, split: Literal["test", "val"], seed: int, device: torch.device
 ) -> dict[str, dict[str, Any]]:
     """Judges an acceptance model on the held-out attempts of its own data set.
 
     Args:
         run: Its run folder.
-        photons: That of a photon-sum model, which joins it if it was trained on the same data and split.
+        photons: A photon-sum model and its run folder; it joins if it was trained on the same data and split.
         split: ``test`` or ``val``.
         seed: Seed of the draws.
         device: Where to compute.
@@ -243,30 +301,30 @@ def judge_acceptance(
         ValueError: If the split has no attempt without a response, or none with one.
     """
     data, particle = trained_data(run)
-    rows, inputs = data.rows(split), data.primary_ids(split)  # type: ignore[arg-type]
+    rows, primary_ids = data.rows(split), data.primary_ids(split)
     if particle is not None:
         own = data.arrays["pdg"][rows] == particle
-        rows, inputs = rows[own], inputs[own]
+        rows, primary_ids = rows[own], primary_ids[own]
     model = Acceptance.load(run, device)
     total, pdg = data.arrays["photon_sum"][rows], data.arrays["pdg"][rows]
     nonempty = total >= model.min_photons
     if not len(rows) or nonempty.all() or not nonempty.any():
         raise ValueError(f"{run}: its {split} split has no attempts with and without a response to judge it on")
-    ids, first, place = np.unique(inputs, return_index=True, return_inverse=True)
+    ids, first, place = np.unique(primary_ids, return_index=True, return_inverse=True)
     particles = torch.from_numpy(data.arrays["particles"][rows[first]]).to(device, torch.float32)
     probability = model.probability(particles).cpu().numpy()[place.ravel()]
     drawn = None
-    if photons is not None and Run(photons).split == Run(run).split:
-        drawn = _chain(model, PhotonSum.load(photons, device), particles[torch.from_numpy(place.ravel())], rows, seed)
+    if photons is not None and Run(photons[0]).split == Run(run).split:
+        drawn = _chain(model, photons[1], particles[torch.from_numpy(place.ravel())], rows, seed)
     report = {"model": acceptance_report(probability, nonempty, total, pdg, drawn)}
-    answering = rank_within(inputs) % 2 == 1
+    answering = rank_within(primary_ids) % 2 == 1
     tried = np.bincount(place.ravel()[answering], minlength=len(ids))
     share = np.bincount(place.ravel()[answering], nonempty[answering], len(ids)) / np.maximum(tried, 1)
     eligible = ~answering & (tried[place.ravel()] > 0)
     # Each attempt is answered by the one after it, of the same primary.
     other = np.full(len(rows), -1)
-    order = np.lexsort((rank_within(inputs), inputs))
-    other[order[:-1]] = np.where(inputs[order[:-1]] == inputs[order[1:]], order[1:], -1)
+    order = np.lexsort((rank_within(primary_ids), primary_ids))
+    other[order[:-1]] = np.where(primary_ids[order[:-1]] == primary_ids[order[1:]], order[1:], -1)
     report["floor"] = acceptance_report(
         share[place.ravel()][eligible], nonempty[eligible], total[eligible], pdg[eligible], total[other[eligible]]
     )
@@ -283,6 +341,39 @@ def _chain(model: Acceptance, sums: PhotonSum, particles: torch.Tensor, rows: np
     return np.concatenate(drawn)
 
 
+#: Bins of equal width of the reliability diagram.
+BINS = 20
+
+
+def brier_score(probability: NDArray, happened: NDArray) -> float:
+    r"""The mean squared difference :math:`\frac{1}{N} \sum_i (p_i - y_i)^2`, probabilities (N,) and outcomes (N,)."""
+    return float(np.square(probability - happened).mean())
+
+
+def reliability(probability: NDArray, happened: NDArray, bins: int = BINS) -> dict[str, NDArray[Any]]:
+    """What happened where it was predicted with what probability.
+
+    Args:
+        probability: With shape (N,), from 0 to 1.
+        happened: Booleans with shape (N,).
+        bins: Bins of equal width.
+
+    Returns:
+        ``predicted`` (mean probability), ``observed`` (share that happened) and ``rows`` of the bins that are not empty.
+    """
+    index = np.minimum((probability * bins).astype(np.int64), bins - 1)
+    rows = np.bincount(index, minlength=bins)
+    some = rows > 0
+    means = [np.bincount(index, values, bins)[some] / rows[some] for values in (probability, happened.astype(float))]
+    return {"predicted": means[0], "observed": means[1], "rows": rows[some]}
+
+
+def calibration_error(probability: NDArray, happened: NDArray, bins: int = BINS) -> float:
+    """The expected calibration error: the mean over rows of how far their bin's share is from its mean probability."""
+    curve = reliability(probability, happened, bins)
+    return float(np.average(np.abs(curve["predicted"] - curve["observed"]), weights=curve["rows"]))
+
+
 def acceptance_report(
     probability: np.ndarray, nonempty: np.ndarray, total: np.ndarray, pdg: np.ndarray, drawn: np.ndarray | None
 ) -> dict[str, dict[str, Any]]:
@@ -297,8 +388,8 @@ def acceptance_report(
 
     Returns:
         For ``all`` and each particle type: ``rows``; ``share`` with a response and ``predicted``, its mean probability;
-        ``brier`` and ``ece``, see :mod:`calosim.metrics.probability`, and ``auc``; ``w1`` in photons between the sums of all
-        attempts; and of ``all`` the ``reliability`` diagram.
+        ``brier`` and ``ece``, see :func:`brier_score` and :func:`calibration_error`, and ``auc``; ``w1`` in photons between
+        the sums of all attempts; and of ``all`` the ``reliability`` diagram.
     """
     report: dict[str, dict[str, Any]] = {}
     for name, some in groups(pdg):
@@ -312,21 +403,38 @@ def acceptance_report(
     return report
 
 
-def acceptance_table(report: dict[str, dict[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
-    """The header and the rows of a table of :func:`judge_acceptance`'s report, the study's particles first."""
-    header = ["response at all", "answered by", "attempts", "with a response", "predicted", "calibration error"]
-    titles = {"model": "acceptance model", "floor": "floor (other attempts of the Monte Carlo)"}
+def _compute_acceptance(work: Work) -> dict[str, Any] | None:
+    if not work.models.acceptance:
+        return None
+    first, protocol = next(iter(work.photons.items()), None), work.protocol
+    return judge_acceptance(work.models.acceptance, first, protocol.split, protocol.seed, work.device)
+
+
+def _acceptance_tables(results: Mapping[str, Any]) -> list[str]:
     rows = []
-    for name in shown_particles(report["model"]):
-        for who, title in titles.items():
-            if (v := report[who].get(name)) is None:
+    for name in shown_particles(results["model"]):
+        for who, title in _ANSWERED_BY.items():
+            if (v := results[who].get(name)) is None:
                 continue
             shares = [f"{100 * v[key]:.2f} %" for key in ("share", "predicted", "ece")]
-            sums = f"{v['w1']:.1f}" if "w1" in v else "–"
-            rows.append(
-                [particle_heading(name), title, str(v["rows"]), *shares, f"{v['brier']:.4f}", f"{v['auc']:.4f}", sums]
-            )
-    return [*header, "Brier score", "AUC", "W1 of all sums"], rows
+            scores = [f"{v['brier']:.4f}", f"{v['auc']:.4f}", f"{v['w1']:.1f}" if "w1" in v else "–"]
+            rows.append([particle_heading(name), title, str(v["rows"]), *shares, *scores])
+    header = ["response at all", "answered by", "attempts", "with a response", "predicted", "calibration error"]
+    return [markdown_table([*header, "Brier score", "AUC", "W1 of all sums"], rows)]
+
+
+def _acceptance_rows(results: Mapping[str, Any]) -> Iterator[list[Any]]:
+    for who, report in results.items():
+        for particle, values in report.items():
+            for key, value in values.items():
+                if key != "reliability":
+                    yield [f"acceptance {who}", key, particle, value, "", "", ""]
+
+
+#: Which primaries leave a response at all.
+ACCEPTANCE = Judgement("acceptance", _compute_acceptance, _acceptance_tables, _acceptance_rows)
+#: What tables call who said so.
+_ANSWERED_BY = {"model": "acceptance model", "floor": "floor (other attempts of the Monte Carlo)"}
 
 
 def draw_acceptance(report: dict[str, dict[str, Any]], path: Path) -> None:
@@ -338,5 +446,4 @@ def draw_acceptance(report: dict[str, dict[str, Any]], path: Path) -> None:
     """
     from calosim.plots import reliability_diagram
 
-    titles = {"model": "acceptance model", "floor": "floor (other attempts of the Monte Carlo)"}
-    reliability_diagram({title: report[who]["all"]["reliability"] for who, title in titles.items()}, path)
+    reliability_diagram({title: report[who]["all"]["reliability"] for who, title in _ANSWERED_BY.items()}, path)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from calosim.evaluation.stored import TITLES, Evaluation
 from calosim.export.builder import RUNTIMES
 from calosim.export.client import CLASSIFIER, GENERATOR, SIMULATOR, scales_name
-from calosim.io import markdown_table, read_json
+from calosim.io import markdown_table
+from calosim.metrics.registry import METRICS
 from calosim.runs import Run
 
 __all__ = ["card", "check_tables", "not_quoted"]
@@ -16,8 +18,8 @@ __all__ = ["card", "check_tables", "not_quoted"]
 _KEYS = {"zn": "Neutron", "zp": "Proton"}
 
 #: Rows of the quality table, and their titles.
-METRICS = {"ws": "WS", "mae_cond": "MAE_cond"}
-JUDGES = ("images", "features")
+SHOWN = ("ws", "mae_cond")
+CLASSIFIERS = ("images", "features")
 
 _FEATURES = "energy GeV; vx, vy, vz cm; px, py, pz GeV/c, pz with any sign; mass MeV"
 
@@ -148,26 +150,27 @@ def _sources(record: dict[str, Any]) -> str:
 def _quality(record: dict[str, Any]) -> str:
     """The metrics of the shower model's evaluation, with floor and trivial model, if there is one."""
     run = Run(record["models"]["shape"]["run"])
-    path = run / Run.EVALUATION / "evaluation.json"
-    if not path.is_file():
+    evaluation = Evaluation(run / Run.EVALUATION)
+    if not evaluation.exists:
         return f"Not evaluated. What `calosim evaluate` writes to {run.folder.name}/{Run.EVALUATION} before an export comes here."
-    judged = read_json(path)
     if said := not_quoted(record):
         return said
-    tested = judged.get("classifier", {}).get("candidates", {})
+    tested = evaluation.record.get("c2st", {}).get("candidates", {})
     rows = []
-    for title, found in judged.get("images", {}).items():
-        verdicts = tested[title]["verdicts"] if title in tested else {}
-        areas = [f"{verdicts[judge]['auc']:.3f}" if judge in verdicts else "" for judge in JUDGES]
-        rows.append([title, *(f"{found['mean'][f'{m}_all']:.2f}" for m in METRICS), *areas])
-    return markdown_table(["all particles", *METRICS.values(), *(f"AUC of {judge}" for judge in JUDGES)], rows)
+    for name, found in evaluation.record.get("images", {}).items():
+        verdicts = tested[name]["verdicts"] if name in tested else {}
+        areas = [f"{verdicts[which]['auc']:.3f}" if which in verdicts else "" for which in CLASSIFIERS]
+        rows.append([TITLES[name], *(f"{found['mean'][f'{m}_all']:{METRICS[m].form}}" for m in SHOWN), *areas])
+    return markdown_table(
+        ["all particles", *(METRICS[m].heading for m in SHOWN), *(f"AUC of {which}" for which in CLASSIFIERS)], rows
+    )
 
 
 def not_quoted(record: dict[str, Any]) -> str:
     """Why the evaluation of the shower model is not quoted, in words: of other weights; empty if it is, or there is none."""
     run = Run(record["models"]["shape"]["run"])
-    path = run / Run.EVALUATION / "evaluation.json"
-    judged = read_json(path) if path.is_file() else {}
+    evaluation = Evaluation(run / Run.EVALUATION)
+    judged = evaluation.record if evaluation.exists else {}
     known = {told["hash"] for told in judged.get("weights", [])}
     roles = ["shape", *(["photons"] if judged.get("photons") else [])] if judged else []
     lacking = [role for role in roles if record["models"][role].get("weights") not in known]

@@ -21,8 +21,8 @@ from calosim.models.acceptance import Acceptance
 from calosim.models.photon_sum import MixtureHead, PhotonSum
 from calosim.models.shower import ShowerModel
 from calosim.representations import SplitRepresentation
-from calosim.representations.features import CORE_WIDTH, FeatureScaler
-from calosim.representations.splits import FARTHEST, OUTSIDE, PLACE_SCALE, EventNetwork, LevelSplits
+from calosim.representations.features import FeatureScaler
+from calosim.representations.splits import OUTSIDE, PLACE_SCALE, EventNetwork, LevelSplits
 from calosim.simulation.simulator import FastSimulator
 
 __all__ = ["CHARGE_UNIT", "LEAST", "check_chain", "classifier", "generator", "logarithms", "quantile", "simulator"]
@@ -308,13 +308,14 @@ class Primary:
         others = g.split(features, (6, 3), axis=1)[0]
         mass, charge = g.split(rest, (1, 1), axis=1)
         pz = g("Abs", pz)
-        lever = g("Div", scaler.distance, g("Max", pz, 1e-3))
-        center = np.array([[scaler.center_x, 0.0]], np.float32)
+        detector = scaler.detector
+        lever = g("Div", abs(detector.front_z[0]), g("Max", pz, 1e-3))
+        center = np.array([[detector.center_x, 0.0]], np.float32)
         spot = g("Sub", g("Add", vertex, g("Mul", momentum, lever)), center)
-        self.end = g("Clip", spot, -FARTHEST, FARTHEST)
-        half = np.array([scaler.half_size], np.float32)
+        self.end = g("Clip", spot, -detector.farthest, detector.farthest)
+        half = np.array([detector.size], np.float32) / 2
         inside = g("ReduceMin", g("Sub", half, g("Abs", spot)), np.array([1]), keepdims=1)
-        bent = g("Asinh", g("Concat", spot, g("Div", inside, CORE_WIDTH), axis=1))
+        bent = g("Asinh", g("Concat", spot, g("Div", inside, detector.core_width), axis=1))
         log_energy = g("Log", g("Max", self.energy, 1e-3))
         nine = (others, pz, mass, g("Div", charge, charge_unit))
         self._columns = {False: g("Concat", *nine, axis=1), True: g("Concat", *nine, log_energy, bent, axis=1)}

@@ -1,4 +1,4 @@
-r"""The paired bootstrap over unique inputs: how sure one is that a model is better than another.
+r"""The paired bootstrap over primaries: how sure one is that a model is better than another.
 
 References:
     | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), section 4,
@@ -12,9 +12,21 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from calosim.metrics.wasserstein import Floats
+__all__ = [
+    "LEAST_PRIMARIES",
+    "Bootstrap",
+    "Floats",
+    "contrast",
+    "interval",
+    "resample",
+    "resampled_mean",
+    "resampled_wasserstein",
+]
 
-__all__ = ["Bootstrap", "contrast", "interval", "resample", "resampled_mean", "resampled_wasserstein"]
+Floats = NDArray[np.float64]
+
+#: With fewer primaries a bootstrap is too sure of itself: of six, it calls one true null in five to seven significant.
+LEAST_PRIMARIES = 10
 
 
 class Bootstrap(NamedTuple):
@@ -35,13 +47,13 @@ class Bootstrap(NamedTuple):
     share: float
 
 
-def resample(inputs: int, resamples: int = 10_000, seed: int = 0) -> NDArray[np.float32]:
-    """How often each unique input occurs in each bootstrap resample.
+def resample(primaries: int, resamples: int = 10_000, seed: int = 0) -> NDArray[np.float32]:
+    """How often each primary occurs in each bootstrap resample.
 
     Models are compared on the same resamples: that is what makes a comparison paired.
 
     Args:
-        inputs: The number of unique inputs K, all drawn with the same probability, with replacement.
+        primaries: The number of primaries K, all drawn with the same probability, with replacement.
         resamples: The number of resamples R.
         seed: Seed of the resampling.
 
@@ -49,16 +61,16 @@ def resample(inputs: int, resamples: int = 10_000, seed: int = 0) -> NDArray[np.
         Counts with shape (R, K), each row summing to K; float32, ready for matrix products.
     """
     rng = np.random.default_rng(seed)
-    return rng.multinomial(inputs, np.full(inputs, 1 / max(inputs, 1)), size=resamples).astype(np.float32)
+    return rng.multinomial(primaries, np.full(primaries, 1 / max(primaries, 1)), size=resamples).astype(np.float32)
 
 
 def resampled_mean(values: ArrayLike, weights: ArrayLike, counts: NDArray[np.float32]) -> Floats:
-    """The weighted mean over unique inputs in every resample.
+    """The weighted mean over primaries in every resample.
 
     Args:
-        values: The metric of each input with shape (K,), averaged over runs, see
-            :meth:`calosim.metrics.ConditionalMAE.per_input`.
-        weights: Weights of the inputs with shape (K,); 0 for those the metric leaves out.
+        values: The metric of each primary with shape (K,), averaged over runs, see
+            :meth:`calosim.metrics.conditional.ConditionalMAE.per_primary`.
+        weights: Weights of the primaries with shape (K,); 0 for those the metric leaves out.
         counts: From :func:`resample`, with shape (R, K).
 
     Returns:
@@ -67,7 +79,7 @@ def resampled_mean(values: ArrayLike, weights: ArrayLike, counts: NDArray[np.flo
     value, weight = np.asarray(values, dtype=np.float64), np.asarray(weights, dtype=np.float64)
     if not value.shape == weight.shape == counts.shape[1:]:
         raise ValueError(
-            f"expected values, weights and counts of K inputs, got {value.shape}, {weight.shape}, {counts.shape}"
+            f"expected values, weights and counts of K primaries, got {value.shape}, {weight.shape}, {counts.shape}"
         )
     total = counts @ weight
     return np.divide(counts @ (weight * value), total, out=np.full(len(total), np.nan), where=total > 0)
@@ -76,23 +88,23 @@ def resampled_mean(values: ArrayLike, weights: ArrayLike, counts: NDArray[np.flo
 def resampled_wasserstein(
     reference: NDArray, generated: NDArray, group: NDArray, counts: NDArray[np.float32], chunk: int = 512
 ) -> Floats:
-    r"""The mean channel Wasserstein distance in every resample of unique inputs.
+    r"""The mean channel Wasserstein distance in every resample of primaries.
 
-    The distance is the area between two distribution functions. Each is a sum over inputs, so that those of all
+    The distance is the area between two distribution functions. Each is a sum over primaries, so that those of all
     resamples are one matrix product, and the area is exact since both are constant between the values that occur.
 
     Args:
         reference: Channel values of N Monte Carlo responses, with shape (N, 5).
         generated: Channel values of G generations of each, with shape (N, G, 5).
-        group: The unique input of each row, 0 to K - 1, with shape (N,).
+        group: The primary of each row, 0 to K - 1, with shape (N,).
         counts: From :func:`resample`, with shape (R, K).
         chunk: Resamples at a time, a matter of memory.
 
     Returns:
         Distances in photons with shape (R,), those of :func:`calosim.metrics.wasserstein.wasserstein` up to float32.
     """
-    inputs, generations = counts.shape[1], generated.shape[1]
-    rows = counts @ np.bincount(group, minlength=inputs).astype(np.float32)
+    primaries, generations = counts.shape[1], generated.shape[1]
+    rows = counts @ np.bincount(group, minlength=primaries).astype(np.float32)
     result = np.zeros(len(counts))
     for channel in range(reference.shape[1]):
         values, place = np.unique(
@@ -102,7 +114,7 @@ def resampled_wasserstein(
             continue
         bins = np.concatenate([group, np.repeat(group, generations)]) * len(values) + place.ravel()
         signs = np.concatenate([np.ones(len(group)), np.full(len(group) * generations, -1 / generations)])
-        difference = np.bincount(bins, signs, inputs * len(values)).reshape(inputs, -1).cumsum(axis=1)
+        difference = np.bincount(bins, signs, primaries * len(values)).reshape(primaries, -1).cumsum(axis=1)
         difference, gaps = difference[:, :-1].astype(np.float32), np.diff(values).astype(np.float32)
         for begin in range(0, len(counts), chunk):
             part = slice(begin, begin + chunk)
@@ -113,8 +125,8 @@ def resampled_wasserstein(
 def interval(value: float, samples: Floats, least: float = 0.0) -> tuple[float, float]:
     r"""The 95 % interval of a metric: quantiles of its resamples, moved by what resampling adds on average.
 
-    Resampled inputs occur several times, so that distances between resampled distributions are larger than that between
-    the distributions themselves, as if there were fewer inputs; how far they scatter is what tells.
+    Resampled primaries occur several times, so that distances between resampled distributions are larger than that between
+    the distributions themselves, as if there were fewer primaries; how far they scatter is what tells.
 
     Args:
         value: The metric.

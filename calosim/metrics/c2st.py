@@ -1,25 +1,24 @@
-"""The classifier two-sample test (C2ST): judges that learn to tell generated responses from the Monte Carlo's.
+"""The classifier two-sample test (C2ST): classifiers that learn to tell generated responses from the Monte Carlo's.
 
-A judge learns on some of the rows, stops by others and scores the rest. All that it sees of responses is computed once, in
-:class:`Stack`, and shared by judges and seeds. Classes are balanced by construction: row by row, a response of the Monte
+A classifier learns on some of the rows, stops by others and scores the rest. All that it sees of responses is computed once, in
+:class:`Stack`, and shared by classifiers and seeds. Classes are balanced by construction: row by row, a response of the Monte
 Carlo and a generated one answer the same primary, and both are in the same batch.
 
-Two judges of different kinds learn to: a convolutional network that sees pixels, and gradient boosted trees that see
+Two of different kinds learn to: a convolutional network that sees pixels, and gradient boosted trees that see
 high-level features. The area under the ROC curve (AUC) is how often a generated response looks more generated than one
-of the Monte Carlo: 0.5 if the judge cannot tell, 1 if it always can.
+of the Monte Carlo: 0.5 if the classifier cannot tell, 1 if it always can.
 
-A judge must not profit from knowing primaries by heart, so that its rows are divided *by primary*, into five parts: it
+A classifier must not profit from knowing primaries by heart, so that its rows are divided *by primary*, into five parts: it
 learns on three, stops by one and is tested on one. Each seed has another part as its test, so that five seeds test every
 response once. The error is that of a bootstrap over primaries, on the tests of all seeds at once.
 
-An AUC of 0.5 says as much as the judge is good. So beside every AUC belong those of :mod:`calosim.metrics.c2st`: what
-the judge makes of the Monte Carlo with another seed, and of the Monte Carlo damaged on purpose, its *power*.
+An AUC of 0.5 says as much as the classifier is good. So beside every AUC belong those of :func:`c2st_controls`: what the
+classifier makes of the Monte Carlo with another seed, and of the Monte Carlo damaged on purpose, its *power*.
 
 References:
     | Revisiting Classifier Two-Sample Tests (Lopez-Paz and Oquab, 2017), https://arxiv.org/abs/1610.06545
     | CaloChallenge 2022 (Krause et al., 2024), https://arxiv.org/abs/2410.21611; its classifier: CaloChallenge/homepage,
       ``code/evaluate.py``
-    | CaloChallenge 2022 (Krause et al., 2024), https://arxiv.org/abs/2410.21611
 """
 
 from __future__ import annotations
@@ -43,26 +42,18 @@ from calosim.metrics.features import GROUPS, Features, shower_features
 from calosim.processes import one_thread
 
 __all__ = [
-    "JUDGES",
-    "CaloChallengeNetwork",
-    "ClassifierResult",
-    "ClassifierSettings",
+    "CLASSIFIERS",
+    "MIN_PRIMARIES",
+    "C2STResult",
+    "C2STSettings",
     "FeatureGroup",
-    "ImageNetwork",
-    "NetworkSettings",
-    "Part",
     "Stack",
     "Verdict",
     "auc",
-    "boosting",
-    "chosen_rows",
-    "classifier_controls",
-    "classifier_test",
+    "c2st",
+    "c2st_controls",
     "damaged",
     "divide",
-    "judged",
-    "network_scores",
-    "progress",
 ]
 
 
@@ -75,7 +66,7 @@ _CLIP = 4.0
 
 
 class Part(NamedTuple):
-    """Rows that a judge learns from, stops by and is tested on."""
+    """Rows that a classifier learns from, stops by and is tested on."""
 
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
@@ -84,11 +75,11 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Stack:
-    """Responses of one kind, and what judges see of them.
+    """Responses of one kind, and what classifiers see of them.
 
     Attributes:
         images: Photon counts with shape (N, nx, ny).
-        particles: Features of the primaries with shape (N, 9), see :mod:`calosim.rootio`.
+        particles: Features of the primaries with shape (N, 9), see :data:`calosim.data.record.FEATURES`.
         detector: The detector.
     """
 
@@ -99,9 +90,10 @@ class Stack:
     @cached_property
     def primary(self) -> Floats:
         """Log energy, where the straight flight ends in pixels from the face's center, side, mass, charge; (N, 6)."""
-        energy, vx, vy, _, px, py, pz, mass, charge = self.particles.T
-        lever = np.where(pz > 0, self.detector.front_z[0], -self.detector.front_z[1]) / np.maximum(np.abs(pz), 1e-3)
-        spot = [vx + px * lever - self.detector.center_x, vy + py * lever]
+        energy, pz, mass, charge = self.particles.T[[0, 6, 7, 8]]
+        spot = self.detector.straight_flight(
+            self.particles, np.where(pz > 0, self.detector.front_z[0], -self.detector.front_z[1])
+        )
         half = [max(size, 1e-9) for size in self.detector.size]
         x, y = (np.clip(s, -h, h) / self.detector.pitch for s, h in zip(spot, half, strict=True))
         return np.stack([np.log1p(np.abs(energy)), x, y, np.sign(pz), mass, charge], 1).astype(np.float32)
@@ -322,7 +314,7 @@ def network_scores(
     epochs: int,
     seed: int,
 ) -> NDArray[np.float64]:
-    """Trains a network and scores the test rows with its weights of the epoch that judged the validation rows best.
+    """Trains a network and scores the test rows with its weights of the epoch that told the validation rows best.
 
     Args:
         kind: The network.
@@ -388,8 +380,9 @@ def _score(network: nn.Module, inputs: tuple[Tensor, ...], rows: NDArray[np.int6
     return torch.cat([network(*(t[some] for t in inputs)) for some in both.split(1024)]).double().numpy()
 
 
-#: The judges by name. ``primary`` and ``photons`` are controls: boosted trees that see the primary alone, and its photon sum.
-JUDGES = ("images", "features", "calochallenge", "primary", "photons")
+#: The classifiers by name. ``primary`` and ``photons`` are controls: boosted trees that see the primary alone, and with its
+#: photon sum.
+CLASSIFIERS = ("images", "features", "calochallenge", "primary", "photons")
 
 #: Parts that primaries are divided into.
 FOLDS = 5
@@ -398,19 +391,19 @@ MIN_PRIMARIES = 20
 
 
 @dataclass(frozen=True)
-class ClassifierSettings:
+class C2STSettings:
     """How the test is made.
 
     Attributes:
-        judges: Names from :data:`JUDGES`; none skips the test.
-        seeds: Trainings of each judge, at least one, each tested on another fifth of the primaries; five test all of them.
+        classifiers: Names from :data:`CLASSIFIERS`; none skips the test.
+        seeds: Trainings of each classifier, at least one, each tested on another fifth of the primaries; five test all of them.
         rows: Responses of each kind at most, drawn at random from those given.
         epochs: Passes of a network over the rows it learns from.
         resamples: Bootstrap resamples over primaries.
         seed: Seed of everything random.
     """
 
-    judges: tuple[str, ...] = ("images", "features")
+    classifiers: tuple[str, ...] = ("images", "features")
     seeds: int = 5
     rows: int = 9000
     epochs: int = 8
@@ -418,34 +411,29 @@ class ClassifierSettings:
     seed: int = 0
 
     def __post_init__(self):
-        object.__setattr__(self, "judges", tuple(self.judges))
-        unknown = [name for name in self.judges if name not in JUDGES]
+        object.__setattr__(self, "classifiers", tuple(self.classifiers))
+        unknown = [name for name in self.classifiers if name not in CLASSIFIERS]
         if unknown:
-            raise ValueError(f"unknown judge {unknown[0]!r}; expected some of {', '.join(JUDGES)}")
+            raise ValueError(f"unknown classifier {unknown[0]!r}; expected some of {', '.join(CLASSIFIERS)}")
         if min(self.seeds, self.rows, self.epochs) < 1 or self.resamples < 2:
             raise ValueError(
-                "expected at least one seed, row and epoch and two resamples of the classifier test, got "
+                "expected at least one seed, row and epoch and two resamples of the C2ST, got "
                 f"{self.seeds}, {self.rows}, {self.epochs} and {self.resamples}"
             )
 
     @classmethod
-    def demo(cls) -> ClassifierSettings:
-        """A test of seconds: 1,500 responses, two seeds, few epochs."""
-        return cls(seeds=2, rows=1500, epochs=6)
-
-    @classmethod
-    def calochallenge(cls) -> ClassifierSettings:
+    def calochallenge(cls) -> C2STSettings:
         """The CaloChallenge's low-level classifier: its network, inputs, training and 60 : 20 : 20 split.
 
         Its showers have one response a primary, for which its split by rows is one by primaries, as here. It trains on
         the showers that there are: so does this.
         """
-        return cls(judges=("calochallenge",), epochs=50, rows=10**9)
+        return cls(classifiers=("calochallenge",), epochs=50, rows=10**9)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one judge found.
+    """What one classifier found.
 
     Attributes:
         auc: Mean over seeds of the area under the ROC curve.
@@ -478,7 +466,7 @@ class FeatureGroup:
     Attributes:
         group: A key of :data:`calosim.metrics.features.GROUPS`.
         meaning: The group in words.
-        importance: By how much the AUC of the judge of features falls when the group is shuffled among test rows.
+        importance: By how much the AUC of the boosted trees falls when the group is shuffled among test rows.
         spread: Standard deviation of that over seeds; NaN with one seed.
         best: The group's feature that tells most by itself.
         single: The AUC of that feature itself: above 0.5 if it is larger in generated responses.
@@ -493,12 +481,12 @@ class FeatureGroup:
 
 
 @dataclass(frozen=True)
-class ClassifierResult:
-    """What the judges found.
+class C2STResult:
+    """What the classifiers found.
 
     Attributes:
-        verdicts: By the name of the judge.
-        features: Groups of features, the most important first; empty without the judge of features.
+        verdicts: By the name of the classifier.
+        features: Groups of features, the most important first; empty without ``features``.
         rows: Responses of each kind.
         primaries: Unique primaries among them.
     """
@@ -509,59 +497,59 @@ class ClassifierResult:
     primaries: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and dictionaries, for files; with ``sigmas`` of every judge."""
+        """Plain numbers, lists and dictionaries, for files; with ``sigmas`` of every classifier."""
         values = asdict(self)
         for name, verdict in self.verdicts.items():
             values["verdicts"][name]["sigmas"] = verdict.sigmas
         return values
 
 
-def classifier_test(
+def c2st(
     reference: NDArray[np.integer],
     generated: NDArray[np.integer],
     particles: NDArray[np.float64],
-    inputs: NDArray[np.integer],
+    primary_ids: NDArray[np.integer],
     detector: Detector,
-    settings: ClassifierSettings | None = None,
+    settings: C2STSettings | None = None,
     quiet: bool = False,
-) -> ClassifierResult:
-    """Tests whether judges can tell generated responses from the Monte Carlo's.
+) -> C2STResult:
+    """Tests whether classifiers can tell generated responses from the Monte Carlo's.
 
     Args:
         reference: Photon counts of the Monte Carlo with shape (N, nx, ny), integers.
         generated: Generated ones to the same primaries row by row, shape (N, nx, ny), integers.
         particles: Features of the primaries with shape (N, 9), finite.
-        inputs: Unique-input numbers of the primaries with shape (N,), integers.
+        primary_ids: Identifiers of the primaries with shape (N,), integers.
         detector: The detector.
-        settings: How; the defaults of :class:`ClassifierSettings` if not given.
+        settings: How; the defaults of :class:`C2STSettings` if not given.
         quiet: Whether to show no progress bar.
 
     Returns:
-        What each judge found.
+        What each classifier found.
 
     Raises:
         ValueError: If shapes disagree, images are no photon counts, features are not finite, or there are fewer than 20
             primaries.
     """
-    settings = settings or ClassifierSettings()
-    kept = chosen_rows(reference, generated, particles, inputs, detector, settings)
+    settings = settings or C2STSettings()
+    kept = chosen_rows(reference, generated, particles, primary_ids, detector, settings)
     stacks = Stack(reference[kept], particles[kept], detector), Stack(generated[kept], particles[kept], detector)
-    with progress(len(settings.judges) * settings.seeds, quiet) as bar:
-        return judged(stacks, np.asarray(inputs)[kept], settings, bar)
+    with progress(len(settings.classifiers) * settings.seeds, quiet) as bar:
+        return tested(stacks, np.asarray(primary_ids)[kept], settings, bar)
 
 
-def divide(inputs: NDArray[np.integer], seed: int, index: int) -> Part:
+def divide(primary_ids: NDArray[np.integer], seed: int, index: int) -> Part:
     """Divides rows by primary for one of the seeds of a test: three fifths, one and one.
 
     Args:
-        inputs: Unique-input numbers with shape (N,).
+        primary_ids: Identifiers of the primaries with shape (N,).
         seed: Seed of the test.
         index: Number of its seed, from 0; each run of five tests every primary once.
 
     Returns:
         The rows of each part, ascending; no primary has rows in two of them.
     """
-    unique, inverse = np.unique(inputs, return_inverse=True)
+    unique, inverse = np.unique(primary_ids, return_inverse=True)
     rng = np.random.default_rng((seed, index // FOLDS))
     fold = (rng.permutation(len(unique)) + index) % FOLDS
     of_row = fold[inverse]
@@ -572,9 +560,9 @@ def chosen_rows(
     reference: NDArray,
     generated: NDArray,
     particles: NDArray,
-    inputs: NDArray,
+    primary_ids: NDArray,
     detector: Detector,
-    settings: ClassifierSettings,
+    settings: C2STSettings,
 ) -> NDArray[np.int64]:
     """The rows that the test uses, ascending, shape (M,), after all checks."""
     n = len(reference)
@@ -583,9 +571,9 @@ def chosen_rows(
             f"expected two sets of {detector.title} images (N, {detector.shape[0]}, {detector.shape[1]}) alike, "
             f"got {reference.shape} and {generated.shape}"
         )
-    if particles.shape != (n, 9) or np.shape(inputs) != (n,):
+    if particles.shape != (n, 9) or np.shape(primary_ids) != (n,):
         raise ValueError(
-            f"expected features ({n}, 9) and numbers ({n},) of the primaries, got {particles.shape} and {np.shape(inputs)}"
+            f"expected features ({n}, 9) and numbers ({n},) of the primaries, got {particles.shape} and {np.shape(primary_ids)}"
         )
     for name, images in (("reference", reference), ("generated", generated)):
         if not np.issubdtype(images.dtype, np.integer) or images.min(initial=0) < 0:
@@ -595,9 +583,9 @@ def chosen_rows(
             f"expected finite features of the primaries, got {(~np.isfinite(particles)).sum()} that are not"
         )
     rows = np.sort(np.random.default_rng(settings.seed).permutation(n)[: settings.rows])
-    primaries = len(np.unique(np.asarray(inputs)[rows]))
+    primaries = len(np.unique(np.asarray(primary_ids)[rows]))
     if primaries < MIN_PRIMARIES:
-        raise ValueError(f"expected at least {MIN_PRIMARIES} primaries for a classifier test, got {primaries}")
+        raise ValueError(f"expected at least {MIN_PRIMARIES} primaries for a C2ST, got {primaries}")
     return rows
 
 
@@ -605,47 +593,47 @@ def progress(trainings: int, quiet: bool) -> Any:
     """A progress bar over trainings; silent without a terminal."""
     from tqdm import tqdm
 
-    return tqdm(total=trainings, unit="judge", desc="classifier test", disable=True if quiet else None, leave=False)
+    return tqdm(total=trainings, unit="classifier", desc="C2ST", disable=True if quiet else None, leave=False)
 
 
-def judged(
-    stacks: tuple[Stack, Stack], inputs: NDArray[np.integer], settings: ClassifierSettings, bar: Any
-) -> ClassifierResult:
-    """All judges on one pair of stacks.
+def tested(
+    stacks: tuple[Stack, Stack], primary_ids: NDArray[np.integer], settings: C2STSettings, bar: Any
+) -> C2STResult:
+    """All classifiers on one pair of stacks.
 
     Each takes one thread: its products are small, threads that share them wait for each other, and beside a busy neighbor
     they wait long. With one thread the numbers are the same on any machine, too.
     """
     with one_thread(), threadpool_limits(1):
-        return _judged(stacks, inputs, settings, bar)
+        return _tested(stacks, primary_ids, settings, bar)
 
 
-def _judged(
-    stacks: tuple[Stack, Stack], inputs: NDArray[np.integer], settings: ClassifierSettings, bar: Any
-) -> ClassifierResult:
-    parts = [divide(inputs, settings.seed, k) for k in range(settings.seeds)]
-    unique, number = np.unique(inputs, return_inverse=True)
+def _tested(
+    stacks: tuple[Stack, Stack], primary_ids: NDArray[np.integer], settings: C2STSettings, bar: Any
+) -> C2STResult:
+    parts = [divide(primary_ids, settings.seed, k) for k in range(settings.seeds)]
+    unique, number = np.unique(primary_ids, return_inverse=True)
     rng = np.random.default_rng((settings.seed, len(unique)))
     counts = rng.multinomial(len(unique), np.full(len(unique), 1 / len(unique)), size=settings.resamples)
     verdicts: dict[str, Verdict] = {}
     features: tuple[FeatureGroup, ...] = ()
-    for judge in settings.judges:
+    for classifier in settings.classifiers:
         start, scores, falls = time.perf_counter(), [], []
-        values = (_SEEN[judge](stacks[0]), _SEEN[judge](stacks[1])) if judge in _SEEN else None
+        values = (_SEEN[classifier](stacks[0]), _SEEN[classifier](stacks[1])) if classifier in _SEEN else None
         for k, part in enumerate(parts):
             seed = settings.seed + k
             if values is None:
-                scores.append(network_scores(_NETWORKS[judge], stacks, part, settings.epochs, seed))
+                scores.append(network_scores(_NETWORKS[classifier], stacks, part, settings.epochs, seed))
             else:
                 trees, tested = boosting(values, part, seed), np.concatenate([v[part.test] for v in values])
                 scores.append(trees.predict_proba(tested)[:, 1])
-                if judge == "features":
+                if classifier == "features":
                     falls.append(_importance(trees, tested, scores[-1], stacks[0].features.groups, seed))
             bar.update()
         if falls:
             features = _feature_groups(stacks, np.array(falls))
-        verdicts[judge] = _verdict(scores, [number[p.test] for p in parts], counts, time.perf_counter() - start)
-    return ClassifierResult(verdicts, features, len(inputs), len(unique))
+        verdicts[classifier] = _verdict(scores, [number[p.test] for p in parts], counts, time.perf_counter() - start)
+    return C2STResult(verdicts, features, len(primary_ids), len(unique))
 
 
 _NETWORKS = {"images": ImageNetwork, "calochallenge": CaloChallengeNetwork}
@@ -705,47 +693,47 @@ def _feature_groups(stacks: tuple[Stack, Stack], falls: NDArray[np.float64]) -> 
     return tuple(sorted(table, key=lambda row: -row.importance))
 
 
-def classifier_controls(
+def c2st_controls(
     reference: NDArray[np.integer],
     second: NDArray[np.integer],
     particles: NDArray[np.float64],
-    inputs: NDArray[np.integer],
+    primary_ids: NDArray[np.integer],
     detector: Detector,
-    settings: ClassifierSettings | None = None,
+    settings: C2STSettings | None = None,
     shares: Iterable[float] = (0.05, 0.1, 0.2),
     quiet: bool = False,
-) -> dict[str, ClassifierResult]:
-    """Tests the judges: what they make of the Monte Carlo itself, damaged or not.
+) -> dict[str, C2STResult]:
+    """Tests the classifiers: what they make of the Monte Carlo itself, damaged or not.
 
     Args:
         reference: Photon counts of the Monte Carlo with shape (N, nx, ny), integers.
         second: Those of the Monte Carlo with another seed, to the same primaries row by row. Not the reference itself:
-            a judge that sees both sides of a response learns faster than one can from a model's.
+            a classifier that sees both sides of a response learns faster than one can from a model's.
         particles: Features of the primaries with shape (N, 9), finite.
-        inputs: Unique-input numbers of the primaries with shape (N,), integers.
+        primary_ids: Identifiers of the primaries with shape (N,), integers.
         detector: The detector.
-        settings: As for :func:`classifier_test`, whose results these belong to.
+        settings: As for :func:`c2st`, whose results these belong to.
         shares: Shares of the photons that are moved by one pixel.
         quiet: Whether to show no progress bar.
 
     Returns:
-        Results by ``mc`` (0.5 if the test is right, with the judge ``primary`` beside the others, which must find 0.5
+        Results by ``mc`` (0.5 if the test is right, with the classifier ``primary`` beside the others, which must find 0.5
         exactly) and ``damaged_05``, ``damaged_10``, ... by the percentage of moved photons.
 
     Raises:
-        ValueError: As :func:`classifier_test`, or if a share is not between 0 and 1.
+        ValueError: As :func:`c2st`, or if a share is not between 0 and 1.
     """
-    settings, shares = settings or ClassifierSettings(), tuple(shares)
-    kept = chosen_rows(reference, second, particles, inputs, detector, settings)
-    number, primaries, other = np.asarray(inputs)[kept], particles[kept], second[kept]
+    settings, shares = settings or C2STSettings(), tuple(shares)
+    kept = chosen_rows(reference, second, particles, primary_ids, detector, settings)
+    number, primaries, other = np.asarray(primary_ids)[kept], particles[kept], second[kept]
     first = Stack(reference[kept], primaries, detector)
-    with_primary = replace(settings, judges=(*settings.judges, "primary"))
-    trainings = (len(settings.judges) * (1 + len(shares)) + 1) * settings.seeds
+    with_primary = replace(settings, classifiers=(*settings.classifiers, "primary"))
+    trainings = (len(settings.classifiers) * (1 + len(shares)) + 1) * settings.seeds
     with progress(trainings, quiet) as bar:
-        results = {"mc": judged((first, Stack(other, primaries, detector)), number, with_primary, bar)}
+        results = {"mc": tested((first, Stack(other, primaries, detector)), number, with_primary, bar)}
         for share in shares:
             worse = Stack(damaged(other, share, settings.seed), primaries, detector)
-            results[f"damaged_{100 * share:02.0f}"] = judged((first, worse), number, settings, bar)
+            results[f"damaged_{100 * share:02.0f}"] = tested((first, worse), number, settings, bar)
     return results
 
 

@@ -1,6 +1,6 @@
-"""Channel metrics with a value for each unique input: means, dispersion and common firing, averaged over inputs.
+"""Channel metrics with a value for each primary: means, dispersion and common firing, averaged over primaries.
 
-Rows of the same primary share an input; the values of the inputs are what a paired bootstrap resamples, see
+Rows of the same primary share an identifier; the values of the primaries are what a paired bootstrap resamples, see
 :mod:`calosim.metrics.bootstrap`.
 
 References:
@@ -15,69 +15,69 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from torchmetrics import MetricCollection
 
 from calosim.detectors import Convention, Detector, get_detector
-from calosim.metrics.wasserstein import ChannelMetric, CheckerboardWasserstein, Floats, Ints
+from calosim.metrics.bootstrap import Floats
+from calosim.metrics.wasserstein import ChannelMetric, Ints
 from calosim.particles import groups
 
-__all__ = ["ConditionalMAE", "DispersionRatio", "Diversity", "JaccardError", "PerInput", "channel_metrics", "diversity"]
+__all__ = ["ConditionalMAE", "DispersionRatio", "Diversity", "JaccardError", "PerPrimary", "diversity"]
 
 
 Weights = Literal["log", "count"]
 
-#: The dispersion ratio's prior of a particle type comes from inputs with at least that many responses.
+#: The dispersion ratio's prior of a particle type comes from primaries with at least that many responses.
 PRIOR_RESPONSES = 5
 
 
-class PerInput(NamedTuple):
-    """A metric's value for every unique input, in the order of PDG code and input.
+class PerPrimary(NamedTuple):
+    """A metric's value for every primary, in the order of PDG code and primary.
 
     Attributes:
-        input: Identifiers of the unique inputs with shape (K,).
+        primary_id: Identifiers of the primaries with shape (K,).
         pdg: Their PDG codes with shape (K,).
         weight: Their weights in the mean with shape (K,).
         value: The metric with shape (K,).
     """
 
-    input: Ints
+    primary_id: Ints
     pdg: Ints
     weight: Floats
     value: Floats
 
 
 class _Side(NamedTuple):
-    """Channel values (N, 5) ordered by unique input; input k has counts[k] rows from starts[k] on."""
+    """Channel values (N, 5) ordered by primary; primary k has counts[k] rows from starts[k] on."""
 
     pdg: Ints
-    input: Ints
+    primary_id: Ints
     values: Floats
     starts: Ints
     counts: Ints
 
     def sums(self, values: NDArray) -> NDArray:
-        """Sums rows (N, *) over the responses of each input: (K, *)."""
+        """Sums rows (N, *) over the responses of each primary: (K, *)."""
         return np.add.reduceat(values, self.starts) if len(values) else values
 
     def sort(self, values: Floats) -> Floats:
-        """Sorts every column of (N, 5) within each input; that makes later sums independent of row order."""
+        """Sorts every column of (N, 5) within each primary; that makes later sums independent of row order."""
         group = np.repeat(np.arange(len(self.counts)), self.counts)
         columns = [column[np.lexsort((column, group))] for column in values.T]
         return np.stack(columns, axis=1) if columns else values
 
     def medians(self, values: Floats) -> Floats:
-        """The median of (N, 5) over the responses of each input: (K, 5)."""
+        """The median of (N, 5) over the responses of each primary: (K, 5)."""
         ordered = self.sort(values)
         return (ordered[self.starts + (self.counts - 1) // 2] + ordered[self.starts + self.counts // 2]) / 2
 
     def mad(self) -> Floats:
-        """The median absolute deviation of each input and channel: (K, 5)."""
+        """The median absolute deviation of each primary and channel: (K, 5)."""
         medians = np.repeat(self.medians(self.values), self.counts, axis=0)
         return self.medians(np.abs(self.values - medians))
 
 
-def _by_input(keys: Ints, values: Floats) -> _Side:
-    """Orders keys (N, 2), PDG code and input, and channel values (N, 5) by input."""
+def _by_primary(keys: Ints, values: Floats) -> _Side:
+    """Orders keys (N, 2), PDG code and primary, and channel values (N, 5) by primary."""
     order = np.lexsort((keys[:, 1], keys[:, 0]))
     keys = keys[order]
     new = np.ones(len(keys), dtype=bool)
@@ -87,8 +87,8 @@ def _by_input(keys: Ints, values: Floats) -> _Side:
     return _Side(keys[starts, 0], keys[starts, 1], values[order], starts, counts)
 
 
-def _input_weights(responses: Ints, weights: Weights) -> Floats:
-    """The weights (K,) of inputs with that many responses (K,)."""
+def _primary_weights(responses: Ints, weights: Weights) -> Floats:
+    """The weights (K,) of primaries with that many responses (K,)."""
     return np.log1p(responses) if weights == "log" else responses.astype(np.float64)
 
 
@@ -110,10 +110,10 @@ def _weighted_median(values: Floats, weights: Floats) -> Floats:
 
 
 class _ConditionalMetric(ChannelMetric):
-    r"""A metric with one value for each unique input, and their weighted mean.
+    r"""A metric with one value for each primary, and their weighted mean.
 
     Args:
-        weights: The weight of an input with :math:`n` reference responses: ``log`` for :math:`\log(1 + n)`,
+        weights: The weight of a primary with :math:`n` reference responses: ``log`` for :math:`\log(1 + n)`,
             as published, or ``count`` for :math:`n`.
         kwargs: See :class:`torchmetrics.Metric`.
 
@@ -128,26 +128,26 @@ class _ConditionalMetric(ChannelMetric):
         self.weights = weights
 
     def _values(self, reference: _Side, generated: _Side, weight: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-        """The value of every input (K,), and which of them count (K,)."""
+        """The value of every primary (K,), and which of them count (K,)."""
         raise NotImplementedError
 
-    def _per_input(self) -> PerInput:
-        reference, generated = _by_input(*self._state("reference")), _by_input(*self._state("generated"))
-        weight = _input_weights(reference.counts, self.weights)
+    def _per_primary(self) -> PerPrimary:
+        reference, generated = _by_primary(*self._state("reference")), _by_primary(*self._state("generated"))
+        weight = _primary_weights(reference.counts, self.weights)
         if not len(weight):
-            return PerInput(reference.input, reference.pdg, weight, weight)
+            return PerPrimary(reference.primary_id, reference.pdg, weight, weight)
         value, kept = self._values(reference, generated, weight)
-        return PerInput(reference.input[kept], reference.pdg[kept], weight[kept], value[kept])
+        return PerPrimary(reference.primary_id[kept], reference.pdg[kept], weight[kept], value[kept])
 
-    def per_input(self) -> PerInput:
-        """Returns the value of every unique input, gathered from all processes, for the bootstrap."""
+    def per_primary(self) -> PerPrimary:
+        """Returns the value of every primary, gathered from all processes, for the bootstrap."""
         with self.sync_context():
-            return self._per_input()
+            return self._per_primary()
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns the weighted mean over inputs: ``all``, and one for each particle type present."""
-        result = self._per_input()
-        # A type may be there without an input that counts.
+        """Returns the weighted mean over primaries: ``all``, and one for each particle type present."""
+        result = self._per_primary()
+        # A type may be there without a primary that counts.
         kept, none = dict(groups(result.pdg)), np.zeros(len(result.pdg), dtype=bool)
         values = {}
         for name, _ in groups(self._state("reference")[0][:, 0]):
@@ -157,7 +157,7 @@ class _ConditionalMetric(ChannelMetric):
 
 
 class ConditionalMAE(_ConditionalMetric):
-    r"""The conditional mean absolute error of mean channel values, weighted over unique inputs.
+    r"""The conditional mean absolute error of mean channel values, weighted over primaries.
 
     .. math:: \mathrm{MAE}_\mathrm{cond} = \frac{1}{\sum_k p_k} \sum_k p_k
         \frac{1}{5} \sum_{i=1}^5 \left| \overline{w_i^k} - \overline{\hat w_i^k} \right|
@@ -180,9 +180,9 @@ class ConditionalMAE(_ConditionalMetric):
 
 
 class DispersionRatio(_ConditionalMetric):
-    r"""How much the spread of the responses to one input differs, from 0 (equal) to 1.
+    r"""How much the spread of the responses to one primary differs, from 0 (equal) to 1.
 
-    For unique input :math:`u` and channel :math:`c`, with :math:`R` the channel values of its responses,
+    For primary :math:`u` and channel :math:`c`, with :math:`R` the channel values of its responses,
 
     .. math::
         \mathrm{MAD}_{u,c} &= \mathrm{median}_i |R_{u,c}^i - \mathrm{median}_j R_{u,c}^j| \\
@@ -192,13 +192,13 @@ class DispersionRatio(_ConditionalMetric):
         \delta_{u,c} &= \frac{|\widetilde{\mathrm{MAD}}^\mathrm{gen} - \widetilde{\mathrm{MAD}}^\mathrm{ref}|}
         {\widetilde{\mathrm{MAD}}^\mathrm{gen} + \widetilde{\mathrm{MAD}}^\mathrm{ref} + \tau}
 
-    averaged over channels, then over inputs by weight. What the publication leaves open is settled as follows.
+    averaged over channels, then over primaries by weight. What the publication leaves open is settled as follows.
     :math:`N_u` is the number of *reference* responses on both sides, so that several generations a row do not
     shrink the two sides differently; :math:`\kappa` is the 10th percentile (linear interpolation) of
-    :math:`N_u` over all inputs of the particle type. :math:`\mathrm{MAD}_\mathrm{particle}` is the median
-    over the reference inputs of the type with at least 5 responses, weighted as the mean is; a type without
-    such an input takes all its inputs with at least 2. Inputs with fewer than 2 responses on either side are
-    left out.
+    :math:`N_u` over all primaries of the particle type. :math:`\mathrm{MAD}_\mathrm{particle}` is the median
+    over the reference primaries of the type with at least 5 responses, weighted as the mean is; a type without
+    such a primary takes all its primaries with at least 2. Primaries with fewer than 2 responses on either
+    side are left out.
 
     Args:
         weights: ``log`` for :math:`\log(1 + N_u)`, ``count`` for :math:`N_u`.
@@ -237,7 +237,7 @@ class DispersionRatio(_ConditionalMetric):
 class JaccardError(_ConditionalMetric):
     r"""How differently neighbouring channels fire together, from 0 (equal) to 1.
 
-    For the responses to unique input :math:`u` and each of the :math:`P` pairs of neighbouring channels,
+    For the responses to primary :math:`u` and each of the :math:`P` pairs of neighbouring channels,
     :math:`J` is the number of responses with light in both channels over that with light in either, 1 if both
     are always dark:
 
@@ -275,83 +275,60 @@ class JaccardError(_ConditionalMetric):
         return np.abs(indices[0] - indices[1]).mean(axis=1), np.ones(len(weight), dtype=bool)
 
 
-def channel_metrics(detector: str | Detector = "zn", convention: Convention = "paper") -> MetricCollection:
-    """Returns the published metrics, ready to update together.
-
-    Args:
-        detector: The detector, by name or as a :class:`calosim.detectors.Detector`.
-        convention: The convention in which the channels are summed.
-
-    Returns:
-        A collection of ``ws``, ``mae_cond`` (logarithmic weights), ``mae_w`` (weighted by responses),
-        ``delta`` and ``jacc``. Its ``compute()`` joins names with an underscore: ``ws_all``, ``ws_tower1``,
-        ``delta_gamma``.
-    """
-    return MetricCollection(
-        {
-            "ws": CheckerboardWasserstein(detector, convention),
-            "mae_cond": ConditionalMAE("log"),
-            "mae_w": ConditionalMAE("count"),
-            "delta": DispersionRatio(),
-            "jacc": JaccardError(detector, convention),
-        }
-    )
-
-
 class Diversity(NamedTuple):
-    """The diversity of every unique input, in the order of its identifier.
+    """The diversity of every primary, in the order of its identifier.
 
     Attributes:
-        input: Identifiers of the unique inputs with shape (K,).
+        primary_id: Identifiers of the primaries with shape (K,).
         responses: The number of responses to each with shape (K,).
         value: The diversity with shape (K,), in photons, or in [0, 1] if normalized.
     """
 
-    input: NDArray
+    primary_id: NDArray
     responses: Ints
     value: Floats
 
 
 def diversity(
-    images: NDArray, inputs: ArrayLike, normalized: bool = False, quantile: float = 1.0, chunk: int = 2048
+    images: NDArray, primary_ids: ArrayLike, normalized: bool = False, quantile: float = 1.0, chunk: int = 2048
 ) -> Diversity:
-    r"""How much the responses to the same input differ.
+    r"""How much the responses to the same primary differ.
 
     .. math:: f_\mathrm{div}(c) = \sum_{ij} \sqrt{\frac{1}{|X_c|} \sum_{t \in X_c} (x_{ij}^t - \mu_{ij})^2}
 
-    Images are read in chunks of rows, so that a memory-mapped file of any length fits; rows of one input may be
-    anywhere. An input with a single response has diversity 0.
+    Images are read in chunks of rows, so that a memory-mapped file of any length fits; rows of one primary may be
+    anywhere. A primary with a single response has diversity 0.
 
     Args:
         images: Photon counts with shape (N, nx, ny), also memory-mapped.
-        inputs: Identifiers of the unique inputs with shape (N,).
-        normalized: Scale the values to [0, 1] by their minimum and maximum over inputs, as published.
-        quantile: The quantile of the values over inputs that is scaled to 1, with everything above it clipped
+        primary_ids: Identifiers of the primaries with shape (N,).
+        normalized: Scale the values to [0, 1] by their minimum and maximum over primaries, as published.
+        quantile: The quantile of the values over primaries that is scaled to 1, with everything above it clipped
             there. The published scale is 1, the maximum. A single artefact of 10^5 photons then sets the
-            scale and presses all other inputs to 0: choose 0.99 or so for data that may hold such rows.
+            scale and presses all other primaries to 0: choose 0.99 or so for data that may hold such rows.
         chunk: Rows read at a time; memory is about ``80 * chunk * nx * ny`` bytes at worst.
 
     Returns:
-        The diversity of each unique input.
+        The diversity of each primary.
 
     Raises:
-        ValueError: If the numbers of images and inputs differ, or the quantile is outside (0, 1].
+        ValueError: If the numbers of images and identifiers differ, or the quantile is outside (0, 1].
 
     References:
         | Majerz et al. (2026), https://arxiv.org/abs/2608.12795, equation 1
         | SDI-GAN: Selectively Increasing Diversity of Simulations (Dubinski et al., 2023)
     """
-    inputs = np.asarray(inputs)
-    if len(images) != len(inputs) or not 0 < quantile <= 1:
+    primary_ids = np.asarray(primary_ids)
+    if len(images) != len(primary_ids) or not 0 < quantile <= 1:
         raise ValueError(
-            f"expected as many inputs as images and a quantile in (0, 1], got {len(images)} images, "
-            f"{len(inputs)} inputs and quantile {quantile}"
+            f"expected as many identifiers of primaries as images and a quantile in (0, 1], got {len(images)} images, "
+            f"{len(primary_ids)} identifiers and quantile {quantile}"
         )
-    ids, group, counts = np.unique(inputs, return_inverse=True, return_counts=True)
+    ids, group, counts = np.unique(primary_ids, return_inverse=True, return_counts=True)
     order = np.argsort(group, kind="stable")
     pixels = int(np.prod(images.shape[1:]))
     value = np.zeros(len(ids))
-    carry: Floats = np.zeros((2, pixels))  # sums of an input that spans two chunks
+    carry: Floats = np.zeros((2, pixels))  # sums of a primary that spans two chunks
     carried = -1
     for begin in range(0, len(order), chunk):
         rows = np.sort(order[begin : begin + chunk])  # rising rows read a memory-mapped file forwards
@@ -368,7 +345,7 @@ def diversity(
         if carried == low:
             sums[:, 0] += carry
         carry, carried = sums[:, -1].copy(), high
-        # An unfinished last input gets a value here that the next chunk overwrites.
+        # An unfinished last primary gets a value here that the next chunk overwrites.
         n = counts[low : high + 1, None]
         variance = (sums[1] - sums[0] ** 2 / n) / n
         value[low : high + 1] = np.sqrt(np.maximum(variance, 0)).sum(axis=1)

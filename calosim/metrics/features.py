@@ -1,6 +1,6 @@
 r"""High-level features of photon images: what a shower looks like in about ninety numbers.
 
-Features are named and come in groups, so that a judge that tells a model from the Monte Carlo can say by what. Most are
+Features are named and come in groups, so that a classifier that tells a model from the Monte Carlo can say by what. Most are
 shares of the photon sum :math:`n`. The strongest against blurred images are pair counts: the share of photon pairs
 that lie a given number of pixels apart,
 

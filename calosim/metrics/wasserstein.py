@@ -1,8 +1,8 @@
 """The Wasserstein distance between distributions of channel values, and what all channel metrics share.
 
 The metrics of this package work on the five channel values of :meth:`calosim.detectors.Detector.channels` and share one
-signature, ``update(generated, reference, pdg, input)``, so that they live in one :class:`torchmetrics.MetricCollection`
-(see :func:`calosim.metrics.channel_metrics`). States are gathered across processes and then sorted, never averaged: any
+signature, ``update(generated, reference, pdg, primary_ids)``, so that they may live in one
+:class:`torchmetrics.MetricCollection`. States are gathered across processes and then sorted, never averaged: any
 number of processes, in any order, gives the value of one, bit for bit.
 
 References:
@@ -22,13 +22,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from calosim.detectors import Convention, Detector, get_detector
+from calosim.metrics.bootstrap import Floats
 from calosim.particles import groups
 
 __all__ = [
     "VARIANTS",
     "ChannelMetric",
     "CheckerboardWasserstein",
-    "Floats",
     "Ints",
     "Variant",
     "variant_metrics",
@@ -36,7 +36,6 @@ __all__ = [
 ]
 
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
@@ -73,7 +72,7 @@ def wasserstein(reference: ArrayLike, generated: ArrayLike) -> Floats:
 
 
 class ChannelMetric(Metric):
-    """Gathers channel values of reference and generated responses with their particle type and input."""
+    """Gathers channel values of reference and generated responses with their particle type and primary."""
 
     full_state_update = False
     is_differentiable = False
@@ -89,7 +88,7 @@ class ChannelMetric(Metric):
         for state in ("reference", "reference_keys", "generated", "generated_keys"):
             self.add_state(state, default=[], dist_reduce_fx="cat")
 
-    def update(self, generated: Tensor, reference: Tensor, pdg: Tensor, input: Tensor) -> None:
+    def update(self, generated: Tensor, reference: Tensor, pdg: Tensor, primary_ids: Tensor) -> None:
         """Adds rows; every generation of a row counts once, and so does its reference.
 
         Args:
@@ -97,7 +96,7 @@ class ChannelMetric(Metric):
                 generations of every row.
             reference: Channel values of the Monte Carlo responses with shape (B, 5).
             pdg: PDG codes with shape (B,).
-            input: Identifiers of the unique inputs with shape (B,); rows of the same primary share one.
+            primary_ids: Identifiers of the primaries with shape (B,); rows of the same primary share one.
 
         Raises:
             ValueError: If a shape is not as described, or a value is not finite.
@@ -109,11 +108,11 @@ class ChannelMetric(Metric):
             or (generated.shape[0], generated.shape[-1]) != (rows, 5)
             or 0 in generated.shape[1:]
             or pdg.shape != (rows,)
-            or input.shape != (rows,)
+            or primary_ids.shape != (rows,)
         ):
             raise ValueError(
-                "expected generated (B, 5) or (B, G, 5), reference (B, 5), pdg (B,) and input (B,), got "
-                + ", ".join(str(tuple(t.shape)) for t in (generated, reference, pdg, input))
+                "expected generated (B, 5) or (B, G, 5), reference (B, 5), pdg (B,) and primary_ids (B,), got "
+                + ", ".join(str(tuple(t.shape)) for t in (generated, reference, pdg, primary_ids))
             )
         for name, values in (("generated", generated), ("reference", reference)):
             bad = ~values.isfinite().flatten(1).all(1)
@@ -122,7 +121,7 @@ class ChannelMetric(Metric):
                     f"expected finite {name} channel values, got others in row {int(torch.nonzero(bad)[0, 0])}"
                 )
         generations = generated.shape[1] if generated.ndim == 3 else 1
-        keys = torch.stack([pdg, input], dim=1).to(self.device, torch.int64)
+        keys = torch.stack([pdg, primary_ids], dim=1).to(self.device, torch.int64)
         self.reference.append(reference.detach().to(self.device, torch.float64))
         self.reference_keys.append(keys)
         self.generated.append(generated.detach().to(self.device, torch.float64).reshape(-1, 5))
@@ -138,7 +137,7 @@ class ChannelMetric(Metric):
         super().sync(*args, **kwargs)
 
     def _state(self, side: Literal["reference", "generated"]) -> tuple[Ints, Floats]:
-        """Keys (N, 2), that is PDG code and input, and channel values (N, 5) of one side."""
+        """Keys (N, 2), that is PDG code and primary, and channel values (N, 5) of one side."""
         keys, values = getattr(self, f"{side}_keys"), getattr(self, side)
         if isinstance(values, list):  # one tensor while synchronized
             if not values:

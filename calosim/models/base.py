@@ -28,7 +28,7 @@ from calosim.models.provenance import (
     primaries_of,
     same_line,
 )
-from calosim.runs import FORMAT
+from calosim.runs import FORMAT, renamed
 
 __all__ = ["CalosimModule", "evaluating", "fit_sample", "step_keys"]
 
@@ -90,7 +90,12 @@ class CalosimModule(LightningModule):
         scheduler: From an optimizer to a learning-rate scheduler, stepped once an epoch; a
             :class:`~calosim.models.optim.WarmupCosine` as it says itself.
         init: The other constructor arguments as plain values; with them and ``detector`` the module can be rebuilt.
+
+    Attributes:
+        small_products: Whether threads that share a product wait for each other longer than they save.
     """
+
+    small_products = True
 
     def __init__(
         self,
@@ -119,11 +124,6 @@ class CalosimModule(LightningModule):
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self.lineage = joined(self.ancestors, lineage_of(data))
             self.seen = primaries_of(data, self.seen_before)
-
-    @property
-    def small_products(self) -> bool:
-        """Whether threads that share a product wait for each other longer than they save."""
-        return True
 
     def on_fit_start(self) -> None:
         """Trains with one thread on a CPU where products are small, unless ``OMP_NUM_THREADS`` says how many.
@@ -225,6 +225,7 @@ class CalosimModule(LightningModule):
             ValueError: If a weight is not finite, or the checkpoint is of another model, of other data, or beyond the training's
                 end.
         """
+        checkpoint.update({key: renamed(checkpoint[key]) for key in ("state_dict", "calosim") if key in checkpoint})
         if bad := first_not_finite(checkpoint.get("state_dict", {})):
             raise ValueError(f"the checkpoint's weights {bad} are not finite")
         found = checkpoint.get("calosim", {})

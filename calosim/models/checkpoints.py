@@ -19,7 +19,7 @@ import torch
 from calosim.io import read_json
 from calosim.models.base import CalosimModule
 from calosim.models.provenance import Lineage, first_not_finite, joined
-from calosim.runs import FORMAT, Run
+from calosim.runs import FORMAT, Run, renamed
 
 __all__ = [
     "MODULES",
@@ -220,15 +220,14 @@ def load_module(path: str | Path, device: str | torch.device = "cpu") -> Calosim
         ValueError: If the file is not a checkpoint of calosim.
     """
     checkpoint = read_checkpoint(path, device)
-    name, init = checkpoint["calosim"]["class"], checkpoint["calosim"]["init"]
-    module = _model_class(name, str(path))(**init)
+    own, weights = renamed(checkpoint["calosim"]), renamed(checkpoint["state_dict"])
+    name = own["class"]
+    module = _model_class(name, str(path))(**own["init"])
     try:
-        module.load_state_dict(checkpoint["state_dict"])
+        module.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"{path}: its weights do not fit {name} ({' '.join(str(error).split())[:200]})") from None
     if bad := first_not_finite(module.state_dict()):
         raise ValueError(f"{path}: its weights {bad} are not finite; train the model anew")
-    module.lineage, module.seen = (
-        checkpoint["calosim"].get(key, default) for key, default in (("lineage", []), ("seen", None))
-    )
+    module.lineage, module.seen = own.get("lineage", []), own.get("seen")
     return module.to(device).eval()

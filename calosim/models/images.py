@@ -111,7 +111,7 @@ def with_sum(images: Tensor, photon_sum: Tensor) -> Tensor:
     light = images.flatten(1).double()
     for enough in (0.5, 0.0):
         kept = torch.where(light >= enough, light, 0.0)
-        light = torch.where(kept.sum(1, keepdim=True) > 0, kept, light + (enough == 0))
+        light = torch.where(kept.sum(1, keepdim=True) > 0, kept, light + float(not enough))
     scaled = light * (photon_sum[:, None] / light.sum(1, keepdim=True))
     counts = scaled.floor()
     missing = photon_sum[:, None] - counts.sum(1, keepdim=True)

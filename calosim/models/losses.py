@@ -29,10 +29,8 @@ __all__ = [
     "center_of_gravity",
     "channel_loss",
     "distillation",
-    "expected_center",
     "shower_center",
     "squared_distance",
-    "straight_center",
 ]
 
 
@@ -193,45 +191,6 @@ def channel_loss(
     return difference.square().mean(1)
 
 
-def expected_center(eta: Tensor, phi: Tensor, z: Tensor) -> Tensor:
-    r"""Where a straight flight from the interaction point crosses the plane at z.
-
-    .. math:: x = z \tan(2 \arctan e^{-\eta}) \cos \phi, \qquad y = z \tan(2 \arctan e^{-\eta}) \sin \phi
-
-    Args:
-        eta: Pseudorapidities with shape (B,), of the sign of z.
-        phi: Azimuths in rad with shape (B,).
-        z: Positions along the beam in cm with shape (B,).
-
-    Returns:
-        x and y in cm, with shape (B, 2).
-
-    References:
-        | Towards Fast, ML-Based Calorimeter Simulations in ALICE (Majerz et al., slides)
-    """
-    radius = z * torch.tan(2 * torch.atan(torch.exp(-eta)))
-    return torch.stack((radius * phi.cos(), radius * phi.sin()), dim=1)
-
-
-def straight_center(particles: Tensor, detector: Detector) -> Tensor:
-    r"""Where primaries would hit the front face if they flew straight from the interaction point.
-
-    :func:`expected_center` with :math:`\eta = \operatorname{asinh}(p_z / p_T)` and the face on the side of :math:`p_z`.
-
-    Args:
-        particles: Features with shape (B, 9), see :data:`calosim.data.record.FEATURES`.
-        detector: The detector.
-
-    Returns:
-        x and y in cm with shape (B, 2), where the beam line is 0.
-    """
-    px, py, pz = particles[:, 4], particles[:, 5], particles[:, 6]
-    eta = (pz / torch.hypot(px, py)).asinh()  # infinite along the beam
-    forward, backward = eta.new_tensor(detector.front_z)
-    z = torch.where(pz < 0, backward, forward)
-    return expected_center(eta, torch.atan2(py, px), z)
-
-
 def center_of_gravity(images: Tensor, detector: Detector) -> Tensor:
     """Center of gravity of images.
 
@@ -260,10 +219,9 @@ def center_of_gravity(images: Tensor, detector: Detector) -> Tensor:
 
 
 def shower_center(images: Tensor, particles: Tensor, detector: Detector) -> Tensor:
-    """Distance between the image's center of gravity and where the primary would cross the front face.
+    """Distance between the image's center of gravity and where the primary's straight flight crosses the front face.
 
-    Meant for FoCal-H, where primaries come straight from the interaction point; before the ZDC many bend, decay or
-    shower.
+    Meant for FoCal-H, which primaries fly straight to; before the ZDC many bend, decay or shower.
 
     Args:
         images: Photons with shape (B, nx, ny), floating point.
@@ -273,6 +231,7 @@ def shower_center(images: Tensor, particles: Tensor, detector: Detector) -> Tens
     Returns:
         Distances in cm with shape (B,); 0 for an image without light.
     """
-    expected = straight_center(particles, detector).to(images)
+    x, y = detector.straight_flight(particles)
+    expected = torch.stack((x + detector.center_x, y), dim=1).to(images)
     center = center_of_gravity(images, detector)
     return torch.linalg.vector_norm(torch.where(center.isnan(), expected, center) - expected, dim=1)

@@ -240,11 +240,7 @@ class FlowModel(ShowerModel):
         self.nll_unit = self.representation.inverse_nll_unit if inverse else self.representation.nll_unit
         self.requantizations = self.representation.requantizations
         self.requantization = self.representation.requantization
-
-    @property
-    def small_products(self) -> bool:
-        """Those of networks that split photons are, those of pixel flows are not."""
-        return self.representation.small_products
+        self.small_products = self.representation.small_products
 
     def fit_images(self, images: Tensor, keys: Tensor) -> None:
         """Those of the representation, see :meth:`ShowerModel.fit_images`."""

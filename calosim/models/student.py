@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ LOSSES, AS_TEACHER = StudentLosses(), FlowChanges()
 
 
 class Student(FlowModel):
-    r"""Inverse autoregressive flow of the shower's shape, trained on what its teacher does with data and with noise.
+    r"""Inverse autoregressive flow of a shower's image, trained on what its teacher does with data and with noise.
 
     Architecture and preprocessing are the teacher's unless given. The teacher is needed for training and validation
     only: it is no part of the module's parameters or of its checkpoint.
@@ -106,12 +107,11 @@ class Student(FlowModel):
                 )
         pairing = self.representation.pairing(teacher.flow, self.flow)
         unpaired = pairing.unpaired(source)
-        for name in (f"{space}.{part}" for space in "xz" for part in ("intermediate", "parameters")):
-            space, _, part = name.partition(".")
-            if getattr(getattr(self.losses, space), part) and unpaired.get(part):
+        for space, part in product("xz", unpaired):
+            if unpaired[part] and getattr(getattr(self.losses, space), part):
                 raise ValueError(
                     f"{source}: expected a student that can be paired with its teacher, got {unpaired[part]}; set "
-                    f"--model.losses.{name} 0, or choose the teacher's size"
+                    f"--model.losses.{space}.{part} 0, or choose the teacher's size"
                 )
         self.features.load_state_dict(teacher.features.state_dict())
         self.representation.load_state_dict(teacher.representation.state_dict())
@@ -257,7 +257,7 @@ class Student(FlowModel):
         }
 
     def _physics(self, batch: dict[str, Tensor], x: Tensor, made: Tensor) -> dict[str, Tensor]:
-        """The losses of images: from the coordinates of the data and of the student, both with shape (B, D)."""
+        """The losses of images: from the points of the data and of the student, both with shape (B, D)."""
         parts: dict[str, Tensor] = {}
         photon_sum = batch["images"].flatten(1).sum(1).to(made.dtype)
         channel, expected = self.losses.channel, self.representation.expected

@@ -1,4 +1,4 @@
-"""The teacher: a conditional masked autoregressive flow of the shower's shape, trained by exact maximum likelihood."""
+"""The teacher: a conditional masked autoregressive flow of a shower's image, trained by exact maximum likelihood."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from calosim.representations import RepresentationConfig, SplitConfig, from_plai
 __all__ = ["Teacher"]
 
 #: Never changed.
-COORDINATES = SplitConfig()
+SPLITS = SplitConfig()
 
 
 class Teacher(FlowModel):
-    r"""Masked autoregressive flow :math:`p(x \mid \text{primary}, N)` over coordinates of the shape.
+    r"""Masked autoregressive flow :math:`p(x \mid \text{primary}, N)` over a representation of images.
 
     Args:
         detector: The detector's name; on the command line it follows ``--data.detector``.
-        flow: Size and shape of a flow of points (pixel coordinates); those of split coordinates are among their settings.
+        flow: Size and shape of a flow of points, as of pixels; those of splits are among the representation's settings.
         representation: What is modeled of an image.
         physics: Whether log-energy and the spot of a straight flight join the context.
         optimizer: From parameters to an optimizer; Adam with learning rate 1e-4 by default.
@@ -40,7 +40,7 @@ class Teacher(FlowModel):
         self,
         detector: str = "zn",
         flow: FlowConfig | None = None,
-        representation: RepresentationConfig = COORDINATES,
+        representation: RepresentationConfig = SPLITS,
         physics: bool = True,
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-4, fused=True),
         scheduler: LRSchedulerCallable | None = None,

@@ -106,7 +106,7 @@ class Ensemble(nn.Module):
         return h
 
     def penalty(self) -> Tensor:
-        """Nothing."""
+        """None: members are independent; see :meth:`BayesianNetworks.penalty`."""
         return self.biases[-1].new_zeros(())
 
     def draw(self, number: int) -> list[nn.Module]:

@@ -424,7 +424,7 @@ def diversity_targets(seed: int, scale: float, workers: int) -> list[Target]:
         # An artifact would set the scale for all: the published data, whose largest sum is 3360, has none.
         kept = np.flatnonzero(~truth.artifact)
         found = diversity(showers.images[kept], truth.primary[kept], normalized=True)
-        pdg = showers.pdg[np.searchsorted(truth.primary, found.input)]
+        pdg = showers.pdg[np.searchsorted(truth.primary, found.primary_id)]
         values.append([np.average(found.value[pdg == c], weights=found.responses[pdg == c]) for c in STUDY_PARTICLES])
     mean, error = np.mean(values, 0), np.std(values, 0, ddof=1) / len(values) ** 0.5
     published = (0.10, 0.30, 0.48, 0.47, 0.58)

@@ -50,7 +50,7 @@ def log_report(
                 image = wandb.Image(Image.open(io.BytesIO(picture.png)), caption=picture.caption)
                 run.log({f"{section.key}/{number}": image})
         for folder in found["evaluation"]:
-            rows = list(_metrics(read_json(folder / Evaluation.RECORD)))
+            rows = list(_metrics(Evaluation(folder).record))
             run.log({f"{folder_name(folder)}/metrics": wandb.Table(["candidate", "metric", "mean", "std"], rows)})
             run.summary.update({f"{folder_name(folder)}/{c}/{m}": mean for c, m, mean, _ in rows})
         for name, marker in (("study", "comparison.csv"), ("explanation", "shap.csv")):

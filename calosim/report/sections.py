@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from calosim.detectors import Detector, get_detector
-from calosim.evaluation.definitions import DEFINITIONS, HEADER, RADII, TITLES
-from calosim.evaluation.stored import Evaluation
+from calosim.evaluation.samples import RADII
+from calosim.evaluation.stored import TITLES, Evaluation
 from calosim.io import read_csv, read_json, read_npz
+from calosim.metrics.registry import HEADER, definitions
 from calosim.models.checkpoints import older
 from calosim.particles import STUDY_PARTICLES, particle_symbol
 from calosim.report.page import Picture, Section
@@ -104,21 +105,21 @@ def _logged(run: Run, model: str) -> dict[str, Curve]:
     return {label: curve for label, curve in found.items() if curve.train or curve.val}
 
 
-#: A judge that finds the generated response in no more pairs than that is close to guessing.
+#: A classifier that finds the generated response in no more pairs than that is close to guessing.
 CLOSE, FAR = 0.6, 0.8
 #: Primaries, and responses to each on either side, of the picture.
 SHOWN = (4, 3)
 LEGEND = (
-    "WS ÷ floor: the Wasserstein distance of channel sums over that of the Monte Carlo itself (its answers with another seed or, "
-    "without --floor, its other responses) and, for a shape alone, with the same photon sums; 1 is as good as the Monte Carlo. "
-    "AUC: how often a trained judge finds the generated one of a pair, 0.5 is guessing, with standard errors. ms a response: in "
-    "batches of 1024 on the machine of the evaluation."
+    "WS ÷ floor: the Wasserstein distance of channel sums over that of the Monte Carlo itself (its responses with another seed "
+    "or, without --floor, its other responses) and, for a shape alone, with the same photon sums; 1 is as good as the Monte "
+    "Carlo. AUC: how often a trained classifier finds the generated one of a pair, 0.5 is guessing, with standard errors. ms a "
+    "response: in batches of 1024 on the machine of the evaluation."
 )
 VERDICTS = ("model", "WS ÷ floor", "AUC images", "AUC features", "ms a response", "verdict")
 
 
 class Verdict(NamedTuple):
-    """What the classifier test says of a model, in words and as a level: good, fair, poor, or none without a test."""
+    """What the C2ST says of a model, in words and as a level: good, fair, poor, or none without a test."""
 
     level: str
     words: str
@@ -142,25 +143,25 @@ def answer(folders: Sequence[Path]) -> Section:
     return section
 
 
-def verdict(test: Mapping[str, Any], title: str) -> Verdict:
-    """What a classifier test says of a candidate.
+def verdict(test: Mapping[str, Any], name: str) -> Verdict:
+    """What a C2ST says of a candidate.
 
-    A judge can tell if the 95 % interval of its area under the ROC curve lies above 0.5.
+    A classifier can tell if the 95 % interval of its area under the ROC curve lies above 0.5.
 
     Args:
-        test: The entry ``classifier`` of an evaluation's record; may be empty.
-        title: The candidate.
+        test: The entry ``c2st`` of an evaluation's record; may be empty.
+        name: The candidate.
     """
-    judges = test.get("candidates", {}).get(title, {}).get("verdicts")
-    if not judges:
+    found = test.get("candidates", {}).get(name, {}).get("verdicts")
+    if not found:
         return Verdict("none", "not put before a classifier")
-    told = [judge["auc"] for judge in judges.values() if judge["low"] > 0.5]
+    told = [one["auc"] for one in found.values() if one["low"] > 0.5]
     if told:
         share = max(told)
         level = "good" if share < CLOSE else "fair" if share < FAR else "poor"
         return Verdict(level, f"a classifier tells it in {100 * share:.0f}\u00a0% of pairs")
     damaged = [result["verdicts"].values() for name, result in test.get("controls", {}).items() if "damaged" in name]
-    if damaged and not any(judge["low"] > 0.5 for verdicts in damaged for judge in verdicts):
+    if damaged and not any(one["low"] > 0.5 for verdicts in damaged for one in verdicts):
         return Verdict("none", "a classifier cannot tell, but neither can it find photons that were moved")
     return Verdict("good", "a classifier cannot tell")
 
@@ -173,27 +174,26 @@ def _is_wanted(found: Evaluation) -> bool:
 
 def _lines(found: Evaluation, several: bool) -> list[tuple[Any, ...]]:
     """Cells of the lines about an evaluation's candidates, the verdict last."""
-    test, metrics, lines = found.record.get("classifier", {}), found.metrics, []
+    test, metrics, lines = found.record.get("c2st", {}), found.metrics, []
     for name, floors in (("shape", ("shape_floor", "floor", "halves")), ("chain", ("floor", "halves"))):
-        title = TITLES[name]
-        if title not in metrics:
+        if name not in metrics:
             continue
-        floor = next((TITLES[f] for f in floors if TITLES[f] in metrics), None)
-        ws = metrics[title]["mean"]["ws_all"]
+        title, floor = TITLES[name], next((floor for floor in floors if floor in metrics), None)
+        ws = metrics[name]["mean"]["ws_all"]
         ratio = f"{ws / metrics[floor]['mean']['ws_all']:.2f}" if floor else "–"
-        if name == "shape" and floor in (TITLES["floor"], TITLES["halves"]):
+        if name == "shape" and floor in ("floor", "halves"):
             ratio += " (floor of other sums)"
-        judges = test.get("candidates", {}).get(title, {}).get("verdicts", {})
-        areas = [_area(judges.get(judge)) for judge in ("images", "features")]
+        verdicts = test.get("candidates", {}).get(name, {}).get("verdicts", {})
+        areas = [_area(verdicts.get(which)) for which in ("images", "features")]
         called = f"{folder_name(Path(found.record['shape']))}: {title}" if several else title
         called = f"{called} ({found.older})" if found.older else called
-        seconds = found.record["images"][title]["seconds"]
-        lines.append((called, ratio, *areas, f"{1000 * seconds:.2g}", verdict(test, title)))
+        seconds = found.record["images"][name]["seconds"]
+        lines.append((called, ratio, *areas, f"{1000 * seconds:.2g}", verdict(test, name)))
     return lines
 
 
-def _area(judge: Mapping[str, float] | None) -> str:
-    return f"{judge['auc']:.3f} ± {judge['error']:.3f}" if judge else "–"
+def _area(found: Mapping[str, float] | None) -> str:
+    return f"{found['auc']:.3f} ± {found['error']:.3f}" if found else "–"
 
 
 def folder_name(folder: Path) -> str:
@@ -244,12 +244,11 @@ def evaluation(folder: Path) -> Section:
     tables = folder / Evaluation.TABLES
     if tables.exists():
         section.markdown(tables.read_text(encoding="utf-8"))
-        section.fold("What the metrics are", HEADER, DEFINITIONS)
+        section.fold("What the metrics are", HEADER, definitions())
     if (picture := response_picture(found)) is not None:
         section.figures(picture)
-    if (folder / Evaluation.ANSWERS).exists():
-        arrays = read_npz(folder / Evaluation.ANSWERS)
-        _distributions(section, arrays, get_detector(found.record["data"]["detector"]))
+    if found.samples.exists():
+        _distributions(section, read_npz(found.samples), get_detector(found.record["data"]["detector"]))
     return section
 
 
@@ -263,7 +262,7 @@ def response_picture(found: Evaluation, primaries: int | None = None, responses:
     """
     from calosim.plots import draws
 
-    if not found.has_answers or "examples_labels" not in found.names:
+    if "examples_labels" not in found.names:
         return None
     labels = found["examples_labels"].tolist()[:primaries]
     sides = [found[f"examples_{side}"][:primaries, :responses] for side in ("reference", "generated")]
@@ -276,7 +275,7 @@ def response_picture(found: Evaluation, primaries: int | None = None, responses:
 
 
 def _distributions(section: Section, arrays: Mapping[str, np.ndarray], detector: Detector) -> None:
-    """Channels, photon sums and radial profiles, of the answers' first run."""
+    """Channels, photon sums and radial profiles, of the samples' first run."""
     from calosim.plots import channel_histograms, spectra
 
     channels = {n: arrays[f"{n}_channels"][0].reshape(-1, 5) for n in TITLES if f"{n}_channels" in arrays}

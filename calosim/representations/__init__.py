@@ -1,4 +1,4 @@
-"""Coordinates of showers: what a flow models, behind one interface, and the features that it is conditioned on."""
+"""Representations of showers: what a flow models, behind one interface, and the features that it is conditioned on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
     "to_plain",
 ]
 
-#: Settings of any coordinates; new ones join here.
+#: Settings of any representation; new ones join here.
 RepresentationConfig = SplitConfig | PixelConfig
 
 _KINDS: dict[str, type] = {"splits": SplitConfig, "pixels": PixelConfig}
@@ -38,12 +38,12 @@ def from_plain(values: RepresentationConfig | dict[str, Any]) -> RepresentationC
     """Settings from plain values; settings are returned as they are.
 
     Raises:
-        ValueError: If there are no such coordinates.
+        ValueError: If there is no such representation.
     """
     if not isinstance(values, dict):
         return values
     rest = {**values}
     kind = rest.pop("kind", None)
     if kind not in _KINDS:
-        raise ValueError(f"unknown coordinates {kind!r}; expected one of {', '.join(_KINDS)}")
+        raise ValueError(f"unknown representation {kind!r}; expected one of {', '.join(_KINDS)}")
     return _KINDS[kind](**rest)

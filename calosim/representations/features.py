@@ -9,9 +9,6 @@ from calosim.detectors import Detector
 
 __all__ = ["FeatureScaler"]
 
-#: Half width of a hadronic shower's lateral profile in the ZN, cm (coppedis/fastsimZDC).
-CORE_WIDTH = 0.31
-
 
 class FeatureScaler(nn.Module):
     r"""Standardizes the features of the primaries, and optionally the photon sum, for a network.
@@ -38,8 +35,7 @@ class FeatureScaler(nn.Module):
     def __init__(self, detector: Detector, photon_sum: bool = False, physics: bool = True):
         super().__init__()
         self.photon_sum, self.physics = photon_sum, physics
-        self.distance, self.center_x = abs(detector.front_z[0]), detector.center_x
-        self.half_size = (detector.size[0] / 2, detector.size[1] / 2)
+        self.detector = detector
         self.register_buffer("mean", torch.zeros(self.width))
         self.register_buffer("scale", torch.ones(self.width))
         self.register_buffer("fitted", torch.tensor(False))
@@ -53,10 +49,10 @@ class FeatureScaler(nn.Module):
         energy, vx, vy, vz, px, py, pz, mass, charge = particles.unbind(1)
         columns = [energy, vx, vy, vz, px, py, pz.abs(), mass, charge]
         if self.physics:
-            lever = self.distance / pz.abs().clamp(min=1e-3)
-            x, y = vx + px * lever - self.center_x, vy + py * lever
-            inside = torch.minimum(self.half_size[0] - x.abs(), self.half_size[1] - y.abs())
-            columns += [energy.clamp(min=1e-3).log(), x.asinh(), y.asinh(), (inside / CORE_WIDTH).asinh()]
+            x, y = self.detector.straight_flight(particles)
+            width, height = self.detector.size
+            inside = torch.minimum(width / 2 - x.abs(), height / 2 - y.abs()) / self.detector.core_width
+            columns += [energy.clamp(min=1e-3).log(), x.asinh(), y.asinh(), inside.asinh()]
         if self.photon_sum:
             if photon_sum is None:
                 raise ValueError("this scaler needs the photon sum beside the features")

@@ -70,7 +70,7 @@ def requantize(values: Tensor, photon_sum: Tensor, method: int | Tensor = 3, noi
 
 @dataclass(frozen=True)
 class PixelConfig:
-    """Pixel coordinates as published: logits of the noisy shape.
+    """Settings of pixels as published: logits of the noisy shape.
 
     Attributes:
         noise: Width of the uniform dequantization noise in photons; an integer count n fills [n, n + noise).
@@ -94,7 +94,7 @@ class PixelConfig:
         return self.flow_settings(known).changed(FlowChanges(dropout=0.0)).changed(changes)
 
     def build(self, detector: Detector, context: int = 0) -> PixelLogits:
-        """The coordinates of a detector's images."""
+        """The representation of a detector's images."""
         return PixelLogits(detector, self)
 
 

@@ -1,11 +1,11 @@
-r"""Split coordinates: an image is a tree of splits of its photons, and its probability is exact.
+r"""Splits: an image is a tree of splits of its photons, and its probability is exact.
 
 A coarse part, the first levels of the tree, is split step by step by a masked network; below, every occupied cell is
 split by a small network that sees its surroundings. The probability of an image given its photon sum is the product of
 those of all splits, a number for integer photons without dequantization noise. Back again, the photon sum is conserved
 by construction, and a cell without photons costs nothing.
 
-As coordinates of a flow, :math:`k` of :math:`n` photons are any :math:`v \in [k / (n + 1), (k + 1) / (n + 1))`, and
+As coordinates of points, :math:`k` of :math:`n` photons are any :math:`v \in [k / (n + 1), (k + 1) / (n + 1))`, and
 :math:`x = \Phi^{-1}(v)`; back, :math:`k = \lfloor v (n + 1) \rfloor` from the whole face down. A node without photons is
 standard normal: the identity of a flow is right where it is dark.
 
@@ -238,16 +238,13 @@ def _sizes(level: Level) -> Tensor:
     return torch.stack([column.flatten() for column in columns], 1)
 
 
-#: Straight flights end at most this far from the detector's centre, in cm; a soft primary's would end anywhere.
-FARTHEST = 30.0
-
 #: Products of fewer rows take other paths in BLAS, whose last bits differ.
 _ROWS = 4
 
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """Settings of split coordinates.
+    """Settings of a representation by splits.
 
     Attributes:
         coarse_levels: Levels of the coarse part; four are 4 x 4 cells and 15 nodes.
@@ -291,7 +288,7 @@ class SplitConfig:
             ValueError: If settings of one are given.
         """
         if given is not None:
-            raise ValueError("expected no settings of a flow with split coordinates, whose own settings say all")
+            raise ValueError("expected no settings of a flow with splits, whose own settings say all")
 
     def student_settings(self, known: Any, changes: FlowChanges | dict[str, Any] | None) -> None:
         """There is no flow of points.
@@ -300,10 +297,10 @@ class SplitConfig:
             ValueError: If settings of one are given.
         """
         if changes not in (None, FlowChanges()):
-            raise ValueError("expected no settings of a flow with split coordinates: a student has its teacher's size")
+            raise ValueError("expected no settings of a flow with splits: a student has its teacher's size")
 
     def build(self, detector: Detector, context: int) -> SplitRepresentation:
-        """The coordinates of a detector's images, given so many context features."""
+        """The representation of a detector's images, given so many context features."""
         return SplitRepresentation(detector, context, self)
 
 
@@ -367,18 +364,9 @@ class SplitRepresentation(Representation):
         return torch.cat(steps)
 
     def flight_end(self, particles: Tensor) -> Tensor:
-        """Where the primaries would hit the front face if they flew straight.
-
-        Args:
-            particles: Energy (GeV), vx, vy, vz (cm), px, py, pz (GeV/c), mass, charge, with shape (B, 9).
-
-        Returns:
-            Distances from the detector's centre along x and y in cm, at most 30, with shape (B, 2).
-        """
-        _, vx, vy, _, px, py, pz = particles.unbind(1)[:7]
-        lever = abs(self.detector.front_z[0]) / pz.abs().clamp(min=1e-3)
-        end = torch.stack((vx + px * lever - self.detector.center_x, vy + py * lever), 1)
-        return end.clamp(-FARTHEST, FARTHEST)
+        """Where the straight flights of primaries (B, 9) end, bounded, in cm with shape (B, 2)."""
+        end = torch.stack(self.detector.straight_flight(particles), 1)
+        return end.clamp(-self.detector.farthest, self.detector.farthest)
 
     def flow(self, context: int, settings: FlowConfig | None = None, inverse: bool = False) -> nn.Module:
         """A masked network that reads counts, or one that reads noise, see :meth:`Representation.flow`."""
@@ -512,7 +500,7 @@ class SplitRepresentation(Representation):
         return x, x.new_zeros(len(x))
 
     def decode(self, x: Tensor, photon_sum: Tensor, requantization: int | Tensor | None = None) -> Tensor:
-        """Counts of the coarse part's cells, (B, *), int64, from coordinates (B, D); undoes :meth:`encode`.
+        """Counts of the coarse part's cells, (B, *), int64, from points (B, D); undoes :meth:`encode`.
 
         In float64: float32 may miss counts beyond a thousand photons.
         """
@@ -520,7 +508,7 @@ class SplitRepresentation(Representation):
         return self._descend(v, total, lambda v, n: torch.minimum((v * (n + 1)).long(), n))
 
     def expected(self, x: Tensor, photon_sum: Tensor, noise: bool = True) -> Tensor:
-        r"""A differentiable image: the middle of what coordinates stand for, spread evenly over a coarse cell's pixels.
+        r"""A differentiable image: the middle of what points stand for, spread evenly over a coarse cell's pixels.
 
         Args:
             x: Coordinates with shape (B, D).

@@ -41,7 +41,7 @@ def save_ensemble(
         default: Run folder or checkpoint of the default model, the baseline.
         members: Run folders or checkpoints by particle name or PDG code, for instance "{lambda: runs/finetune/lambda}".
         photons: Run folder or checkpoint of the photon-sum model.
-        requantization: How noisy real numbers become counts.
+        requantization: How real numbers become counts.
 
     Raises:
         ValueError: If the folder exists, a particle is unknown, or the models do not fit together.
@@ -55,8 +55,12 @@ def save_ensemble(
             f"expected one member for each particle, got one particle twice among {', '.join(map(str, members))}"
         )
     for code, run in codes.items():
-        if line := lineages(run.checkpoint):
-            check_particle(code, line[-1]["particle"], str(run.folder))
+        line = lineages(run.checkpoint)
+        if line and (trained := line[-1]["particle"]) not in (None, code):
+            raise ValueError(
+                f"{run.folder}: expected a member trained on {particle_name(code)} or on all particles, got one of "
+                f"{particle_name(trained)}"
+            )
     # Loaded once here, so that what does not fit together is refused by its own name.
     together = FastSimulator(
         ShowerModel.load(default),
@@ -102,24 +106,6 @@ def _making(sources: dict[str, Run]) -> dict[str, Any]:
         "members": {name: str(run.checkpoint.resolve()) for name, run in sources.items()},
         "ancestors": joined(*(lineages(run.checkpoint) for run in sources.values())),
     }
-
-
-def check_particle(wanted: int, trained: int | None, source: str) -> None:
-    """Refuses a member that was trained on another particle than it is to answer for.
-
-    Args:
-        wanted: PDG code of the particle.
-        trained: That of the only particle it was trained with; None for all.
-        source: Where it comes from, for the message.
-
-    Raises:
-        ValueError: If so.
-    """
-    if trained is not None and trained != wanted:
-        raise ValueError(
-            f"{source}: expected a member trained on {particle_name(wanted)} or on all particles, got one of "
-            f"{particle_name(trained)}"
-        )
 
 
 def _inference_only(path: Path) -> bytes:

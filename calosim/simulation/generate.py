@@ -186,7 +186,7 @@ def generate(
             command is given again.
         responses: Responses to each primary.
         seed: Seed; a response depends on the seed and its row alone.
-        requantization: How noisy real numbers become counts.
+        requantization: How real numbers become counts.
         work: How they are made.
         strict: Refuse primaries outside of what the models were trained on: types that they never saw, features far outside
             of their range in training. They are counted and reported otherwise.
@@ -316,10 +316,7 @@ def stream(
     Yields:
         Showers with up to :data:`AT_ONCE` batches for each worker; together those of ``rows``.
     """
-    first, several = (
-        rows.start // responses,
-        AT_ONCE * batch_size * simulator.workers,
-    )
+    first, several = rows.start // responses, AT_ONCE * batch_size * simulator.workers
     for particles, pdg in source.pieces(first, -(-rows.stop // responses)):
         stop = min((first + len(pdg)) * responses, rows.stop)
         for start in range(max(first * responses, rows.start), stop, several):

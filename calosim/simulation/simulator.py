@@ -1,13 +1,18 @@
-"""The fast simulation: photon sum, shape and noise removal from trained models, for a primary or for ten million."""
+"""The fast simulation: photon sum and shower from trained models, for a primary or for ten million."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
+from multiprocessing import get_context
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,10 +30,10 @@ from calosim.models.photon_sum import PhotonSum
 from calosim.models.provenance import not_seen
 from calosim.models.shower import ShowerModel
 from calosim.particles import particle_code, particle_name
-from calosim.runs import Run
-from calosim.simulation.parallel import Processes, devices_of, run_side_by_side, workers_on
+from calosim.processes import look_here_last, one_thread
+from calosim.runs import Run, renamed
 
-__all__ = ["DEFAULTS", "FastSimulator", "Requantization", "Stages", "pick_device", "read_ensemble"]
+__all__ = ["DEFAULTS", "FastSimulator", "Requantization", "Stages", "devices_of", "pick_device", "read_ensemble"]
 
 #: Of fewer rows a call costs more than what they have to do.
 _LEAST_ROWS = 32
@@ -36,11 +41,11 @@ _LEAST_ROWS = 32
 
 @dataclass(frozen=True)
 class Requantization:
-    """How noisy real numbers become counts, where a model's coordinates leave a choice.
+    """How real numbers become counts, where a model leaves a choice.
 
     Attributes:
         requantization: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize; an
-            ensemble's own choice, else the coordinates' (3), if not given.
+            ensemble's own choice, else the model's (3), if not given.
         requantization_of: Exceptions by particle, for instance "[neutron=1,k0s=2]".
     """
 
@@ -57,7 +62,7 @@ class Requantization:
         for text in self.requantization_of:
             name, _, method = text.rpartition("=")
             if not name or not method.isdigit():
-                raise ValueError(f"expected a noise removal as particle=1, 2, 3 or 4, got {text!r}")
+                raise ValueError(f"expected a requantization as particle=1, 2, 3 or 4, got {text!r}")
             methods[particle_code(name)] = int(method)
         return methods
 
@@ -82,8 +87,8 @@ DEFAULTS = Requantization()
 
 
 class FastSimulator:
-    """Two stages: a photon sum from its networks, then a shape from the flow, made integer; before them, if there is a model of
-    it, whether there is a response at all.
+    """Two stages: a photon sum, then an image from the shower model; before them, if there is a model of it, whether there is a
+    response at all.
 
     With members it is the published ensemble: the model fine-tuned for the particle where there is one, else the
     baseline.
@@ -92,12 +97,12 @@ class FastSimulator:
         shower: The shower model, of all particles that have none of their own.
         photons: The photon-sum model; without it, photon sums must be given to :meth:`sample`.
         requantization: A key of the model's :attr:`~calosim.models.shower.ShowerModel.requantizations`,
-            or one for each of some PDG codes, with the key 0 for all others (the representation's own, if not given).
+            or one for each of some PDG codes, with the key 0 for all others (the model's own, if not given).
         members: Shower models of some PDG codes.
         acceptance: The acceptance model; without it every primary leaves a response.
 
     Raises:
-        ValueError: If the models are of different detectors, or a noise removal is unknown.
+        ValueError: If the models are of different detectors, or a requantization is unknown.
 
     References:
         Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), https://arxiv.org/abs/2608.12795
@@ -113,12 +118,12 @@ class FastSimulator:
     ):
         self.shower, self.photons, self.detector, self.members = shower, photons, shower.detector, dict(members or {})
         self.acceptance = acceptance
-        others: dict[str, CalosimModule] = {f"member {particle_name(c)}": m for c, m in self.members.items()}
-        if photons is not None:
-            others["photon-sum model"] = photons
-        if acceptance is not None:
-            others["acceptance model"] = acceptance
-        for name, other in others.items():
+        #: All that there are, by name.
+        self.models: dict[str, CalosimModule] = {"shower model": shower}
+        self.models |= {f"member {particle_name(code)}": member for code, member in self.members.items()}
+        beside = {"photon-sum model": photons, "acceptance model": acceptance}
+        self.models |= {name: part for name, part in beside.items() if part is not None}
+        for name, other in self.models.items():
             if other.detector != shower.detector:
                 raise ValueError(
                     f"expected models of one detector, got a shower model of {shower.detector.title} and a {name} of "
@@ -149,7 +154,7 @@ class FastSimulator:
             run_folder: Run folder or checkpoint of the shower model, or the folder of an ensemble, see
                 :func:`save_ensemble`.
             photons: Run folder or checkpoint of the photon-sum model; the ensemble's if None.
-            noise_removal: See :class:`FastSimulator`; a mapping without the key 0 leaves the ensemble's choice to the
+            requantization: See :class:`FastSimulator`; a mapping without the key 0 leaves the ensemble's choice to the
                 particles that it does not name, None to all.
             device: Where to simulate.
             acceptance: Run folder or checkpoint of the acceptance model.
@@ -160,19 +165,19 @@ class FastSimulator:
             ValueError: If a folder holds no such model, or there are fewer devices.
         """
         names = devices_of(torch.device(device), devices)
-        folder = Path(run_folder)
-        record = read_ensemble(folder) if Run(folder).is_ensemble else None
+        run = Run(run_folder)
+        record = read_ensemble(run) if run.is_ensemble else None
         if not isinstance(requantization, int) and (requantization is None or 0 not in requantization):
             stored = record["requantization"] if record else {}
             requantization = {**{int(code): method for code, method in stored.items()}, **(requantization or {})}
         if record and photons is None and record["photons"]:
-            photons = folder / record["photons"]
+            photons = run / record["photons"]
         members = record["members"] if record else {}
         simulator = cls(
-            ShowerModel.load(folder / record["default"] if record else folder, device),
+            ShowerModel.load(run / record["default"] if record else run_folder, device),
             None if photons is None else PhotonSum.load(photons, device),
             requantization,
-            {int(code): ShowerModel.load(folder / name, device) for code, name in members.items()},
+            {int(code): ShowerModel.load(run / name, device) for code, name in members.items()},
             None if acceptance is None else Acceptance.load(acceptance, device),
         )
         if devices > 1:
@@ -205,7 +210,7 @@ class FastSimulator:
 
         Args:
             particles: Features with shape (N, 9), see :data:`calosim.data.record.FEATURES`.
-            pdg: PDG codes with shape (N,); they choose noise removal and member.
+            pdg: PDG codes with shape (N,); they choose requantization and member.
             seed: Seed of the draws.
             rows: Row numbers with shape (N,) that key the draws together with the seed; 0 to N - 1 if not given.
             photon_sum: Photon sums with shape (N,); drawn from the photon-sum model if not given, 0 where the acceptance model
@@ -232,8 +237,6 @@ class FastSimulator:
         images = np.empty((len(pdg), *self.detector.shape), dtype=np.int32)
         default = self.requantization.get(0, 0)
         method = np.array([self.requantization.get(int(code), default) for code in pdg], dtype=np.int64)
-        rest = ~np.isin(pdg, list(self.members))
-        groups = [(self.shower, rest), *((member, pdg == code) for code, member in self.members.items())]
         if photon_sum is None and self.photons is not None:
             self.photons.networks(seed)  # are drawn by torch's own generator, once and not by several threads
 
@@ -246,36 +249,34 @@ class FastSimulator:
             images[batch] = model.generate(features, total, seed, keys, removal).cpu().numpy()
 
         jobs = []
-        for model, mine in groups:
+        for model, mine in self.groups(pdg):
             own = np.flatnonzero(mine)
             # No larger than what leaves something to do for all, and large enough to be worth a call.
             size = min(batch_size, max(_LEAST_ROWS, -(-len(own) // workers_on(self.device))))
             jobs += [partial(simulate, model, own[start : start + size]) for start in range(0, len(own), size)]
         with ExitStack() as modes:  # set once, not by every thread
-            for part in (self.shower, *self.members.values(), self.photons, self.acceptance):
-                if part is not None:
-                    modes.enter_context(evaluating(part))
+            for part in self.models.values():
+                modes.enter_context(evaluating(part))
             run_side_by_side(jobs, self.device)
         return images
 
+    def groups(self, pdg: np.ndarray) -> list[tuple[ShowerModel, np.ndarray]]:
+        """The shower models, and which rows of particles (N,) each of them answers, shape (N,)."""
+        members = [(member, pdg == code) for code, member in self.members.items()]
+        return [(self.shower, ~np.isin(pdg, list(self.members))), *members]
+
     def sums(self, features: Tensor, seed: int, rows: Tensor) -> Tensor:
-        """Photon sums (B,) of both models before the shape, 0 where the acceptance model draws no response."""
+        """Photon sums (B,) of both models before the shower, 0 where the acceptance model draws no response."""
         assert self.photons is not None
         total = self.photons.sample(features, seed, rows)
         return total if self.acceptance is None else torch.where(self.acceptance.sample(features, seed, rows), total, 0)
 
     def fingerprint(self) -> str:
-        """A hash of all that makes a response: weights and settings of the models, and the noise removal."""
+        """A hash of all that makes a response: weights and settings of the models, and the requantization."""
         found = hashlib.blake2b(json.dumps(sorted(self.requantization.items())).encode(), digest_size=16)
-        parts: dict[Any, CalosimModule | None] = {
-            "shape": self.shower,
-            "photons": self.photons,
-            "acceptance": self.acceptance,
-        }
-        for name, part in {**parts, **self.members}.items():
-            if part is not None:
-                settings = json.dumps(part.init, sort_keys=True, default=str)
-                found.update(f"{name} {digest(part.state_dict(), f'{type(part).__name__} {settings}')}".encode())
+        for name, part in self.models.items():
+            settings = json.dumps(part.init, sort_keys=True, default=str)
+            found.update(f"{name} {digest(part.state_dict(), f'{type(part).__name__} {settings}')}".encode())
         return found.hexdigest()
 
     def outside(self, particles: np.ndarray, pdg: np.ndarray) -> dict[str, int]:
@@ -289,15 +290,9 @@ class FastSimulator:
             How many there are, by model and reason; see :func:`calosim.models.provenance.not_seen`.
         """
         counts: dict[str, int] = {}
-        models: list[tuple[str, CalosimModule, np.ndarray]] = [
-            ("shape", self.shower, ~np.isin(pdg, list(self.members)))
-        ]
-        models += [(f"member {particle_name(code)}", member, pdg == code) for code, member in self.members.items()]
-        if self.photons is not None:
-            models.append(("photon sum", self.photons, np.ones(len(pdg), dtype=bool)))
-        if self.acceptance is not None:
-            models.append(("acceptance", self.acceptance, np.ones(len(pdg), dtype=bool)))
-        for name, model, mine in models:
+        own: dict[CalosimModule, Any] = dict(self.groups(pdg))
+        for name, model in self.models.items():
+            mine = own.get(model, slice(None))
             for reason, rows in not_seen(model.seen, particles[mine], pdg[mine]).items():
                 counts[f"{name}: {reason}"] = int(rows.sum())
         return counts
@@ -319,14 +314,14 @@ def _whole(name: str, values: ArrayLike, shape: tuple[int, ...], least: int | No
     return array.astype(np.int64)
 
 
-def read_ensemble(folder: Path) -> dict[str, Any]:
+def read_ensemble(run: Run) -> dict[str, Any]:
     """The record of an ensemble.
 
     Raises:
         ValueError: If it is damaged.
     """
-    path = Run(folder) / Run.ENSEMBLE
-    record = read_json(path)
+    path = run / Run.ENSEMBLE
+    record = renamed(read_json(path))
     missing = {"default", "members", "photons", "requantization"} - set(record if isinstance(record, dict) else ())
     if missing:
         raise ValueError(f"{path}: expected the record of an ensemble, it lacks {', '.join(sorted(missing))}")
@@ -346,3 +341,99 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} is not available here ({str(error).splitlines()[0]})") from None
     return torch.device(name)
+
+
+def workers_on(device: torch.device) -> int:
+    """How many batches are computed at once: torch's threads on a CPU, one on another device."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+def run_side_by_side(jobs: Sequence[Callable[[], None]], device: torch.device) -> None:
+    """Runs jobs that do not depend on each other.
+
+    Threads with batches of their own do not wait for each other, see :func:`calosim.processes.one_thread`.
+
+    Args:
+        jobs: What is to be run, in any order.
+        device: Where; elsewhere than on a CPU one follows the other.
+    """
+    workers = min(workers_on(device), len(jobs))
+    with one_thread() if device.type == "cpu" else nullcontext():
+        if workers < 2:
+            for job in jobs:
+                job()
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(lambda job: job(), jobs):
+                pass
+
+
+#: In a process of :class:`Processes`, its simulation.
+_OWN: list[FastSimulator] = []
+
+
+def devices_of(device: torch.device, count: int) -> list[str]:
+    """The names of several devices of one kind; a CPU is as many as one likes.
+
+    Raises:
+        ValueError: If this machine has fewer.
+    """
+    if count < 1:
+        raise ValueError(f"expected at least one device, got {count}")
+    if device.type == "cpu":
+        return ["cpu"] * count
+    there = torch.cuda.device_count() if device.type == "cuda" else 1
+    if count > there:
+        raise ValueError(f"expected at most {there} devices of type {device.type}, which are here, got {count}")
+    return [f"{device.type}:{number}" for number in range(count)]
+
+
+class Processes:
+    """Processes that simulate, each with models of its own.
+
+    Args:
+        load: Makes a process's simulation: called with the device. It is pickled.
+        devices: Names of the devices, see :func:`devices_of`. On a CPU the processes share torch's threads.
+    """
+
+    def __init__(self, load: Callable[..., FastSimulator], devices: list[str]):
+        threads = max(1, workers_on(torch.device(devices[0])) // len(devices))
+        #: Batches that are computed at once.
+        self.workers = threads * len(devices)
+        self._threads = threads
+        context = get_context("spawn")  # a forked process cannot use CUDA, nor threads that its parent has
+        queue = context.Queue()
+        for name in devices:
+            queue.put(name)
+        self._pool = ProcessPoolExecutor(len(devices), context, _begin, (load, queue, threads))
+
+    def sample(
+        self,
+        particles: np.ndarray,
+        pdg: np.ndarray,
+        seed: int,
+        rows: np.ndarray,
+        photon_sum: np.ndarray | None,
+        batch_size: int,
+    ) -> np.ndarray:
+        """As :meth:`FastSimulator.sample`, whose arguments are checked already."""
+        size = max(1, min(batch_size * self._threads, -(-len(pdg) // self.workers)))
+        cuts = range(size, len(pdg), size)
+        sums = repeat(None) if photon_sum is None else np.split(photon_sum, cuts)
+        shares = (np.split(array, cuts) for array in (particles, pdg, rows))
+        return np.concatenate(list(self._pool.map(partial(_answer, seed, batch_size), *shares, sums)))
+
+
+def _begin(load: Callable[..., FastSimulator], devices: Queue[str], threads: int) -> None:
+    """Makes a process's simulation, on the next device."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who gave the command interrupts, and is told
+    torch.set_num_threads(threads)
+    look_here_last()
+    _OWN.append(load(device=devices.get()))
+
+
+def _answer(
+    seed: int, batch_size: int, particles: np.ndarray, pdg: np.ndarray, rows: np.ndarray, sums: np.ndarray | None
+) -> np.ndarray:
+    """A process's share of a sample."""
+    return _OWN[0].sample(particles, pdg, seed, rows, sums, batch_size)

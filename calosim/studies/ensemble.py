@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.stored import Evaluation
 from calosim.io import read_json, write_json
 from calosim.models.checkpoints import older
@@ -55,7 +54,7 @@ def make_ensemble(study: Study, execution: Execution, quiet: bool) -> tuple[Eval
     record, choice = folder / "choice.json", {"chosen": chosen, "members": members, "removals": removals}
     if folder.exists() and (not record.exists() or difference(identity(read_json(record)), identity(choice))):
         return f"{folder} was made of other models; remove it"
-    if folder.exists() and (said := older(read_ensemble(folder).get("weights"), folder)):
+    if folder.exists() and (said := older(read_ensemble(Run(folder)).get("weights"), folder)):
         return f"{folder} is {said}; remove it"
     if not folder.exists():
         photons = settings.get("photons")
@@ -91,7 +90,7 @@ def _best(study: Study, particle: str) -> _Choice | None:
             if own is not None and particle_code(own) != particle_code(particle):
                 continue
             if validation := study.evaluation(step, Run.VALIDATION):
-                mean = validation.metrics[TITLES["shape"]]["mean"]
+                mean = validation.metrics["shape"]["mean"]
                 if any(f"{metric}_{particle}" in mean for metric in metrics):
                     found.append((step, validation, [mean.get(f"{metric}_{particle}", np.nan) for metric in metrics]))
                     break  # of several seeds the first stands for all

@@ -45,6 +45,7 @@ import yaml
 
 from calosim.evaluation.stored import Evaluation
 from calosim.io import find_config, read_yaml
+from calosim.metrics.registry import METRICS
 from calosim.particles import STUDY_PARTICLES, particle_code, particle_heading, particle_name
 from calosim.runs import Run
 
@@ -450,7 +451,7 @@ class Table:
 
     Attributes:
         particles: Columns: ``all`` and particle types, by their short names.
-        metrics: Keys of :data:`calosim.evaluation.tables.METRICS`.
+        metrics: Keys of :data:`calosim.metrics.registry.METRICS`.
         modes: ``shape`` (true photon sums), ``chain`` (generated ones).
         reference: The label of the training that others are compared with.
         ensemble: ``default`` and ``members``: labels whose best runs are joined; ``photons``: the label of the photon sum.
@@ -467,8 +468,6 @@ class Table:
     @classmethod
     def of(cls, path: Path, given: Mapping[str, Any], trainings: Mapping[str, Any]) -> Table:
         """Reads and checks the entry of a plan, see :attr:`Study.table`."""
-        from calosim.evaluation.tables import METRICS  # with torch
-
         known = [entry.name for entry in fields(cls)]
         if unknown := set(given) - set(known):
             raise ValueError(
@@ -481,9 +480,8 @@ class Table:
         for what, entries in once.items():
             if twice := [entry for number, entry in enumerate(entries) if entry in entries[:number]]:
                 raise ValueError(f"{path}: table.{what}: expected each once, got {twice[0]} twice")
-        headings = [key for key, *_ in METRICS]
-        if strange := [metric for metric in table.metrics if metric not in headings]:
-            raise ValueError(f"{path}: unknown metric {strange[0]!r}; expected {', '.join(headings)}")
+        if strange := [metric for metric in table.metrics if metric not in METRICS]:
+            raise ValueError(f"{path}: unknown metric {strange[0]!r}; expected {', '.join(METRICS)}")
         labels = {label for label in [table.reference, *table.joined] if label is not None}
         if missing := sorted(labels - set(trainings)):
             raise ValueError(f"{path}: the table names {', '.join(missing)}, which is none of its trainings")

@@ -17,19 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from calosim.evaluation.definitions import TITLES
-from calosim.evaluation.samples import LEAST_PRIMARIES, resampled_metrics
-from calosim.evaluation.stored import Evaluation
-from calosim.evaluation.tables import METRICS
+from calosim.detectors import get_detector
+from calosim.evaluation.stored import TITLES, Evaluation
 from calosim.evaluation.tests import CONTROLS as C2ST_CONTROLS
 from calosim.io import markdown_table
-from calosim.metrics.bootstrap import Bootstrap, contrast, interval, resample
+from calosim.metrics.bootstrap import LEAST_PRIMARIES, Bootstrap, contrast, interval, resample
+from calosim.metrics.registry import METRICS, Rows, resampled_metrics
 from calosim.particles import particle_code, particle_name
 from calosim.studies.plan import ENSEMBLE, REFERENCES, Study, Table
 
 __all__ = [
-    "FORMATS",
-    "HEADINGS",
     "TESTS",
     "Cell",
     "Cells",
@@ -43,11 +40,6 @@ __all__ = [
     "reference_rows",
     "winners",
 ]
-
-HEADINGS = {key: heading for key, heading, _ in METRICS}
-FORMATS = {key: form for key, _, form in METRICS}
-#: Metrics whose best value is the Monte Carlo's own, not 0.
-CENTERS = ("center", "center_sd")
 
 
 @dataclass
@@ -70,10 +62,10 @@ class Row:
         return [evaluation for evaluation, own in self.evaluations if own is None or own == particle]
 
     def candidate(self, mode: str) -> str:
-        """Which samples of its evaluations are the row's, a key of ``TITLES``: the floor is the one of the mode."""
+        """Which candidate of its evaluations is the row's: the floor is the one of the mode."""
         own = self.label if self.label in REFERENCES else mode
         same = f"{mode}_{own}"
-        return same if same in TITLES and all(TITLES[same] in e.metrics for e, _ in self.evaluations) else own
+        return same if same in TITLES and all(same in e.metrics for e, _ in self.evaluations) else own
 
     def called(self, mode: str) -> str:
         """What the tables of a mode call it."""
@@ -95,9 +87,9 @@ def evaluated_rows(study: Study) -> list[Row]:
 def reference_rows(rows: Sequence[Row]) -> list[Row]:
     """Floor and trivial model, from the first evaluation of all particles that has them."""
     for evaluation, particle in (pair for row in rows for pair in row.evaluations):
-        if particle is None and TITLES["trivial"] in evaluation.metrics:
-            controls = evaluation.record.get("classifier", {}).get("controls", {})
-            titles = {name: TITLES[name] for name in TITLES if TITLES[name] in evaluation.metrics}
+        if particle is None and "trivial" in evaluation.metrics:
+            controls = evaluation.record.get("c2st", {}).get("controls", {})
+            titles = {name: TITLES[name] for name in TITLES if name in evaluation.metrics}
             titles |= {name: C2ST_CONTROLS[name] for name in controls}
             return [Row(name, titles[name], [(evaluation, None)]) for name in REFERENCES if name in titles]
     return []
@@ -114,8 +106,8 @@ class Cell:
         target: What the metric should be: 0, or for center distances the Monte Carlo's own, below which showers are too
             much alike.
         primaries: The number of unique inputs.
-        samples: The metric in each bootstrap resample of unique inputs, with shape (R,); None for the centers' standard
-            deviation, for tests, and for fewer than :data:`LEAST_PRIMARIES`.
+        samples: The metric in each bootstrap resample of unique inputs, with shape (R,); None for metrics that are
+            not resampled, for tests, and for fewer than :data:`LEAST_PRIMARIES`.
         versus: The paired comparison with the reference row.
     """
 
@@ -173,19 +165,18 @@ def fill_cells(rows: Sequence[Row], table: Table, resamples: int, quiet: bool) -
     """
     cells: Cells = {}
     columns: dict[str, _Column] = {}
-    detector = rows[0].evaluations[0][0].record["data"]["detector"]
+    detector = get_detector(rows[0].evaluations[0][0].record["data"]["detector"])
     work = [(mode, particle, row) for mode in table.modes for particle in table.particles for row in rows]
     for mode, particle, row in tqdm(work, desc="bootstrap", unit="cell", disable=True if quiet else None):
         parts: dict[str, list[Cell]] = {}
         candidate = row.candidate(mode)
-        title = TITLES.get(candidate, "")
         for evaluation in row.of(particle):
-            if f"ws_{particle}" not in evaluation.metrics.get(title, {"mean": {}})["mean"]:
+            if f"ws_{particle}" not in evaluation.metrics.get(candidate, {"mean": {}})["mean"]:
                 continue
             own = evaluation["natural"] if particle == "all" else evaluation["pdg"] == particle_code(particle)
-            data = {name: evaluation[name][own] for name in ("rows", "pdg", "inputs", "reference")}
+            data = {name: evaluation[name][own] for name in ("rows", "pdg", "primary_ids", "reference")}
             if particle not in columns:
-                columns[particle] = _Column(data, row, resample(len(np.unique(data["inputs"])), resamples))
+                columns[particle] = _Column(data, row, resample(len(np.unique(data["primary_ids"])), resamples))
             first, earlier, counts = columns[particle]
             # The floor may have been evaluated on the very same rows only; another selection cannot be paired.
             if any(not np.array_equal(first[name], data[name]) for name in data):
@@ -195,14 +186,19 @@ def fill_cells(rows: Sequence[Row], table: Table, resamples: int, quiet: bool) -
                 )
             samples: Mapping[str, np.ndarray] = {}
             names = [f"{candidate}_{what}" for what in ("channels", "offsets")]
-            # A floor of halves has no samples of every row.
+            # A floor of halves has no samples for every row.
             if counts.shape[1] >= LEAST_PRIMARIES and names[0] in evaluation.names:
-                channels, offsets = (evaluation[name][:, own] for name in names)
-                samples = resampled_metrics(channels, offsets, data, counts, table.metrics, detector)
-            result, truth = evaluation.metrics[title], evaluation.metrics["monte_carlo"]["mean"]
+                known = *(data[name] for name in ("reference", "pdg", "primary_ids")), detector
+                runs = [Rows(*run, *known) for run in zip(*(evaluation[name][:, own] for name in names), strict=True)]
+                samples = resampled_metrics(runs, counts, table.metrics)
+            result, truth = evaluation.metrics[candidate], evaluation.metrics["monte_carlo"]["mean"]
             for metric in table.metrics:
                 name = f"{metric}_{particle}"
-                target = truth.get(name, 0.0) if metric in CENTERS else 0.0
+                if name not in result["mean"]:
+                    raise ValueError(
+                        f"{evaluation.folder}: expected {metric} of {particle}, which it has not; evaluate again"
+                    )
+                target = truth.get(name, 0.0) if METRICS[metric].target == "monte_carlo" else 0.0
                 part = Cell(result["mean"][name], result["std"][name], 1, target, samples=samples.get(metric))
                 parts.setdefault(metric, []).append(part)
         for metric, found in parts.items():
@@ -240,11 +236,11 @@ def cells_of_tests(rows: Sequence[Row], modes: Sequence[str]) -> Cells:
 
 def _tested(record: Mapping[str, Any], candidate: str) -> dict[str, Cell]:
     """What the tests of an evaluation say of a candidate or a floor."""
-    test, likelihood = record.get("classifier", {}), record.get("likelihood", {})
+    test, likelihood = record.get("c2st", {}), record.get("likelihood", {})
     if candidate in CONTROLS:
         verdicts = test.get("controls", {}).get(CONTROLS[candidate], {}).get("verdicts", {})
     else:
-        verdicts = test.get("candidates", {}).get(TITLES[candidate], {}).get("verdicts", {})
+        verdicts = test.get("candidates", {}).get(candidate, {}).get("verdicts", {})
     found = {f"auc_{name}": Cell(told["auc"], told["error"], target=0.5) for name, told in verdicts.items()}
     if candidate == "shape" and "monte_carlo" in likelihood:
         found["nll"] = Cell(likelihood["monte_carlo"], 0.0)
@@ -307,7 +303,9 @@ def winners(table: Table, cells: Cells, titles: Mapping[str, str]) -> str:
             best = int(ranks.argmin())
             other = max((i for i in range(len(rivals)) if i != best), key=lambda i: shares[i])
             versus = cells[mode, used[0], particle, rivals[best]].versus
-            told = f"{HEADINGS[used[0]]} {contrast_text(versus, FORMATS[used[0]])}" if versus else "(itself)"
+            told = (
+                f"{METRICS[used[0]].heading} {contrast_text(versus, METRICS[used[0]].form)}" if versus else "(itself)"
+            )
             lines.append(
                 [
                     column,
@@ -321,9 +319,9 @@ def winners(table: Table, cells: Cells, titles: Mapping[str, str]) -> str:
     if not lines:
         return ""
     text = (
-        f"The lowest mean rank over {', '.join(HEADINGS[metric] for metric in used)}; in which share of bootstrap resamples of "
-        "the primaries the same model has it, and which other has it most often. That is about these networks and other "
-        "primaries: it does not cover another training, and is no confidence level. The p-values are of single "
+        f"The lowest mean rank over {', '.join(METRICS[metric].heading for metric in used)}; in which share of bootstrap "
+        "resamples of the primaries the same model has it, and which other has it most often. That is about these networks and "
+        "other primaries: it does not cover another training, and is no confidence level. The p-values are of single "
         "comparisons: of twenty without any difference one falls below 0.05. Resampling draws differences of WS towards 0."
     )
     reference = titles.get(table.reference or "", "the reference")

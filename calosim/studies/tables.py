@@ -15,16 +15,16 @@ from tqdm import tqdm
 
 from calosim import __version__
 from calosim.data.record import Showers
-from calosim.evaluation.definitions import TITLES, in_units, with_spread
-from calosim.evaluation.samples import LEAST_PRIMARIES
 from calosim.evaluation.selection import trained_data
+from calosim.evaluation.stored import TITLES
 from calosim.io import csv_text, markdown_table
-from calosim.metrics.bootstrap import Bootstrap
+from calosim.metrics.bootstrap import LEAST_PRIMARIES, Bootstrap
+from calosim.metrics.registry import METRICS, with_spread
 from calosim.models.shower import ShowerModel
 from calosim.processes import one_thread
 from calosim.runs import Run, git_hash, origin
 from calosim.studies.plan import REFERENCES, Study
-from calosim.studies.statistics import FORMATS, HEADINGS, TESTS, Cell, Cells, Row, contrast_text, rank_table, winners
+from calosim.studies.statistics import TESTS, Cell, Cells, Row, contrast_text, rank_table, winners
 
 __all__ = ["Comparison", "cost_table", "generation_times", "measure_speeds", "speed_table"]
 
@@ -172,7 +172,7 @@ class Comparison:
             for metric in table.metrics:
                 parts = [self._metric(mode, metric) if list(table.particles) != ["all"] else ""]
                 if parts := [*filter(None, [*parts, self._contrasts(mode, metric)])]:
-                    sections += [f"### {in_units(HEADINGS[metric])}", *parts]
+                    sections += [f"### {METRICS[metric].in_units}", *parts]
             sections.append(f"### Mean rank over the metrics\n\n{rank_table(table, self.cells, mode, self.titles)}")
         if self.chosen:
             members = ", ".join(f"{table.columns[p]}: {study.title(x)}" for p, x in self.chosen.items())
@@ -213,7 +213,7 @@ class Comparison:
                 return None
             return (cell.mean, *(cell.interval or (cell.mean - cell.std, cell.mean + cell.std)))
 
-        table, metrics = self.study.table, {m: in_units(HEADINGS[m]) for m in self.study.table.metrics}
+        table, metrics = self.study.table, {m: METRICS[m].in_units for m in self.study.table.metrics}
         columns, swept = list(table.columns.values()), self._swept()
         # By title the place of each point's cell: its particle and its label.
         places = {row.called(mode): [(p, row.label) for p in table.particles] for row in self.rows}
@@ -255,7 +255,7 @@ class Comparison:
         text = (
             f"# Comparison: {self.study.out.name}\n\n"
             f"{first['rows']} test rows of "
-            f"{first['inputs']} primaries, {first['responses']} responses per row, {first['runs']} runs. Cells: mean ± "
+            f"{first['primaries']} primaries, {first['responses']} responses per row, {first['runs']} runs. Cells: mean ± "
             "standard deviation over runs, or over training seeds where a line says how many; the best model of a column "
             "in bold.\n\n"
             f"Primaries of a column: {', '.join(f'{columns[p]} {count}' for p, count in primaries.items())}. With fewer than "
@@ -271,7 +271,7 @@ class Comparison:
 
     def _cell(self, key: tuple[str, str, str, str], within: bool = False) -> str:
         """A metric of a row, in bold where it is the best model's; with its interval if wanted."""
-        cell, form = self.cells.get(key), FORMATS[key[1]]
+        cell, form = self.cells.get(key), METRICS[key[1]].form
         if cell is None or np.isnan(cell.mean):
             return "–"
         text = with_spread(cell.mean, cell.std, form)
@@ -309,7 +309,7 @@ class Comparison:
                 " AUC: area under the ROC curve of the classifier two-sample test (C2ST), how often a classifier finds the "
                 "generated one of a pair, 0.5 is guessing; ± its standard error, or the standard deviation over training seeds."
             )
-        header = ["", *(in_units(HEADINGS[metric]) for metric in metrics), *(TESTS[test] for test in tests)]
+        header = ["", *(METRICS[metric].in_units for metric in metrics), *(TESTS[test] for test in tests)]
         return f"### All particles\n\n{text}\n\n{markdown_table(header, lines)}"
 
     def _metric(self, mode: str, metric: str) -> str:
@@ -328,7 +328,7 @@ class Comparison:
             cells = [self.cells.get((mode, metric, particle, row.label)) for particle in table.particles]
             versus = [cell.versus if cell else None for cell in cells]
             if any(versus):
-                lines.append([row.title, *(contrast_text(v, FORMATS[metric]) if v else "–" for v in versus)])
+                lines.append([row.title, *(contrast_text(v, METRICS[metric].form) if v else "–" for v in versus)])
         if not lines:
             return ""
         text = f"Difference from {self.study.title(table.reference or '')} [95 % interval], p, share of resamples in favor:"

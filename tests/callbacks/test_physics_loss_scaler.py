@@ -70,7 +70,7 @@ def test_every_row_meets_its_weight_in_the_training_step(mode, scope, root_file,
     rows, inputs = datamodule.rows("train"), datamodule.primary_ids("train")
     found = diversity(datamodule.showers("train").images, inputs, normalized=True, quantile=0.99)
     assert (found.responses > 1).all()  # of this file
-    f = found.value[np.searchsorted(found.input, inputs)]
+    f = found.value[np.searchsorted(found.primary_id, inputs)]
     expected = 1 - f if mode == "inverted" else 1 / (f + 0.2)
     expected /= expected.mean()
     assert sorted(model.seen) == rows.tolist()

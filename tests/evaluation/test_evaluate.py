@@ -46,20 +46,20 @@ def test_an_evaluation_says_how_it_was_made(judged, run_folders):
 
 
 def test_an_evaluation_is_of_the_rows_it_names(judged, data):
-    results, answers = read_json(judged / "evaluation.json"), read_npz(judged / "answers.npz")
-    rows = data.showers("test", answers["rows"])
-    assert results["rows"] == len(rows) == len(answers["pdg"])
-    assert np.array_equal(answers["reference"], rows.geometry.channels(rows.images))
-    assert answers["natural"].all()
-    assert answers["shape_channels"].shape == answers["chain_channels"].shape == (2, len(rows), 2, 5)
-    # With the true photon sums, up to the rounding of some noise removals, the channels add up to them.
-    assert np.abs(answers["shape_channels"].sum(-1) / rows.photon_sum[:, None] - 1).mean() < 0.2
+    results, samples = read_json(judged / "evaluation.json"), read_npz(judged / "samples.npz")
+    rows = data.showers("test", samples["rows"])
+    assert results["rows"] == len(rows) == len(samples["pdg"])
+    assert np.array_equal(samples["reference"], rows.geometry.channels(rows.images))
+    assert samples["natural"].all()
+    assert samples["shape_channels"].shape == samples["chain_channels"].shape == (2, len(rows), 2, 5)
+    # With the true photon sums, up to the rounding of some requantizations, the channels add up to them.
+    assert np.abs(samples["shape_channels"].sum(-1) / rows.photon_sum[:, None] - 1).mean() < 0.2
     # A floor of one half of the rows cannot be compared row by row.
-    assert "trivial_channels" in answers
-    assert "floor_channels" not in answers
-    assert set(results["images"]["full chain"]) == {"mean", "std", "runs", "seconds", "low", "high"}
+    assert "trivial_channels" in samples
+    assert "floor_channels" not in samples
+    assert set(results["images"]["chain"]) == {"mean", "std", "runs", "seconds", "low", "high"}
     assert {path.name for path in judged.iterdir()} == {
-        *("evaluation.json", "evaluation.md", "evaluation.csv", "answers.npz", "responses.png", "channels.png")
+        *("evaluation.json", "evaluation.md", "evaluation.csv", "samples.npz", "responses.png", "channels.png")
     }
 
 
@@ -78,7 +78,7 @@ def test_a_single_primary_can_be_judged(run_folders, tmp_path):
     assert (tmp_path / "channels.png").stat().st_size > 0
 
 
-def test_exceptions_are_stronger_than_the_best_noise_removal(judged):
+def test_exceptions_are_stronger_than_the_best_requantization(judged):
     results = read_json(judged / "evaluation.json")
     best = {name: int(min(found, key=found.get)) for name, found in results["requantization_ws"].items()}
     assert results["requantization"]["2112"] == 1
@@ -91,7 +91,7 @@ def test_photon_sums_do_not_depend_on_what_else_is_judged(judged, run_folders, t
     evaluate(str(tmp_path), Models(photons=[str(run_folders["photons"])]), **alone, quiet=True)
     alone, together = (read_json(folder / "evaluation.json")["photon_sum"] for folder in (tmp_path, judged))
     assert len(alone) == 1
-    assert set(together) == {*alone, "floor of halves", "trivial"}
+    assert set(together) == {*alone, "halves", "trivial"}
     assert all(together[name] == report for name, report in alone.items())
     assert {path.name for path in tmp_path.iterdir()} == {"evaluation.json", "evaluation.md", "evaluation.csv"}
 
@@ -101,14 +101,14 @@ def test_another_simulation_is_a_floor_on_all_rows(judged, run_folders, root_fil
     monkeypatch.setattr("calosim.evaluation.evaluate._draw", lambda *_: [])  # the pictures take longest
     models = Models(str(run_folders["teacher"]))
     evaluate(str(tmp_path), models, floors=FloorOptions(str(root_file)), protocol=FEW, quiet=True)
-    results, answers = read_json(tmp_path / "evaluation.json"), read_npz(tmp_path / "answers.npz")
+    results, samples = read_json(tmp_path / "evaluation.json"), read_npz(tmp_path / "samples.npz")
     assert results["floor"] == str(root_file)
-    assert results["floor_rows_without_their_input"] == 0
-    assert answers["floor_channels"].shape == (2, results["rows"], 2, 5)
-    assert np.array_equal(answers["rows"], read_npz(judged / "answers.npz")["rows"])
+    assert results["floor_rows_without_their_primary"] == 0
+    assert samples["floor_channels"].shape == (2, results["rows"], 2, 5)
+    assert np.array_equal(samples["rows"], read_npz(judged / "samples.npz")["rows"])
     # Without a photon-sum model there is no full chain.
     assert list(results["photon_sum"]) == ["floor", "trivial"]
-    assert "full chain" not in results["images"]
+    assert "chain" not in results["images"]
 
 
 def test_nothing_to_evaluate_is_refused(tmp_path):

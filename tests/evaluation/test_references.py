@@ -76,7 +76,7 @@ def test_another_simulation_answers_with_the_same_primary_or_else_the_same_type(
     every = np.arange(50)
     positions = floor.positions(every, 3, every)
     assert floor.eligible.all()
-    assert np.array_equal(floor.answers(every, 3, every), other.images[positions])
+    assert np.array_equal(floor.samples(every, 3, every), other.images[positions])
     lacking = 0
     for row, position in zip(every, positions, strict=True):
         particle, pdg = rows.showers.particles[row], rows.showers.pdg[row]
@@ -128,12 +128,12 @@ def test_the_floor_of_halves_is_held_against_responses_it_does_not_give(data):
     rows = select_rows(data, Protocol())
     floor = floor_of_halves(data, "test", rows)
     numbers = np.repeat(np.flatnonzero(floor.eligible), 20)
-    answers = floor.answers(numbers, 1, np.arange(len(numbers)))
+    answers = floor.samples(numbers, 1, np.arange(len(numbers)))
     # Of the same primary where there is another response at all, and never a response that is asked for.
     given = {image.tobytes() for image in answers}
     assert 0.3 < floor.eligible.mean() < 0.7
     assert not given & {image.tobytes() for image in rows.showers.images[floor.eligible]}
-    alone = np.bincount(rows.inputs)[rows.inputs[floor.eligible]] == 1
+    alone = np.bincount(rows.primary_ids)[rows.primary_ids[floor.eligible]] == 1
     assert floor.lacking == alone.sum()
 
 

@@ -1,27 +1,24 @@
-"""Answers: the Monte Carlo itself scores zero, brighter candidates are worse, and profiles are about the center."""
+"""Samples: the Monte Carlo itself scores zero, brighter candidates are worse, and profiles are about the center."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from calosim.detectors import get_detector
-from calosim.evaluation.definitions import TITLES
-from calosim.evaluation.samples import (
-    LEAST_PRIMARIES,
-    Answers,
-    ask,
-    measure,
-    metric_intervals,
-    packed_answers,
-    radial_profile,
-)
+from calosim.evaluation.channels import measure
+from calosim.evaluation.samples import best_requantizations, packed, radial_profile, sample
+from calosim.metrics.bootstrap import LEAST_PRIMARIES
+from calosim.models.shower import ShowerModel
 
 
 def judge(few, candidates, natural=None, **settings):
     reference = few.geometry.channels(few.images)
-    answers = ask(few, candidates, quiet=True, **settings)
-    return {n: measure(a, reference, few.pdg, few.primary_ids, few.geometry, natural) for n, a in answers.items()}
+    samples = sample(few, candidates, quiet=True, **settings)
+    known = reference, few.pdg, few.primary_ids, few.geometry
+    return {name: measure(some.runs(*known), natural) for name, some in samples.items()}
 
 
 def test_the_monte_carlo_itself_scores_zero(showers):
@@ -65,20 +62,20 @@ def test_the_profile_is_about_the_center_of_gravity():
     assert radial_profile(images, detector).sum() == pytest.approx(2 / 3)  # a dark image has no share
 
 
-def test_metrics_of_some_rows_are_those_of_answers_to_them_alone(showers):
+def test_metrics_of_some_rows_are_those_of_samples_of_them_alone(showers):
     few, bright = showers.select(slice(0, 80)), np.arange(80) % 2 == 0
     reference = few.geometry.channels(few.images)
-    answers = ask(few, {"x": lambda run, n: 2 * few.images[n]}, runs=1, responses=1, quiet=True)["x"]
-    some = measure(answers.of(bright), reference[bright], few.pdg[bright], few.primary_ids[bright], few.geometry)
+    samples = sample(few, {"x": lambda run, n: 2 * few.images[n]}, runs=1, responses=1, quiet=True)["x"]
+    some = measure([rows.of(bright) for rows in samples.runs(reference, few.pdg, few.primary_ids, few.geometry)])
     alone = few.select(bright)
     expected = judge(alone, {"x": lambda run, n: 2 * alone.images[n]}, runs=1, responses=1)["x"]["mean"]
     assert some["mean"] == pytest.approx(expected, nan_ok=True)
 
 
-def test_answers_are_packed_by_short_names(showers):
+def test_samples_are_packed_by_name(showers):
     few = showers.select(slice(0, 20))
-    packed = packed_answers(ask(few, {TITLES["chain"]: lambda run, n: few.images[n // 2]}, 3, 2, quiet=True))
-    assert {name: array.shape for name, array in packed.items()} == {
+    arrays = packed(sample(few, {"chain": lambda run, n: few.images[n // 2]}, 3, 2, quiet=True))
+    assert {name: array.shape for name, array in arrays.items()} == {
         "chain_channels": (3, 20, 2, 5),
         "chain_offsets": (3, 20, 2),
         "chain_profile": (40,),
@@ -88,16 +85,13 @@ def test_answers_are_packed_by_short_names(showers):
 def found(showers, resamples=200):
     """Metrics and intervals of showers that are a tenth too bright."""
     bright = {"": lambda run, n: (1.1 * showers.images[n]).astype(np.int64)}
-    answers: Answers = ask(showers, bright, runs=1, responses=1, quiet=True)[""]
-    data = {"reference": showers.geometry.channels(showers.images), "pdg": showers.pdg, "inputs": showers.primary_ids}
-    natural = np.ones(len(showers), dtype=bool)
-    mean = measure(answers, **data, detector=showers.geometry, natural=natural)["mean"]
-    return mean, metric_intervals(answers, mean, data, natural, showers.geometry, resamples)
+    samples = sample(showers, bright, runs=1, responses=1, quiet=True)[""]
+    known = showers.geometry.channels(showers.images), showers.pdg, showers.primary_ids, showers.geometry
+    return measure(samples.runs(*known), resamples=resamples)
 
 
 def test_intervals_hold_the_value_and_need_primaries(showers):
-    mean, intervals = found(showers)
-    low, high = intervals["low"], intervals["high"]
+    mean, low, high = (found(showers)[what] for what in ("mean", "low", "high"))
     assert set(low) == set(high)
     assert {key.rpartition("_")[0] for key in low if key.endswith("_all")} == {
         "ws",
@@ -119,4 +113,17 @@ def test_intervals_hold_the_value_and_need_primaries(showers):
 
 
 def test_no_resamples_no_intervals(showers):
-    assert found(showers, resamples=0)[1] == {"low": {}, "high": {}}
+    assert not any(found(showers, resamples=0)[what] for what in ("low", "high"))
+
+
+def test_requantization_is_chosen_on_validation_rows_by_distance(run_folders, data):
+    methods, distances = best_requantizations(ShowerModel.load(run_folders["teacher"]), data, 1000, 0, quiet=True)
+    assert set(distances) <= {"all", "gamma", "neutron", "lambda", "sigma_plus"}
+    assert distances["all"][methods[0]] == min(distances["all"].values())
+    assert len(set(distances["all"].values())) > 1
+
+
+def test_there_is_nothing_to_choose_where_counts_come_out_exactly(data):
+    exact = SimpleNamespace(requantizations={})
+    with pytest.raises(ValueError, match="this model's counts come out exactly; there is no requantization to choose"):
+        best_requantizations(exact, data, 10, 0)

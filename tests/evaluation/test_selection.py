@@ -63,7 +63,7 @@ def test_a_model_of_one_particle_is_judged_on_the_same_rows_as_others(data):
     every, neutrons = select_rows(data, protocol), select_rows(data, protocol, 2112)
     own = every.showers.pdg == 2112
     assert 0 < len(neutrons) < len(every)
-    for name in ("positions", "inputs", "natural"):
+    for name in ("positions", "primary_ids", "natural"):
         assert np.array_equal(getattr(neutrons, name), getattr(every, name)[own])
     assert np.array_equal(neutrons.showers.images, every.showers.images[own])
     assert len(select_rows(data, protocol, 310)) == 0  # there is none

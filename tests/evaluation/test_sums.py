@@ -8,15 +8,18 @@ import torch
 
 from calosim.data.splits import ShowerData
 from calosim.evaluation.sums import (
+    ACCEPTANCE,
     INTERVALS,
     LEVELS,
+    PHOTON_SUMS,
     acceptance_report,
-    acceptance_table,
+    brier_score,
+    calibration_error,
     interval_contents,
     judge_acceptance,
     photon_report,
     photon_uncertainty,
-    quantile_table,
+    reliability,
 )
 from calosim.models.photon_sum import PhotonSum
 
@@ -87,9 +90,9 @@ def test_distances_have_intervals_over_primaries_and_quantiles_stand_beside_the_
     assert "w1_low" not in report["neutron"]  # five primaries tell nothing
     assert report["all"]["true_quantile_50"] == np.median(truth)
     assert report["all"]["true_largest"] == truth.max()
-    header, rows = quantile_table({"model": report, "floor": report}, ["all", "gamma"])
-    assert [row[:2] for row in rows[:3]] == [["all", "Monte Carlo"], ["all", "model"], ["all", "floor"]]
-    assert all(len(row) == len(header) for row in rows)
+    _, quantiles = PHOTON_SUMS.tables({"model": report, "halves": report})
+    rows = [line.strip("| ").split(" | ") for line in quantiles.splitlines()[2:]]
+    assert [row[:2] for row in rows[:3]] == [["all", "Monte Carlo"], ["all", "model"], ["all", "floor of halves"]]
     assert rows[0][-1] == str(truth.max())
 
 
@@ -97,7 +100,8 @@ CPU = torch.device("cpu")
 
 
 def test_the_model_is_judged_on_all_held_out_attempts_and_the_floor_on_half(run_folders, dark_file):
-    report = judge_acceptance(str(run_folders["acceptance"]), str(run_folders["photons"]), "test", 1, CPU)
+    photons = str(run_folders["photons"]), PhotonSum.load(run_folders["photons"])
+    report = judge_acceptance(str(run_folders["acceptance"]), photons, "test", 1, CPU)
     data = ShowerData(str(dark_file), min_photons=0)
     total = data.showers("test").photon_sum
     every = report["model"]["all"]
@@ -108,9 +112,11 @@ def test_the_model_is_judged_on_all_held_out_attempts_and_the_floor_on_half(run_
     assert "w1" not in every
     assert report["floor"]["all"]["rows"] == pytest.approx(len(total) / 2, rel=0.1)
     assert report["floor"]["all"]["auc"] > 0.8
-    header, rows = acceptance_table(report)
-    assert all(len(row) == len(header) for row in rows)
-    assert {row[1] for row in rows} == {"acceptance model", "floor (other attempts of the Monte Carlo)"}
+    (table,) = ACCEPTANCE.tables(report)
+    assert {line.split(" | ")[1] for line in table.splitlines()[2:]} == {
+        "acceptance model",
+        "floor (other attempts of the Monte Carlo)",
+    }
 
 
 def test_true_probabilities_score_best():
@@ -126,3 +132,22 @@ def test_true_probabilities_score_best():
         assert true[name]["ece"] < 0.02
         assert true[name]["w1"] == 0
     assert np.sum(true["all"]["reliability"]["rows"]) == 20_000
+
+
+def test_scores_of_probabilities_by_hand():
+    probability, happened = np.array([0.1, 0.1, 0.9, 1.0]), np.array([False, True, True, True])
+    assert brier_score(probability, happened) == pytest.approx((0.01 + 0.81 + 0.01) / 4)
+    curve = reliability(probability, happened, 2)
+    assert curve["predicted"].tolist() == pytest.approx([0.1, 0.95])
+    assert curve["observed"].tolist() == [0.5, 1.0]
+    assert curve["rows"].tolist() == [2, 2]
+    assert calibration_error(probability, happened, 2) == pytest.approx((0.4 + 0.05) / 2)
+
+
+def test_true_probabilities_are_calibrated_and_others_are_not():
+    rng = np.random.default_rng(0)
+    probability = rng.random(100_000)
+    happened = rng.random(100_000) < probability
+    assert calibration_error(probability, happened) < 0.01
+    assert calibration_error(probability**2, happened) > 0.1
+    assert brier_score(probability, happened) == pytest.approx(1 / 6, abs=0.005)

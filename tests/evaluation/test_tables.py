@@ -8,9 +8,10 @@ import io
 import numpy as np
 import pytest
 
-from calosim.evaluation.samples import ask, measure
+from calosim.evaluation.channels import measure
+from calosim.evaluation.evaluate import as_csv, as_markdown
+from calosim.evaluation.samples import sample
 from calosim.evaluation.sums import photon_report
-from calosim.evaluation.tables import as_csv, as_markdown
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +19,11 @@ def results(showers):
     """An evaluation of showers that are twice too bright, with one neutron among 60 rows."""
     photons = np.flatnonzero(showers.pdg == 22)[:59]
     few = showers.select(np.concatenate([photons, np.flatnonzero(showers.pdg == 2112)[:1]]))
-    answers = ask(few, {"twice": lambda run, n: 2 * few.images[n // 2]}, runs=2, responses=2, quiet=True)
-    found = measure(answers["twice"], few.geometry.channels(few.images), few.pdg, few.primary_ids, few.geometry)
+    samples = sample(few, {"twice": lambda run, n: 2 * few.images[n // 2]}, runs=2, responses=2, quiet=True)
+    known = few.geometry.channels(few.images), few.pdg, few.primary_ids, few.geometry
+    found = measure(samples["twice"].runs(*known))
     return {
-        **{"rows": 60, "inputs": 30, "split": "test", "responses": 2, "runs": 2, "images": {"twice": found}},
+        **{"rows": 60, "primaries": 30, "split": "test", "responses": 2, "runs": 2, "images": {"twice": found}},
         "photon_sum": {"mixture (a|b)": photon_report(2 * few.photon_sum[:, None], few.photon_sum, few.pdg)},
     }
 
@@ -49,5 +51,5 @@ def test_markdown_shows_the_studys_particles(results):
     # One neutron has no dispersion.
     assert next(line for line in lines[lines.index("| δ | all | γ | n |") :] if "twice" in line).endswith("| – |")
     assert sum("mixture (a\\|b)" in line for line in lines) == 6  # errors, and quantiles
-    assert "lacks the primaries of 1 row;" in as_markdown({**results, "floor_rows_without_their_input": 1})
-    assert "lacks the primaries of 7 rows" in as_markdown({**results, "floor_rows_without_their_input": 7})
+    assert "lacks the primaries of 1 row;" in as_markdown({**results, "floor_rows_without_their_primary": 1})
+    assert "lacks the primaries of 7 rows" in as_markdown({**results, "floor_rows_without_their_primary": 7})

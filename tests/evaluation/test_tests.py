@@ -1,4 +1,4 @@
-"""The classifier test in an evaluation: of the answers that are judged anyway, beside controls, or a line why there is none."""
+"""The C2ST in an evaluation: of the samples that are judged anyway, beside controls, or a line why there is none."""
 
 from __future__ import annotations
 
@@ -12,22 +12,13 @@ import pytest
 
 from calosim import FastSimulator
 from calosim.data.record import Showers
-from calosim.evaluation.definitions import TITLES
-from calosim.evaluation.evaluate import Models, evaluate
+from calosim.evaluation.evaluate import Models, as_csv, as_markdown, evaluate
 from calosim.evaluation.references import floor_of_simulation, floor_of_sums
 from calosim.evaluation.selection import ClassifierOptions, FloorOptions, Protocol
-from calosim.evaluation.tables import as_csv, as_markdown
-from calosim.evaluation.tests import (
-    CONTROLS,
-    PRIMARY,
-    classifier_tables,
-    judge_by_classifier,
-    judge_by_likelihood,
-    likelihood_rows,
-    likelihood_tables,
-)
+from calosim.evaluation.stored import TITLES
+from calosim.evaluation.tests import C2ST, CONTROLS, LIKELIHOOD, PRIMARY, c2st_with_controls, compare_likelihoods
 from calosim.io import read_json, read_npz
-from calosim.metrics.c2st import ClassifierSettings
+from calosim.metrics.c2st import C2STSettings
 from calosim.models.student import Student
 from calosim.particles import particle_code
 
@@ -54,19 +45,19 @@ def found(showers, all_of, again):
     bright = {"twice": 2 * again(2)}
     rows = all_of(showers)
     floors = {"floor": floor_of_simulation(other, rows), "shape_floor": floor_of_sums(other, rows, 1)}
-    return judge_by_classifier(bright, rows, floors, ONE, seed=1, quiet=True)
+    return c2st_with_controls(bright, rows, floors, ONE, seed=1, quiet=True)
 
 
 def test_tables_show_what_is_told_by_what_beside_controls(found, showers):
     twice, controls = found["candidates"]["twice"], found["controls"]
-    assert (found["rows"], found["inputs"]) == (len(showers), 65)
+    assert (found["rows"], found["primaries"]) == (len(showers), 65)
     assert twice["verdicts"]["features"]["auc"] > 0.8
     assert controls["mc"]["primaries"] == 64
     assert set(controls) == set(CONTROLS) == {"mc", "mc_sums", "damaged_10"}
-    head, areas, features = classifier_tables(found)
-    assert head.startswith(f"Classifier test on {len(showers)} rows of 65 primaries")
+    head, areas, features = C2ST.tables(found)
+    assert head.startswith(f"C2ST (classifier two-sample test) on {len(showers)} rows of 65 primaries")
     rows = [line.strip("| ").split(" | ") for line in areas.splitlines()]
-    assert rows[0] == ["classifier test", "AUC images", "AUC features"]
+    assert rows[0] == ["C2ST", "AUC images", "AUC features"]
     assert [row[0] for row in rows[2:]] == ["twice", *CONTROLS.values(), PRIMARY]
     assert rows[-1][1:] == ["–", "0.500 ± 0.000"]
     verdict = twice["verdicts"]["images"]
@@ -76,10 +67,10 @@ def test_tables_show_what_is_told_by_what_beside_controls(found, showers):
 
 
 def test_they_come_after_the_others_and_into_the_csv(found):
-    other = {"rows": 1, "inputs": 1, "split": "test", "responses": 3, "runs": 1, "photon_sum": {}}
-    before, after = as_markdown(other), as_markdown({**other, "classifier": found})
-    assert after == before + "\n" + "\n\n".join(classifier_tables(found)) + "\n"
-    rows = list(csv.DictReader(io.StringIO(as_csv({**other, "classifier": found}))))
+    other = {"rows": 1, "primaries": 1, "split": "test", "responses": 3, "runs": 1, "photon_sum": {}}
+    before, after = as_markdown(other), as_markdown({**other, "c2st": found})
+    assert after == before + "\n" + "\n\n".join(C2ST.tables(found)) + "\n"
+    rows = list(csv.DictReader(io.StringIO(as_csv({**other, "c2st": found}))))
     areas = {(r["candidate"], r["metric"]): float(r["mean"]) for r in rows if r["metric"].startswith("auc_")}
     assert areas["twice", "auc_features"] == found["candidates"]["twice"]["verdicts"]["features"]["auc"]
     assert areas[CONTROLS["mc"], "auc_primary"] == 0.5
@@ -87,14 +78,14 @@ def test_they_come_after_the_others_and_into_the_csv(found):
 
 
 def test_the_calochallenges_classifier_is_an_option(showers, all_of, again, monkeypatch):
-    short = replace(ClassifierSettings.calochallenge(), epochs=1)
-    monkeypatch.setattr(ClassifierSettings, "calochallenge", lambda: short)
+    short = replace(C2STSettings.calochallenge(), epochs=1)
+    monkeypatch.setattr(C2STSettings, "calochallenge", lambda: short)
     rows = all_of(showers)
     floors = {"floor": floor_of_simulation(replace(showers, images=again(1)), rows)}
     both = ClassifierOptions(classifier_seeds=1, classifier_calochallenge=True)
-    result = judge_by_classifier({"twice": 2 * again(2)}, rows, floors, both, seed=1, quiet=True)
-    lines = [line.strip("| ").split(" | ") for line in classifier_tables(result)[1].splitlines()]
-    assert lines[0] == ["classifier test", "AUC images", "AUC features", "AUC calochallenge"]
+    result = c2st_with_controls({"twice": 2 * again(2)}, rows, floors, both, seed=1, quiet=True)
+    lines = [line.strip("| ").split(" | ") for line in C2ST.tables(result)[1].splitlines()]
+    assert lines[0] == ["C2ST", "AUC images", "AUC features", "AUC calochallenge"]
     cells = {line[0]: line[3] for line in lines[2:]}
     assert [title for title, cell in cells.items() if cell != "–"] == ["twice", CONTROLS["mc"]]
 
@@ -103,9 +94,9 @@ def test_controls_need_primaries_of_their_own(found, showers, all_of, again):
     few = showers.select(np.flatnonzero(showers.primary_ids < 19))
     second = {"again": again(3)}
     rows = all_of(showers)
-    alone = judge_by_classifier(second, rows, {"floor": floor_of_simulation(few, rows)}, ONE, seed=1, quiet=True)
+    alone = c2st_with_controls(second, rows, {"floor": floor_of_simulation(few, rows)}, ONE, seed=1, quiet=True)
     assert "controls" not in alone
-    assert "No controls: the test needs 20 primaries or more, the floor's sample has 19." in classifier_tables(alone)[0]
+    assert "No controls: the test needs 20 primaries or more, the floor's sample has 19." in C2ST.tables(alone)[0]
 
 
 def test_few_primaries_are_no_failure_and_false_skips(run_folders, tmp_path, command):
@@ -114,37 +105,37 @@ def test_few_primaries_are_no_failure_and_false_skips(run_folders, tmp_path, com
     for folder, more in zip(folders, ([], ["--classifier", "false"]), strict=True):
         assert command("evaluate", *words, "--quiet", "--out", folder, *more) == 0
     records = [read_json(folder / "evaluation.json") for folder in folders]
-    assert records[0]["classifier"]["inputs"] < 20
-    assert "classifier" not in records[1]
+    assert records[0]["c2st"]["primaries"] < 20
+    assert "c2st" not in records[1]
     assert [r["arguments"]["classifier"] for r in records] == [True, False]
     tables, without = ((folder / "evaluation.md").read_text(encoding="utf-8") for folder in folders)
-    inputs = records[0]["classifier"]["inputs"]
-    reason = f"it needs 20 primaries or more, the rows to judge have {inputs}."
-    assert tables == f"{without}\nNo classifier test: {reason}\n\nNo likelihood test: {reason}\n"
+    primaries = records[0]["c2st"]["primaries"]
+    reason = f"it needs 20 primaries or more, the rows to judge have {primaries}."
+    assert tables == f"{without}\nNo C2ST: {reason}\n\nNo likelihood test: {reason}\n"
     assert (folders[0] / "evaluation.csv").read_bytes() == (folders[1] / "evaluation.csv").read_bytes()
 
 
-def test_it_is_of_the_answers_that_are_judged_anyway(run_folders, data, root_file, tmp_path, monkeypatch):
+def test_it_is_of_the_samples_that_are_judged_anyway(run_folders, data, root_file, tmp_path, monkeypatch):
     asked = []
 
     def judge(generated, rows, floors, *_):
-        channels = {title: data.geometry.channels(images) for title, images in generated.items()}
+        channels = {name: data.geometry.channels(images) for name, images in generated.items()}
         asked.append((rows, channels, floors))
         return {"reason": "is not made here"}
 
-    monkeypatch.setattr("calosim.evaluation.evaluate.judge_by_classifier", judge)
+    monkeypatch.setattr("calosim.evaluation.tests.c2st_with_controls", judge)
     models = Models(str(run_folders["teacher"]), [str(run_folders["photons"])])
     floors = FloorOptions(str(root_file), str(root_file))
     evaluate(str(tmp_path), models, floors=floors, protocol=FEW, quiet=True)
     ((rows, channels, others),) = asked
-    answers = read_npz(tmp_path / "answers.npz")
-    assert set(channels) == {TITLES["shape"], TITLES["chain"]}
-    assert len(rows) == len(data.rows("test")) > len(answers["rows"])
+    samples = read_npz(tmp_path / "samples.npz")
+    assert set(channels) == {"shape", "chain"}
+    assert len(rows) == len(data.rows("test")) > len(samples["rows"])
     assert set(others) == {"floor", "shape_floor"}
     assert all(floor.known.all() for floor in others.values())
-    place = np.searchsorted(rows.positions, answers["rows"])
+    place = np.searchsorted(rows.positions, samples["rows"])
     for name in ("shape", "chain"):
-        assert np.array_equal(channels[TITLES[name]][place], answers[f"{name}_channels"][0, :, 0])
+        assert np.array_equal(channels[name][place], samples[f"{name}_channels"][0, :, 0])
 
 
 @pytest.mark.parametrize("name", ["classifier_rows", "classifier_seeds"])
@@ -175,27 +166,27 @@ def own(simulator, showers, all_of):
 def test_a_model_is_not_surprised_by_its_own_responses(simulator, own):
     rows, sample = own
     floors = {"shape_floor": floor_of_sums(replace(rows.showers, images=sample(3)), rows, 2)}
-    found = judge_by_likelihood(simulator, rows, sample(2), floors, 1, quiet=True)
+    found = compare_likelihoods(simulator, rows, sample(2), floors, 1, quiet=True)
     assert found["per"] == "image"
     assert found["monte_carlo"] > 0
     for name in ("shape", "mc_sums"):
         assert abs(found[name]["difference"]) < SIGMAS * found[name]["error"]
     assert found["damaged_10"]["high"] < 0
     assert found["shape"]["low"] < found["shape"]["difference"] < found["shape"]["high"]
-    title, metric, _, *numbers = next(likelihood_rows(found))
+    title, metric, _, *numbers = next(LIKELIHOOD.rows(found))
     assert (title, metric, numbers) == (TITLES["shape"], "nll_difference", list(found["shape"].values()))
-    head, table = likelihood_tables(found)
+    head, table = LIKELIHOOD.tables(found)
     assert f"{found['monte_carlo']:.4g} nats per image" in head
     assert len(table.splitlines()) == 2 + 3
     # Members of an ensemble answer for their own rows.
     ensemble = FastSimulator(simulator.shower, members={particle_code("gamma"): simulator.shower})
-    assert judge_by_likelihood(ensemble, rows, sample(2), floors, 1, quiet=True)["shape"] == pytest.approx(
+    assert compare_likelihoods(ensemble, rows, sample(2), floors, 1, quiet=True)["shape"] == pytest.approx(
         found["shape"]
     )
 
 
 def test_another_simulation_is_not_what_a_hardly_trained_model_generates(simulator, showers, all_of, own):
-    found = judge_by_likelihood(simulator, all_of(showers), own[1](2), {}, 1, quiet=True)
+    found = compare_likelihoods(simulator, all_of(showers), own[1](2), {}, 1, quiet=True)
     assert abs(found["shape"]["difference"]) > SIGMAS * found["shape"]["error"]
     assert "mc_sums" not in found
 
@@ -203,16 +194,15 @@ def test_another_simulation_is_not_what_a_hardly_trained_model_generates(simulat
 def test_students_and_few_primaries_are_told(simulator, own):
     rows, _ = own
     student = SimpleNamespace(shower=Student.__new__(Student), members={})
-    assert "students" in judge_by_likelihood(student, rows, rows.showers.images, {}, 1)["reason"]
-    first = np.flatnonzero(rows.inputs < 5)
+    assert "students" in compare_likelihoods(student, rows, rows.showers.images, {}, 1)["reason"]
+    first = np.flatnonzero(rows.primary_ids < 5)
     few = replace(
         rows,
         showers=rows.showers.select(first),
-        inputs=rows.inputs[first],
+        primary_ids=rows.primary_ids[first],
         positions=first,
         natural=rows.natural[first],
     )
-    found = judge_by_likelihood(simulator, few, few.showers.images, {}, 1)
-    assert likelihood_tables(found) == ["No likelihood test: it needs 20 primaries or more, the rows to judge have 5."]
-    assert likelihood_tables({}) == []
-    assert not list(likelihood_rows(found))
+    found = compare_likelihoods(simulator, few, few.showers.images, {}, 1)
+    assert LIKELIHOOD.tables(found) == ["No likelihood test: it needs 20 primaries or more, the rows to judge have 5."]
+    assert not list(LIKELIHOOD.rows(found))

@@ -14,9 +14,12 @@ from calosim.export.client import Client
 from calosim.export.graph import LEAST, classifier, generator, logarithms, simulator
 from calosim.export.o2 import script
 from calosim.models.acceptance import Acceptance
+from calosim.models.flow_matching import FlowMatching
+from calosim.models.gan import GAN
 from calosim.models.photon_sum import PhotonSum
 from calosim.models.student import Student
 from calosim.models.teacher import Teacher
+from calosim.models.vae import VAE
 from calosim.representations import SplitConfig
 from calosim.simulation.simulator import FastSimulator
 
@@ -102,6 +105,32 @@ def test_a_student(models, showers):
     assert (images != expected).any((1, 2)).mean() <= MOST_DIFFERENT
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(("detector", "normals"), [("zn", 10), ("zp", 7)])
+def test_a_gan(detector, normals, make_showers):
+    torch.manual_seed(4)
+    showers, z = make_showers(detector, responses=2), noise(100)
+    gan, photons = GAN(detector, noise=normals, width=8), PhotonSum(detector, hidden=(8,), members=3)
+    particles, total = torch.from_numpy(showers.particles), torch.from_numpy(showers.photon_sum)
+    gan.features.fit(particles, total)
+    photons.features.fit(particles)
+    photons.encoding.fit(photons.features(particles))
+    photons.head.fit(total, particles[:, 0])
+    for _ in range(30):  # statistics of the normalization, too
+        gan.train().logarithms(torch.randn(16, normals), gan.context(particles[:16].float(), total[:16]))
+    with torch.no_grad():
+        for p in gan.generator.parameters():
+            p.mul_(1.5)
+    particles, pdg = showers.particles[:100], showers.pdg[:100]
+    expected = FastSimulator(gan.eval(), photons).sample(particles, pdg, 0, rows_of(z))
+    assert (run(generator(gan, photons), particles, z) != expected).any((1, 2)).mean() <= MOST_DIFFERENT
+    features = particles.astype(np.float32)
+    several = session(simulator(gan, photons)).run(None, {"noise": z, "features": features})[0]
+    assert (several != expected).any((1, 2)).mean() <= MOST_DIFFERENT
+    scripted = torch.jit.load(io.BytesIO(script(gan, photons)))(torch.from_numpy(z), torch.from_numpy(features)).numpy()
+    assert (scripted != expected).any((1, 2)).mean() <= MOST_DIFFERENT
+
+
 @pytest.mark.parametrize("accepted", [False, True])
 def test_a_file_for_any_program_takes_many_rows_in_our_units(accepted, models, run_folders, showers):
     particles, z = showers.particles[:100], noise(100)
@@ -183,8 +212,15 @@ def test_sums_of_logarithms_round_to_sums_of_counts(written, showers):
 
 def test_what_cannot_be_exported(run_folders):
     photons = PhotonSum.load(run_folders["photons"])
-    with pytest.raises(ValueError, match="expected a shower model of split coordinates to export"):
+    with pytest.raises(ValueError, match="that can be exported, but it is of pixels, whose flow no graph is known of"):
         generator(Teacher.load(run_folders["teacher"]), photons)
+    for shower, why in (
+        (VAE(width=8), "photons are drawn one by one"),
+        (FlowMatching(widths=(4,)), "a network that attends"),
+    ):
+        for form in (simulator, script):
+            with pytest.raises(ValueError, match=f"expected a shower model that can be exported, but {why}"):
+                form(shower, photons)
     with pytest.raises(ValueError, match="a mixture head to export, got a gaussian head"):
         generator(Teacher.load(run_folders["splits"]), PhotonSum("zn", head="gaussian"))
     with pytest.raises(ValueError, match="models of one detector"):

@@ -161,12 +161,15 @@ def test_a_card_shows_the_evaluation_of_the_shape_model(exported, tmp_path):
     record = json.loads((exported / "export.json").read_text())
     record["models"]["shape"]["run"] = str(tmp_path)
     (tmp_path / "evaluation").mkdir()
-    means = {title: {"mean": {"ws_all": 1, "mae_cond_all": 2}} for title in ("chain", "floor")}
+    means = {name: {"mean": {"ws_all": 1, "mae_cond_all": 2}} for name in ("chain", "floor")}
     areas = {"chain": {"verdicts": {"images": {"auc": 0.5}, "features": {"auc": 0.6}}}}
-    found = {"images": means, "classifier": {"candidates": areas}, "photons": ["x"]}
+    found = {"images": means, "c2st": {"candidates": areas}, "photons": ["x"]}
     found["weights"] = [{"hash": record["models"][role]["weights"]} for role in ("photons", "shape")]
     (tmp_path / "evaluation" / "evaluation.json").write_text(json.dumps(found))
-    assert "| chain | 1.00 | 2.00 | 0.500 | 0.600 |\n| floor | 1.00 | 2.00 |  |  |" in card(record)
+    assert (
+        "| full chain | 1.00 | 2.00 | 0.500 | 0.600 |\n| floor (Monte Carlo, other seed) | 1.00 | 2.00 |  |  |"
+        in card(record)
+    )
 
 
 def test_an_evaluation_of_other_weights_is_not_quoted(run_folders, tmp_path, command, capfd, train_on):

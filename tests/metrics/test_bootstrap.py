@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from calosim.metrics import contrast, interval, resample, resampled_mean, resampled_wasserstein
+from calosim.metrics.bootstrap import contrast, interval, resample, resampled_mean, resampled_wasserstein
 from calosim.metrics.wasserstein import wasserstein
 
 ROUNDING = 1e-9  # relative: the same formula, summed in another order
@@ -55,7 +55,7 @@ def test_bootstrap_extremes():
     means = resampled_mean([7.0, 1.0], [0.0, 1.0], counts)
     assert set(means[counts[:, 1] > 0]) == {1.0}
     assert np.isnan(means[counts[:, 1] == 0]).all()
-    with pytest.raises(ValueError, match="K inputs"):
+    with pytest.raises(ValueError, match="K primaries"):
         resampled_mean(x, x[1:], counts)
 
 

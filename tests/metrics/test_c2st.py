@@ -1,4 +1,4 @@
-"""The classifier test finds nothing where there is nothing, finds what there is, and cannot learn primaries by heart."""
+"""The C2ST finds nothing where there is nothing, finds what there is, and cannot learn primaries by heart."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from calosim.detectors import get_detector
-from calosim.metrics.c2st import ClassifierSettings, Stack, auc, classifier_controls, classifier_test, damaged, divide
+from calosim.metrics.c2st import C2STSettings, Stack, auc, c2st, c2st_controls, damaged, divide
 from calosim.metrics.features import GROUPS, shower_features
 
-QUICK = ClassifierSettings(seeds=2, rows=450, epochs=2, resamples=200)
-#: Standard errors within which judges of identical distributions must stay.
+QUICK = C2STSettings(seeds=2, rows=450, epochs=2, resamples=200)
+#: Standard errors within which classifiers of identical distributions must stay.
 SIGMAS = 4.5
 
 #: Any face: the real ones' sort, odd sides, sides of one pixel, and less than a cell.
@@ -48,7 +48,7 @@ def data():
 def test_identical_distributions_cannot_be_told(data):
     reference, particles, inputs, detector = data
     second = sample(seed=1)[0]
-    result = classifier_test(reference, second, particles, inputs, detector, QUICK, quiet=True)
+    result = c2st(reference, second, particles, inputs, detector, QUICK, quiet=True)
     assert set(result.verdicts) == {"images", "features"}
     for verdict in result.verdicts.values():
         assert abs(verdict.sigmas) < SIGMAS
@@ -61,7 +61,7 @@ def test_identical_distributions_cannot_be_told(data):
 def test_gross_differences_are_told_and_explained(data):
     reference, particles, inputs, detector = data
     wide = sample(seed=1, width=2.0)[0]
-    result = classifier_test(reference, wide, particles, inputs, detector, QUICK, quiet=True)
+    result = c2st(reference, wide, particles, inputs, detector, QUICK, quiet=True)
     for verdict in result.verdicts.values():
         assert verdict.auc > 0.93
         assert verdict.sigmas > 5
@@ -88,12 +88,12 @@ def test_no_primary_is_in_two_parts(data):
 
 
 def test_knowing_primaries_by_heart_is_of_no_use():
-    """Responses of one primary are copies, of the Monte Carlo's and of the generated kind: by row, judges would see them."""
+    """Responses of one primary are copies, of the Monte Carlo's and of the generated kind: by row, classifiers would see them."""
     n, copies = 80, 8
     reference, particles, _, detector = sample(n, responses=1)
     second = sample(n, responses=1, seed=1)[0]
     many = [np.repeat(a, copies, axis=0) for a in (reference, second, particles, np.arange(n))]
-    result = classifier_test(*many, detector, QUICK, quiet=True)
+    result = c2st(*many, detector, QUICK, quiet=True)
     assert all(abs(v.sigmas) < SIGMAS for v in result.verdicts.values())
     # The copies count as one: the error is that of 80 primaries, not of 450 rows.
     assert all(v.error > 0.03 for v in result.verdicts.values())
@@ -102,8 +102,8 @@ def test_knowing_primaries_by_heart_is_of_no_use():
 def test_controls(data):
     reference, particles, inputs, detector = data
     second = sample(seed=1)[0]
-    settings = replace(QUICK, judges=("features",))
-    found = classifier_controls(reference, second, particles, inputs, detector, settings, (0.5,), quiet=True)
+    settings = replace(QUICK, classifiers=("features",))
+    found = c2st_controls(reference, second, particles, inputs, detector, settings, (0.5,), quiet=True)
     assert list(found) == ["mc", "damaged_50"]
     primary = found["mc"].verdicts["primary"]
     assert (primary.auc, primary.error, primary.sigmas) == (0.5, 0.0, 0.0)
@@ -111,19 +111,19 @@ def test_controls(data):
     assert set(found["damaged_50"].verdicts) == {"features"}
 
 
-def test_photon_sums_have_a_judge_of_their_own(data):
+def test_photon_sums_have_a_classifier_of_their_own(data):
     reference, particles, inputs, detector = data
-    settings = replace(QUICK, judges=("photons",))
-    same = classifier_test(reference, reference[:, ::-1], particles, inputs, detector, settings, quiet=True)
-    more = classifier_test(reference, 2 * reference, particles, inputs, detector, settings, quiet=True)
+    settings = replace(QUICK, classifiers=("photons",))
+    same = c2st(reference, reference[:, ::-1], particles, inputs, detector, settings, quiet=True)
+    more = c2st(reference, 2 * reference, particles, inputs, detector, settings, quiet=True)
     assert same.verdicts["photons"].auc == 0.5
     assert more.verdicts["photons"].auc > 0.95
 
 
 def test_the_classifier_of_the_calochallenge(data):
     reference, particles, inputs, detector = data
-    settings = replace(ClassifierSettings.calochallenge(), seeds=1, epochs=12)
-    result = classifier_test(reference, 3 * reference, particles, inputs, detector, settings, quiet=True)
+    settings = replace(C2STSettings.calochallenge(), seeds=1, epochs=12)
+    result = c2st(reference, 3 * reference, particles, inputs, detector, settings, quiet=True)
     verdict = result.verdicts["calochallenge"]
     assert verdict.auc > 0.9
     assert np.isnan(verdict.spread)  # of one seed there is none
@@ -157,9 +157,7 @@ def test_a_seed_gives_the_same_bits_and_leaves_global_random_states(data):
     second = sample(seed=1)[0]
     settings = replace(QUICK, seeds=1, rows=240, epochs=1)
     states = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    first, again = (
-        classifier_test(reference, second, particles, inputs, detector, settings, quiet=True) for _ in range(2)
-    )
+    first, again = (c2st(reference, second, particles, inputs, detector, settings, quiet=True) for _ in range(2))
     assert torch.equal(states[0], torch.random.get_rng_state())
     assert np.array_equal(states[1], np.random.get_state()[1])  # noqa: NPY002
     for name, verdict in first.verdicts.items():
@@ -168,7 +166,7 @@ def test_a_seed_gives_the_same_bits_and_leaves_global_random_states(data):
             getattr(again.verdicts[name], a) for a in ("error", "low", "high")
         )
     assert first.features[0].importance == again.features[0].importance
-    other = classifier_test(reference, second, particles, inputs, detector, replace(settings, seed=1), quiet=True)
+    other = c2st(reference, second, particles, inputs, detector, replace(settings, seed=1), quiet=True)
     assert other.verdicts["images"].by_seed != first.verdicts["images"].by_seed
 
 
@@ -188,11 +186,11 @@ def test_bad_input_is_refused(data):
     }
     for message, arguments in refused.items():
         with pytest.raises(ValueError, match=message) as error:
-            classifier_test(*arguments, detector, QUICK, quiet=True)
+            c2st(*arguments, detector, QUICK, quiet=True)
         assert "\n" not in str(error.value)
-    for settings in ({"judges": ("tea_leaves",)}, {"seeds": 0}, {"resamples": 1}):
+    for settings in ({"classifiers": ("tea_leaves",)}, {"seeds": 0}, {"resamples": 1}):
         with pytest.raises(ValueError, match="expected"):
-            ClassifierSettings(**settings)
+            C2STSettings(**settings)
     with pytest.raises(ValueError, match="between 0 and 1"):
         damaged(reference, 1.5, seed=0)
 
@@ -263,16 +261,16 @@ def test_area_is_the_share_of_pairs():
     assert np.isnan(auc(score, generated, weights)[3])
 
 
-def test_judges_take_one_thread_and_give_back_what_there_was(monkeypatch):
+def test_classifiers_take_one_thread_and_give_back_what_there_was(monkeypatch):
     import torch
 
-    from calosim.metrics import c2st
+    from calosim.metrics import c2st as module
 
-    monkeypatch.setattr(c2st, "_judged", lambda *_: torch.__config__.parallel_info())
+    monkeypatch.setattr(module, "_tested", lambda *_: torch.__config__.parallel_info())
     before = torch.get_num_threads()
     torch.set_num_threads(2)  # as what came before may have: MKL then keeps a number of its own
     try:
-        said = c2st.judged(None, None, None, None)
+        said = module.tested(None, None, None, None)
         numbers = dict(re.findall(r"(\w+_get_(?:max|num)_threads)\(\) : (\d+)", said))
         assert set(numbers.values()) == {"1"}, numbers
         assert torch.get_num_threads() == 2

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from calosim.detectors import DETECTORS
-from calosim.metrics import ConditionalMAE, DispersionRatio, JaccardError, channel_metrics
+from calosim.metrics.conditional import ConditionalMAE, DispersionRatio, JaccardError
+from calosim.metrics.wasserstein import CheckerboardWasserstein
 
 ROUNDING = 1e-9  # relative: the same formula, summed in another order
 PDG = {22: "gamma", 2112: "neutron", 310: "k0s"}
@@ -91,10 +92,9 @@ def test_dispersion_ratio_without_well_known_inputs_takes_all(compute):
 
 def test_metrics_vanish_for_perfect_copies(make_rows, compute):
     _, reference, particle, input = make_rows()
-    result = compute(channel_metrics(), (reference[:, None].repeat(1, 5, 1), reference, particle, input))
-    medians = {key for key in result if key.startswith("delta")}  # copies do not change a median either
-    assert medians
-    assert result == dict.fromkeys(result, pytest.approx(0, abs=1e-12))
+    for metric in (CheckerboardWasserstein(), ConditionalMAE(), DispersionRatio(), JaccardError()):
+        result = compute(metric, (reference[:, None].repeat(1, 5, 1), reference, particle, input))
+        assert result == dict.fromkeys(result, pytest.approx(0, abs=1e-12))  # copies do not change a median either
 
 
 def test_jaccard_and_dispersion_ignore_what_they_should(make_rows, compute):
@@ -106,11 +106,11 @@ def test_jaccard_and_dispersion_ignore_what_they_should(make_rows, compute):
     assert compute(ConditionalMAE(), (copies + 7, reference, particle, input))["all"] == pytest.approx(7)
 
 
-def test_per_input_values_give_the_mean(make_rows, compute):
+def test_per_primary_values_give_the_mean(make_rows, compute):
     rows = make_rows()
     for metric in (ConditionalMAE(), DispersionRatio(), JaccardError()):
         result = compute(metric, rows)
-        ids, particle, weight, value = metric.per_input()
+        ids, particle, weight, value = metric.per_primary()
         assert len(set(zip(particle, ids, strict=True))) == len(value)
         assert np.average(value, weights=weight) == pytest.approx(result["all"], rel=ROUNDING)
         mine = particle == 2112
@@ -118,12 +118,12 @@ def test_per_input_values_give_the_mean(make_rows, compute):
 
 
 def test_nothing_gives_nan(compute):
-    metrics = channel_metrics()
-    metrics.update(torch.zeros(0, 5, 5), torch.zeros(0, 5), torch.zeros(0), torch.zeros(0))
-    result = metrics.compute()
-    assert len(result) == 5 + 5  # `all` of each, and the channels
-    assert all(value.isnan() for value in result.values())
-    assert all(len(x) == 0 for x in DispersionRatio().per_input())
+    nothing = torch.zeros(0, 5, 5), torch.zeros(0, 5), torch.zeros(0), torch.zeros(0)
+    for metric in (CheckerboardWasserstein(), ConditionalMAE(), DispersionRatio(), JaccardError()):
+        result = compute(metric, nothing)
+        assert len(result) == (6 if isinstance(metric, CheckerboardWasserstein) else 1)  # with the channels
+        assert all(math.isnan(value) for value in result.values())
+    assert all(len(x) == 0 for x in DispersionRatio().per_primary())
 
 
 def test_single_responses_have_no_dispersion(make_rows, compute):

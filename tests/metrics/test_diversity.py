@@ -21,9 +21,9 @@ def make_images(rows=90, seed=0):
 def test_diversity_by_loop(chunk):
     images, inputs = make_images()
     result = diversity(images, inputs, chunk=chunk)
-    expected = [images[inputs == key].std(axis=0).sum() for key in result.input]
-    np.testing.assert_array_equal(result.input, np.unique(inputs))
-    np.testing.assert_array_equal(result.responses, [(inputs == key).sum() for key in result.input])
+    expected = [images[inputs == key].std(axis=0).sum() for key in result.primary_id]
+    np.testing.assert_array_equal(result.primary_id, np.unique(inputs))
+    np.testing.assert_array_equal(result.responses, [(inputs == key).sum() for key in result.primary_id])
     np.testing.assert_allclose(result.value, expected, rtol=ROUNDING)
     assert result.value[-1] == 0
 
@@ -50,5 +50,5 @@ def test_normalized_diversity_and_artefacts():
 
 def test_diversity_of_nothing_and_of_a_mistake():
     assert len(diversity(np.zeros((0, 6, 4), np.int16), []).value) == 0
-    with pytest.raises(ValueError, match="as many inputs as images"):
+    with pytest.raises(ValueError, match="as many identifiers of primaries as images"):
         diversity(np.zeros((3, 6, 4), np.int16), [1, 2])

@@ -7,14 +7,16 @@ import shutil
 
 import pytest
 import torch
+import yaml
 
 from calosim.flows import FlowConfig
+from calosim.io import write_json
 from calosim.models.checkpoints import load_module, older, weights_hash, weights_of
 from calosim.models.photon_sum import PhotonSum
 from calosim.models.shower import ShowerModel
 from calosim.models.teacher import Teacher
 from calosim.representations import PixelConfig
-from calosim.runs import FORMAT
+from calosim.runs import FORMAT, Run
 
 #: Logits of one row in batches of different size: float32 matrix products sum in another order.
 REORDERED = 1e-3
@@ -52,6 +54,29 @@ def test_a_checkpoint_holds_the_trained_weights_and_standardizations(root_file, 
     for key, value in module.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
     assert {**loaded.init} == {**module.init}
+
+
+@pytest.mark.parametrize("name", ["teacher", "splits"])
+def test_a_run_of_version_0_2_is_read_with_todays_names(run_folders, output, tmp_path, name):
+    def before(values):
+        old = {"representation": "coordinates", "requantization": "noise_removal"}
+        if not isinstance(values, dict):
+            return values
+        first = {key: str(key).partition(".") for key in values}
+        return {"".join([old.get(first[k][0], first[k][0]), *first[k][1:]]): before(v) for k, v in values.items()}
+
+    folder = shutil.copytree(run_folders[name], tmp_path / "run")
+    path = folder / "checkpoints" / "best.ckpt"
+    written = torch.load(path, weights_only=True)
+    written |= {key: before(written[key]) for key in ("calosim", "state_dict")}
+    assert "coordinates" in written["calosim"]["init"]
+    torch.save(written, path)
+    (folder / Run.CONFIG).write_text(yaml.safe_dump(before(Run(folder).config)))
+    write_json(folder / Run.RECORD, before(Run(folder).record))
+    assert (Run(folder).config, Run(folder).record) == (Run(run_folders[name]).config, Run(run_folders[name]).record)
+    found, wanted = load_module(folder), load_module(run_folders[name])
+    assert found.init == wanted.init
+    assert torch.equal(output(found), output(wanted))
 
 
 class _Code:

@@ -88,7 +88,7 @@ def test_resuming_loads_its_own_state(baseline, root_file, tmp_path, fit):
 def test_bad_baselines(run_folders, tmp_path):
     with pytest.raises(ValueError, match="expected a baseline of ZP, got one of ZN"):
         FineTune(run_folders["teacher"], detector="zp")
-    with pytest.raises(ValueError, match="expected a checkpoint of Teacher, got one of PhotonSum"):
+    with pytest.raises(ValueError, match="expected a checkpoint of ShowerModel, got one of PhotonSum"):
         FineTune(run_folders["photons"])
     with pytest.raises(ValueError, match="nowhere: expected a checkpoint or a run folder"):
         FineTune(tmp_path / "nowhere")

@@ -13,10 +13,8 @@ from calosim.models.losses import (
     center_of_gravity,
     channel_loss,
     distillation,
-    expected_center,
     shower_center,
     squared_distance,
-    straight_center,
 )
 from calosim.montecarlo.simulate import simulate
 
@@ -99,33 +97,6 @@ def test_channel_loss_scales_with_the_square_of_the_light():
 # -- centers ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("eta", "phi", "z", "x", "y"),
-    [
-        (math.asinh(1.0), 0.0, 100.0, 100.0, 0.0),  # 45 degrees
-        (math.asinh(1.0), math.pi / 2, 100.0, 0.0, 100.0),
-        (math.asinh(1.0), math.pi, 100.0, -100.0, 0.0),
-        (math.asinh(1.0), -math.pi, 100.0, -100.0, 0.0),
-        (-math.asinh(2.0), 0.0, -100.0, 50.0, 0.0),  # the C side
-        (4.0, 0.3, 764.0, 764.0 / math.sinh(4.0) * math.cos(0.3), 764.0 / math.sinh(4.0) * math.sin(0.3)),
-        (50.0, 1.0, 11259.8, 0.0, 0.0),
-        (math.inf, 0.0, 764.0, 0.0, 0.0),
-    ],
-)
-def test_expected_center_by_hand(eta, phi, z, x, y):
-    arguments = (torch.tensor([v], dtype=torch.float64) for v in (eta, phi, z))
-    assert expected_center(*arguments)[0].tolist() == pytest.approx([x, y], abs=1e-9)
-
-
-@every_detector
-def test_straight_center_is_the_straight_flight_on_both_sides(detector):
-    momenta = [(0.3, -0.2, 500.0), (-0.1, 0.05, -900.0), (0.0, 0.0, 100.0), (1e-9, 0.0, -2000.0), (-2.0, 0.0, 40.0)]
-    found = straight_center(primaries(*momenta), detector)
-    face = [detector.front_z[0] if pz > 0 else -detector.front_z[1] for *_, pz in momenta]
-    by_hand = [(px / abs(pz) * z, py / abs(pz) * z) for (px, py, pz), z in zip(momenta, face, strict=True)]
-    torch.testing.assert_close(found, torch.tensor(by_hand, dtype=torch.float64), rtol=1e-9, atol=1e-9)
-
-
 @every_detector
 def test_center_of_gravity_of_single_pixels(detector):
     x, y = detector.pixel_centers
@@ -157,7 +128,20 @@ def test_shower_center_is_zero_on_target_with_finite_gradients():
     assert not gradient[2].any()  # no light, nothing to pull at
 
 
-def test_straight_center_agrees_with_the_monte_carlo():
+@every_detector
+@pytest.mark.parametrize("side", [1, -1])
+def test_shower_center_follows_the_vertex(detector, side):
+    """A primary from half a centimetre beside the beam line flies half a centimetre beside the one from the middle."""
+    x, y = detector.pixel_centers
+    images = torch.zeros(2, *detector.shape, dtype=torch.float64)
+    images[:, 3, 4] = 10.0
+    lever = detector.front_z[0] / 1000.0
+    particles = primaries(*[((float(x[3]) + detector.center_x) / lever, float(y[4]) / lever, side * 1000.0)] * 2)
+    particles[1, 1:3] = torch.tensor([0.4, -0.3])
+    assert shower_center(images, particles, detector).tolist() == pytest.approx([0.0, 0.5], abs=1e-7)
+
+
+def test_the_straight_flight_agrees_with_the_monte_carlo():
     """Photons into FoCal-H: narrow showers at |x| < 17 cm of 49, in four directions; a pixel is 3.3 cm wide."""
     focal = DETECTORS["focal_h"]
     phi = np.array([0.4, 2.0, -1.1, -math.pi])
@@ -167,7 +151,7 @@ def test_straight_center_agrees_with_the_monte_carlo():
         [np.cos(phi) / np.cosh(4.5), np.sin(phi) / np.cosh(4.5), np.full(4, np.tanh(4.5))], 1
     )
     showers = simulate((particles, np.full(4, 22)), 50, focal, seed=1)
-    expected = straight_center(torch.from_numpy(particles), focal)
+    expected = torch.stack(focal.straight_flight(torch.from_numpy(particles)), 1)
     found = center_of_gravity(torch.from_numpy(showers.images), focal)
     for k in range(4):
         of_primary = torch.from_numpy((showers.particles[:, 4:7] == particles[k, 4:7]).all(1))

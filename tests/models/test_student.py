@@ -285,12 +285,12 @@ def test_a_student_needs_a_teacher_to_train(root_file, tmp_path, fit):
         fit(Student("zn"), root_file, tmp_path)
 
 
-# -- split coordinates -----------------------------------------------------------------------------------------------------
+# -- splits ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def counting(batch, tmp_path):
-    """A teacher of split coordinates whose network reads the context only, and its student with the same weights."""
+    """A teacher of splits whose network reads the context only, and its student with the same weights."""
     torch.manual_seed(2)
     teacher = Teacher(representation=SplitConfig(hidden=16, event=8, local_hidden=8))
     teacher.features.fit(batch["particles"], batch["images"].flatten(1).sum(1))

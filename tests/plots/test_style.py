@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from calosim.evaluation.definitions import TITLES
+from calosim.evaluation.stored import TITLES
 from calosim.plots import image_rows, importances
 from calosim.plots.style import COLORS, looks, typeset
 

@@ -110,7 +110,7 @@ def test_in_a_browser(page, tmp_path, width):
 
 def test_the_same_goes_to_wandb(folders, tmp_path):
     pytest.importorskip("wandb")
-    # Without the answers, whose pictures take a while to draw.
+    # Without the samples, whose pictures take a while to draw.
     shutil.copytree(folders / "judged", tmp_path / "judged", ignore=shutil.ignore_patterns("*.npz"))
     out = tmp_path / "report.html"
     runs = [
@@ -178,14 +178,14 @@ def test_what_is_damaged_is_named_and_left_out(folders, command, parsed, tmp_pat
         shutil.copytree(folders / name, tmp_path / name)
     (tmp_path / "teacher" / Run.RECORD).write_text('{"format": 2, "mod')
     (tmp_path / "explained" / "explain.json").write_text("[]")
-    answers = tmp_path / "judged" / "answers.npz"
-    answers.write_bytes(answers.read_bytes()[:2000])
+    samples = tmp_path / "judged" / "samples.npz"
+    samples.write_bytes(samples.read_bytes()[:2000])
     capfd.readouterr()
     assert command("report", "--runs", tmp_path, "--out", tmp_path / "r.html", "--quiet", "true") == 0
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("calosim: ")]
     assert all(line.endswith("; left out") for line in said)
-    assert {name for name in ("run.json", "answers.npz", "explained") if any(name in line for line in said)} == {
-        *("run.json", "answers.npz", "explained")
+    assert {name for name in ("run.json", "samples.npz", "explained") if any(name in line for line in said)} == {
+        *("run.json", "samples.npz", "explained")
     }
     assert parsed((tmp_path / "r.html").read_text()).headings == ["What was trained", "Training curves"]
     assert "&lt;photons&gt;" in (tmp_path / "r.html").read_text()

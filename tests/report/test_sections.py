@@ -7,12 +7,11 @@ import shutil
 import pytest
 
 import calosim.plots
-from calosim.evaluation.definitions import TITLES
-from calosim.evaluation.stored import Evaluation
+from calosim.evaluation.stored import TITLES, Evaluation
 from calosim.io import atomic_write, csv_text, read_json, write_json
 from calosim.models.checkpoints import weights_of
 from calosim.report.sections import (
-    HEADER,
+    VERDICTS,
     answer,
     curves,
     evaluation,
@@ -81,7 +80,7 @@ def test_real_runs_have_curves(run_folders):
 
 
 def judged(auc, low, controls=None):
-    """A classifier test of a candidate whose judges have these areas and lower ends."""
+    """A C2ST of a candidate whose classifiers have these areas and lower ends."""
     verdicts = {
         name: {"auc": a, "error": 0.01, "low": b} for name, a, b in zip(("images", "features"), auc, low, strict=True)
     }
@@ -97,7 +96,7 @@ def judged(auc, low, controls=None):
         (judged((0.51, 0.52), (0.49, 0.48), 0.55), "good", "a classifier cannot tell"),
         (judged((0.51, 0.52), (0.49, 0.48)), "good", "a classifier cannot tell"),
         (judged((0.51, 0.52), (0.49, 0.48), 0.49), "none", "a classifier cannot tell, but neither"),
-        # The judge that can tell decides, not the higher area of one that cannot.
+        # The classifier that can tell decides, not the higher area of one that cannot.
         (judged((0.58, 0.62), (0.55, 0.49)), "good", "tells it in 58\u00a0% of pairs"),
         (judged((0.6, 0.79), (0.55, 0.76)), "fair", "tells it in 79\u00a0% of pairs"),
         (judged((0.98, 0.91), (0.97, 0.9)), "poor", "tells it in 98\u00a0% of pairs"),
@@ -114,20 +113,18 @@ def test_a_line_holds_the_model_against_its_own_floor(folders, tmp_path):
     path = tmp_path / "judged" / Evaluation.RECORD
     record = read_json(path)
     values = {"shape": 6.0, "chain": 12.0, "floor": 8.0, "shape_floor": 3.0}
-    record["images"] = {
-        TITLES[name]: {"mean": {"ws_all": ws}, "std": {}, "seconds": 0.002} for name, ws in values.items()
-    }
-    record["classifier"] = {"candidates": {TITLES["chain"]: judged((0.7, 0.8), (0.6, 0.7))["candidates"]["model"]}}
+    record["images"] = {name: {"mean": {"ws_all": ws}, "std": {}, "seconds": 0.002} for name, ws in values.items()}
+    record["c2st"] = {"candidates": {"chain": judged((0.7, 0.8), (0.6, 0.7))["candidates"]["model"]}}
     write_json(path, record)
     (_, (pictures,)), (name, (head, lines, _)) = answer([tmp_path / "judged"]).pieces
     assert len(pictures) == 1
-    assert (name, head) == ("verdicts", HEADER)
+    assert (name, head) == ("verdicts", VERDICTS)
     shape, chain = lines
     assert shape[:5] == (TITLES["shape"], "2.00", "–", "–", "2")
     assert chain[:5] == (TITLES["chain"], "1.50", "0.700 ± 0.010", "0.800 ± 0.010", "2")
     assert [line[-1].level for line in lines] == ["none", "poor"]
     # Without a floor of the same sums the ratio says that it is another one.
-    del record["images"][TITLES["shape_floor"]]
+    del record["images"]["shape_floor"]
     write_json(path, record)
     assert answer([tmp_path / "judged"]).pieces[1][1][1][0][1] == "0.75 (floor of other sums)"
     # Choices on validation rows, and models of photon sums alone, are no answer.
@@ -158,7 +155,7 @@ def test_trainings_are_lines_of_facts(folders, tmp_path):
     assert all("calosim fit" in texts[0] and "seed_everything" in texts[1] for _, (_, texts) in details)
 
 
-def test_an_evaluation_shows_answers_where_they_were_kept(page, parsed, folders, tmp_path):
+def test_an_evaluation_shows_samples_where_they_were_kept(page, parsed, folders, tmp_path):
     shown = [image["alt"].partition(" of ")[0] for image in parsed(page.read_text()).images]
     assert {"Photon images", "Histograms", "Spectrum"} <= set(shown)
     for name in (Evaluation.RECORD, Evaluation.TABLES):
@@ -203,8 +200,9 @@ def test_what_could_not_be_drawn_is_left_out(folders, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr("calosim.plots.responses.save", lambda figure, path: 1 / 0)
         section = evaluation(folders / "judged")
-    assert len(section.pictures) == len(evaluation(folders / "judged").pictures) - 2 > 0
-    assert capsys.readouterr().err.count("was not drawn (ZeroDivisionError") == 2
+    assert not section.pictures
+    drawn = len(evaluation(folders / "judged").pictures)
+    assert capsys.readouterr().err.count("was not drawn (ZeroDivisionError") == drawn > 0
     assert picture_of(lambda path: None, "", "") is None
 
 

@@ -128,5 +128,5 @@ def test_settings_lead_back(kind):
 @pytest.mark.parametrize("kind", ["voxels", None])
 def test_unknown_kinds_are_refused(kind):
     plain = {**to_plain(PixelConfig()), "kind": kind}
-    with pytest.raises(ValueError, match=rf"unknown coordinates '?{kind}'?; expected one of splits, pixels"):
+    with pytest.raises(ValueError, match=rf"unknown representation '?{kind}'?; expected one of splits, pixels"):
         from_plain(plain)

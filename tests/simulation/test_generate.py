@@ -190,7 +190,7 @@ def test_primaries_outside_of_the_training_are_counted_and_refused_if_asked(run_
     outside = "1000010020,1000,0,0,0,0,0,999.998\n2112,90000,0,0,0,0,0,90000\n"
     answer(outside)
     said = capsys.readouterr().err
-    for words in ("of 3 primaries", "1 by shape: d2 never seen", "1 by photon sum: energy beyond ["):
+    for words in ("of 3 primaries", "1 by shower model: d2 never seen", "1 by photon-sum model: energy beyond ["):
         assert words in said
     (tmp_path / "out.root").unlink()
     with pytest.raises(ValueError, match="d2 never seen"):

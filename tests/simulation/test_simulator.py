@@ -10,8 +10,7 @@ from calosim.flows import FlowConfig
 from calosim.models.photon_sum import PhotonSum
 from calosim.models.teacher import Teacher
 from calosim.representations import PixelConfig
-from calosim.simulation.parallel import devices_of
-from calosim.simulation.simulator import FastSimulator, Requantization, pick_device
+from calosim.simulation.simulator import FastSimulator, Requantization, devices_of, pick_device
 
 ROWS = 6
 

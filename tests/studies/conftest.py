@@ -10,8 +10,8 @@ import yaml
 
 from calosim.cli.train import resolved
 from calosim.data.cache import content_hash
-from calosim.evaluation.definitions import TITLES
-from calosim.evaluation.samples import ask, measure, packed_answers
+from calosim.evaluation.channels import measure
+from calosim.evaluation.samples import packed, sample
 from calosim.evaluation.stored import Evaluation
 from calosim.io import write_json, write_npz
 from calosim.runs import FORMAT, Run
@@ -50,7 +50,7 @@ def pretend():
 
 @pytest.fixture(scope="session")
 def answered(showers):
-    """Answers and metrics of two candidates, and the arrays of their test rows: a good one, and one too bright for neutrons."""
+    """Samples and metrics of two candidates, and the arrays of their test rows: a good one, and one too bright for neutrons."""
     inputs, geometry = showers.primary_ids, showers.geometry
     rng = np.random.default_rng(0)
     order = np.lexsort((rng.random(len(inputs)), inputs))
@@ -64,13 +64,13 @@ def answered(showers):
         return good(run, n) * np.where(showers.pdg[n] == 2112, 2, 1)[:, None, None]
 
     reference = geometry.channels(showers.images)
-    arrays = {"rows": np.arange(len(showers)), "pdg": showers.pdg, "inputs": inputs, "reference": reference}
+    arrays = {"rows": np.arange(len(showers)), "pdg": showers.pdg, "primary_ids": inputs, "reference": reference}
     arrays["natural"] = np.ones(len(showers), dtype=bool)
     found = {}
     for candidate in (good, bright):
-        answers = ask(showers, {TITLES["shape"]: candidate}, runs=2, responses=1, quiet=True)
-        images = {n: measure(a, reference, showers.pdg, inputs, geometry) for n, a in answers.items()}
-        found[candidate.__name__] = images, packed_answers(answers) | arrays
+        samples = sample(showers, {"shape": candidate}, runs=2, responses=1, quiet=True)
+        images = {n: measure(a.runs(reference, showers.pdg, inputs, geometry)) for n, a in samples.items()}
+        found[candidate.__name__] = images, packed(samples) | arrays
     return found
 
 
@@ -93,7 +93,7 @@ def evaluated(tmp_path, answered, make_plan, pretend, photon_settings):
     }
     common = {"data.files": [str(tmp_path / "zn.root")]}
     path = make_plan(trainings=trainings, common=common, evaluate={"runs": 2}, table=table)
-    facts = {"inputs": 65, "responses": 1, "runs": 2, "data": {"data_hash": "x", "detector": "zn"}}
+    facts = {"primaries": 65, "responses": 1, "runs": 2, "data": {"data_hash": "x", "detector": "zn"}}
     facts["requantization"] = {"0": 3, "2112": 1}
     for step in Study(path).steps.values():
         if step.subcommand == "fit":
@@ -101,7 +101,7 @@ def evaluated(tmp_path, answered, make_plan, pretend, photon_settings):
             pretend(step)
             continue
         images, arrays = answered["bright" if step.label == "bright" else "good"]
-        write_npz(step.folder / Evaluation.ANSWERS, **arrays)
+        write_npz(step.folder / Evaluation.SAMPLES, **arrays)
         record = {"arguments": dict(step.options), "images": images, "rows": len(arrays["rows"]), **facts}
         write_json(step.result, record)
     return path

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from calosim.evaluation.definitions import TITLES
-from calosim.evaluation.stored import Evaluation
+from calosim.evaluation.stored import TITLES, Evaluation
 from calosim.io import read_npz, write_json, write_npz
 from calosim.studies.plan import Study, Table
 from calosim.studies.statistics import Cell, Row, cells_of_tests, evaluated_rows, fill_cells, mean_ranks, winners
@@ -38,7 +37,7 @@ def test_the_better_model_is_told_with_certainty(evaluated):
 
 
 def test_models_evaluated_on_other_rows_are_not_compared(evaluated, tmp_path):
-    path = tmp_path / "out" / "same" / "evaluation" / Evaluation.ANSWERS
+    path = tmp_path / "out" / "same" / "evaluation" / Evaluation.SAMPLES
     stored = read_npz(path)
     write_npz(path, **{**stored, "rows": stored["rows"] + 1})
     with pytest.raises(ValueError, match="evaluated on other rows of all than good"):
@@ -67,11 +66,11 @@ def evaluation(images=None, features=None, nll=None, **controls):
         names = ("images", "features")
         return {"verdicts": {n: {"auc": a, "error": 0.02} for n, a in zip(names, areas, strict=True) if a is not None}}
 
-    test = {"candidates": {TITLES["shape"]: verdicts(images, features)}} if images else {}
+    test = {"candidates": {"shape": verdicts(images, features)}} if images else {}
     test |= {"controls": {name: verdicts(*areas) for name, areas in controls.items()}} if controls else {}
-    record = {"classifier": test} if test else {}
+    record = {"c2st": test} if test else {}
     record |= {"likelihood": {"per": "image", "monte_carlo": nll}} if nll else {}
-    return SimpleNamespace(record=record, metrics={TITLES["shape_floor"]: {}})
+    return SimpleNamespace(record=record, metrics={"shape_floor": {}})
 
 
 @pytest.fixture
