@@ -31,8 +31,10 @@ class ProcessorTime(pl.Callback):
     """
 
     def __init__(self, minutes: float, share: float = 1.0) -> None:
-        if not (0 < minutes < math.inf and 0 < share <= 1):
-            raise ValueError(f"ProcessorTime: expected positive minutes and a share up to 1, got {minutes} and {share}")
+        if not 0 < minutes < math.inf:
+            raise ValueError(f"ProcessorTime: expected positive minutes, got {minutes}")
+        if not 0 < share <= 1:
+            raise ValueError(f"ProcessorTime: expected a share above 0 and up to 1, got {share}")
         self.minutes = minutes * share
         #: Seconds that are spent, and when the processor was asked last; None while it does not count.
         self.spent = 0.0
