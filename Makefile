@@ -50,15 +50,6 @@ $(DATA): | $(STAMP)
 
 data: $(DATA)  ## simulate the default data set, data/zn.root, with the toy Monte Carlo (about 200,000 responses)
 
-data/study.root: | $(STAMP)
-	$(CALOSIM) simulate --detector zn --primaries 10000 --responses_per_primary 8 --seed 11 --out $@
-
-data/study-floor.root: data/study.root
-	$(CALOSIM) simulate --detector zn --primaries $< --responses_per_primary 8 --seed 12 --out $@
-
-data/study-same-sums.root: data/study.root
-	$(CALOSIM) simulate --detector zn --primaries $< --split test --responses_per_primary 250 --match_sums 8 --seed 13 --out $@
-
 calibrate: | $(STAMP)  ## table of the toy Monte Carlo against every published calibration figure
 	$(BIN)/python -m calosim.montecarlo.calibration $(ARGS)
 
@@ -143,10 +134,8 @@ bench-gpu: | $(STAMP)  ## speed of split coordinates and of pixel flows on a CUD
 	$(BIN)/python -m benchmarks.splits --device cuda --batches 1 256 4096
 	$(BIN)/python -m benchmarks.flows_gpu
 
-peers: data/study.root data/study-floor.root data/study-same-sums.root  ## flow matching, GAN, VAE and pixel flows beside the default, at 2, 10 and 30 minutes
-	$(BIN)/python -m benchmarks.peers $(ARGS)
-	$(BIN)/python -m benchmarks.peers $(ARGS) --speed
-	$(BIN)/python -m benchmarks.peers $(ARGS) --judge
+peers: | $(STAMP)  ## flow matching, GAN, VAE and pixel flows beside the default, 2, 10 and 30 minutes; ARGS="--jobs 2 --each '{minutes: [2]}'"
+	OMP_NUM_THREADS=1 $(CALOSIM) compare --plan conf/study/peers.yaml $(ARGS)
 
 clean:  ## remove the virtual environments, the demo and caches; data/ and runs/ stay
 	rm -rf $(VENV) .venv-lowest* .venv-newest* demo docs/_build docs/reference/_*.md docs/reference/api .pytest_cache .ruff_cache .mypy_cache *.egg-info

@@ -24,15 +24,18 @@ class ProcessorTime(pl.Callback):
 
     Args:
         minutes: Processor time of a thread.
+        share: The share of it that this training has, where the rest is of one that it learns from.
 
     Raises:
-        ValueError: If that is not positive, or epochs or steps are to end the training too.
+        ValueError: If that is not positive or the share not in (0, 1], or epochs or steps are to end the training too.
     """
 
-    def __init__(self, minutes: float) -> None:
+    def __init__(self, minutes: float, share: float = 1.0) -> None:
         if not 0 < minutes < math.inf:
             raise ValueError(f"ProcessorTime: expected positive minutes, got {minutes}")
-        self.minutes = minutes
+        if not 0 < share <= 1:
+            raise ValueError(f"ProcessorTime: expected a share above 0 and up to 1, got {share}")
+        self.minutes = minutes * share
         #: Seconds that are spent, and when the processor was asked last; None while it does not count.
         self.spent = 0.0
         self._asked: float | None = None

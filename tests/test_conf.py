@@ -13,8 +13,8 @@ from calosim.data.root import write
 from calosim.models.teacher import Teacher
 from calosim.representations import SplitConfig
 from calosim.runs import Run
-from calosim.studies.layout import Table
-from calosim.studies.plan import load_plan, simulated
+from calosim.studies.plan import Study
+from calosim.studies.run import simulated
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FILES = sorted(p.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml"))
@@ -196,18 +196,17 @@ def test_tool_configuration(name, tmp_path, monkeypatch, run_folders):
 
 @pytest.mark.parametrize("name", PLANS)
 def test_plan(name, tmp_path):
-    plan = load_plan(CONF / name, out=str(tmp_path / "out"))
-    Table.of(plan)
-    # Every training's options are understood by the real command, and so are those of what judges it.
-    for label in plan.trainings:
-        step = plan.runs(label)[0]
+    plan = Study(CONF / name, out=str(tmp_path / "out"))
+    assert plan.table.columns
+    # Every training's options are understood by the real command, and so are those of its evaluation.
+    for label, (step, *_) in plan.runs.items():
         assert step.settings["model"]["class_path"].startswith("calosim."), label
         assert step.settings["data"]["files"] == step.options["data.files"]
-    judging = next(step for step in plan.steps.values() if step.verb == "evaluate")
+    evaluation = next(step for step in plan.steps.values() if step.subcommand == "evaluate")
     with pytest.raises(SystemExit, match=r"^0$"):
-        main(["evaluate", *judging.words, "--print_config"])
+        main(["evaluate", *evaluation.words, "--print_config"])
     for step in plan.steps.values():
-        assert step.verb != "simulate" or simulated(step.options).items() >= dict(step.options).items()
+        assert step.subcommand != "simulate" or simulated(step.options).items() >= dict(step.options).items()
 
 
 @pytest.mark.parametrize("name", COMMON)
@@ -220,14 +219,9 @@ def test_what_plans_have_in_common_is_included(name):
     assert len(by) > 1, "one plan alone needs no file for what it has in common with others"
 
 
-@pytest.mark.parametrize(
-    "labels",
-    [
-        {"ablation": "teacher", "compact": "default", "compare": "base_long"},
-        {"compare": "base", "imbalance": "natural"},
-    ],
-)
-def test_the_baseline_of_several_plans_is_one_training(labels):
-    folders = {load_plan(CONF / "study" / f"{name}.yaml").runs(label)[0].folder for name, label in labels.items()}
-    assert len(folders) == 1
-    assert folders.pop().parent == Path("runs/shared")
+def test_the_baselines_of_several_plans_are_those_of_one():
+    used = {"ablation": "teacher", "compact": "default", "compare": "base_long", "imbalance": "natural"}
+    folders = {Study(CONF / "study" / f"{name}.yaml").runs[label][0].folder for name, label in used.items()}
+    assert folders == {
+        step.folder for label in ("base", "long") for step in Study(CONF / "study/baseline.yaml").runs[label][:1]
+    }

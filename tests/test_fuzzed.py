@@ -24,8 +24,7 @@ from calosim.data import convert, read, write
 from calosim.data.reading import read_primaries
 from calosim.io import read_npz
 from calosim.models.checkpoints import load_module
-from calosim.studies.layout import Table
-from calosim.studies.plan import load_plan
+from calosim.studies.plan import Study
 from calosim.studies.run import is_finished
 
 #: Seconds and bytes that a damaged file may cost.
@@ -114,11 +113,11 @@ class Kind(NamedTuple):
 
 def read_plan(path: Path) -> None:
     """All that is read of a plan before its first step."""
-    study = load_plan(path)
-    Table.of(study)
+    study = Study(path)
+    assert study.table
     for step in study.steps.values():
         is_finished(step)
-        if step.verb == "fit":
+        if step.subcommand == "fit":
             assert step.settings
 
 
@@ -248,7 +247,7 @@ def test_nothing_that_is_unpickled_or_constructed_runs(tmp_path, monkeypatch):
         np.save(stream, np.array([Trap()], dtype=object), allow_pickle=True)
         archive.writestr("arr_0.npy", stream.getvalue())
     Path("evil.yaml").write_text('trainings: !!python/object/apply:os.system ["touch executed"]')
-    for use, name in ((load_module, "evil.ckpt"), (read, "evil.npz"), (read_npz, "evil.npz"), (load_plan, "evil.yaml")):
+    for use, name in ((load_module, "evil.ckpt"), (read, "evil.npz"), (read_npz, "evil.npz"), (Study, "evil.yaml")):
         with pytest.raises(ValueError, match=re.escape(name)) as caught:
             use(name)
         assert "\n" not in str(caught.value)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from calosim.io import atomic_write, write_json
-from calosim.studies.plan import Plan, load_plan
-from calosim.studies.run import Execution, run_steps
+from calosim.studies.plan import ENSEMBLE, Study
+from calosim.studies.run import Execution, print_steps, run_steps
 
 __all__ = ["compare"]
 
@@ -20,6 +20,7 @@ def compare(
     execution: Execution = Execution(),
     dry_run: bool = False,
     options: dict[str, Any] | None = None,
+    each: dict[str, list[Any]] | None = None,
     resamples: int = 10_000,
     quiet: bool = False,
 ) -> None:
@@ -33,33 +34,32 @@ def compare(
             calosim/studies/plan.py (python -m pydoc calosim.studies.plan).
         out: Another folder than the plan's.
         execution: Where and how it runs.
-        dry_run: Only print the plan with estimated times.
+        dry_run: Only print the steps with their state and command.
         options: Further options of every training, for instance '{"trainer.max_epochs": 1}'.
+        each: Other values of `each`, for instance '{"seed": [1]}'.
         resamples: Bootstrap resamples of unique inputs.
         quiet: Show no progress.
     """
-    study = load_plan(plan, out, options)
+    study = Study(plan, out, options, each)
     # These import torch; a plan that cannot be read is refused at once.
     from calosim.studies.ensemble import make_ensemble
-    from calosim.studies.layout import ENSEMBLE, Row, Table, judged_rows, reference_rows
-    from calosim.studies.statistics import fill_cells, judge_cells
-    from calosim.studies.tables import Comparison, measure_speeds, print_plan, speed_table
+    from calosim.studies.statistics import Row, cells_of_tests, evaluated_rows, fill_cells, reference_rows
+    from calosim.studies.tables import Comparison, measure_speeds, speed_table
 
-    table = Table.of(study)
+    table = study.table
     for step in study.steps.values():
         step.settings  # noqa: B018 - a step that its command would refuse ends the study before its first one
     if dry_run:
-        print_plan(study, execution.jobs)
-        return
-    failed = run_steps(study, execution, quiet)
+        return print_steps(study.steps)
+    failed = run_steps(study.steps, execution, quiet)
     if failed is None:
         return print(WAITING)
-    rows = judged_rows(study)
+    rows = evaluated_rows(study)
     if not rows:
         raise ValueError(f"{plan}: nothing to compare; " + "; ".join(f"{k}: {v}" for k, v in failed.items()))
     chosen: dict[str, str] = {}
     if table.ensemble:
-        made = make_ensemble(study, table, execution, quiet)
+        made = make_ensemble(study, execution, quiet)
         if made is None:
             print(WAITING)
             return _check(study, failed)
@@ -69,14 +69,14 @@ def compare(
             evaluation, chosen = made
             rows.append(Row(ENSEMBLE, "ensemble of the best", [(evaluation, None)]))
     rows += reference_rows(rows)
-    cells = fill_cells(rows, table, resamples, quiet) | judge_cells(rows, table.modes)
-    comparison = Comparison(study, table, rows, cells, failed, chosen)
+    cells = fill_cells(rows, table, resamples, quiet) | cells_of_tests(rows, table.modes)
+    comparison = Comparison(study, rows, cells, failed, chosen)
     text = comparison.markdown()
     write_json(study.out / Comparison.RECORD, comparison.record())
     atomic_write(study.out / "comparison.csv", comparison.csv())
     if table.speed:
         speeds = measure_speeds(study, quiet)
-        text += "\n" + speed_table(study, speeds, cells)
+        text += "\n" + speed_table(study, speeds)
         write_json(study.out / "speed.json", speeds)
     atomic_write(study.out / "comparison.md", text)
     for mode in comparison.modes:
@@ -86,6 +86,6 @@ def compare(
     _check(study, failed)
 
 
-def _check(study: Plan, failed: Mapping[str, str]) -> None:
+def _check(study: Study, failed: Mapping[str, str]) -> None:
     if failed:
         raise ValueError(f"{len(failed)} of {len(study.steps)} steps failed: {', '.join(failed)}; see above")

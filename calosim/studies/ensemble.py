@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,8 +13,7 @@ from calosim.particles import particle_code
 from calosim.runs import Run, difference, identity
 from calosim.simulation.ensemble import save_ensemble
 from calosim.simulation.simulator import Requantization, read_ensemble
-from calosim.studies.layout import ENSEMBLE, Table
-from calosim.studies.plan import Plan, Step, command_words
+from calosim.studies.plan import ENSEMBLE, Step, Study, command_words
 from calosim.studies.run import Execution, run_steps
 from calosim.studies.statistics import mean_ranks
 
@@ -22,92 +21,82 @@ __all__ = ["make_ensemble"]
 
 
 class _Choice(NamedTuple):
-    """The model of one particle: its label, its training, and the noise removal that suits it best."""
+    """The model of one particle: its training, and the requantization that suits it best."""
 
-    label: str
     step: Step
     requantization: int | None
 
 
-def make_ensemble(
-    plan: Plan, table: Table, execution: Execution, quiet: bool
-) -> tuple[Evaluation, dict[str, str]] | str | None:
-    """Joins the best model of each particle by mean rank on validation rows, and judges it; or why not.
+def make_ensemble(study: Study, execution: Execution, quiet: bool) -> tuple[Evaluation, dict[str, str]] | str | None:
+    """Joins the best model of each particle by mean rank on validation rows, and evaluates it; or why not.
 
     Args:
-        plan: The plan, whose trainings and validations have run.
-        table: Particles, metrics, and the labels to choose from.
-        execution: Where and how it is judged.
+        study: The study, whose trainings and validations have run; its table says which models to choose from.
+        execution: Where and how it is evaluated.
         quiet: Show no progress.
 
     Returns:
         The ensemble's evaluation and the chosen labels by particle, or why there is none; None while it is in Slurm's queue.
     """
-    assert table.ensemble is not None
-    base = plan.runs(table.ensemble["default"])[0]
-    choices = {p: found for p in table.particles if p != "all" and (found := _best(plan, table, p))}
+    settings = study.table.ensemble
+    assert settings is not None
+    base = study.runs[settings["default"]][0]
+    choices = {p: found for p in study.table.particles if p != "all" and (found := _best(study, p))}
     if not choices:
-        return "no model was judged on validation rows; the plan needs `validate`"
-    judged = plan.judged(base, Run.VALIDATION)
-    if judged is None:
-        return f"the default model, {base.name}, was not judged on validation rows"
-    chosen = {particle: choice.label for particle, choice in choices.items()}
-    members = {p: str(c.step.folder) for p, c in choices.items() if c.label != table.ensemble["default"]}
+        return "no model was evaluated on validation rows; the plan needs `validate`"
+    validation = study.evaluation(base, Run.VALIDATION)
+    if validation is None:
+        return f"the default model, {base.name}, was not evaluated on validation rows"
+    chosen = {particle: choice.step.label for particle, choice in choices.items()}
+    members = {p: str(c.step.folder) for p, c in choices.items() if c.step.label != settings["default"]}
     removals = {particle: choice.requantization for particle, choice in choices.items()}
-    folder = plan.out / ENSEMBLE
+    folder = study.out / ENSEMBLE
     record, choice = folder / "choice.json", {"chosen": chosen, "members": members, "removals": removals}
     if folder.exists() and (not record.exists() or difference(identity(read_json(record)), identity(choice))):
         return f"{folder} was made of other models; remove it"
     if folder.exists() and (said := older(read_ensemble(Run(folder)).get("weights"), folder)):
         return f"{folder} is {said}; remove it"
     if not folder.exists():
-        photons = table.ensemble.get("photons")
+        photons = settings.get("photons")
         save_ensemble(
             str(folder),
             str(base.folder),
             members,
-            str(plan.runs(photons)[0].folder) if photons else None,
-            Requantization(judged.requantization("all"), [f"{p}={n}" for p, n in removals.items() if n is not None]),
+            str(study.runs[photons][0].folder) if photons else None,
+            Requantization(
+                validation.requantization("all"), [f"{p}={n}" for p, n in removals.items() if n is not None]
+            ),
         )
         write_json(record, choice)
-    step = _judging(plan, base)
-    failed = run_steps(Plan(plan.path, plan.out, {ENSEMBLE: step}, {}, {}), execution, quiet)
+    # Evaluated as its default model is, on the same data.
+    as_base = study.steps[f"{base.name}-{Run.EVALUATION}"]
+    result = folder / Run.EVALUATION / Evaluation.RECORD
+    options = {**as_base.options, "shower": str(folder), "data": str(base.folder), "out": str(result.parent)}
+    options = {k: v for k, v in (options | {"requantization": None, "references": False}).items() if v is not None}
+    about = as_base.about.with_name(ENSEMBLE)
+    step = Step(ENSEMBLE, ENSEMBLE, {}, "evaluate", command_words(options), result, about, options=options)
+    failed = run_steps({ENSEMBLE: step}, execution, quiet)
     if failed is None:
         return None
     return failed[ENSEMBLE] if failed else (Evaluation(step.folder), chosen)
 
 
-def _best(plan: Plan, table: Table, particle: str) -> _Choice | None:
-    """The model that ranks first for a particle; None if none was judged on its validation rows."""
-    found: dict[str, tuple[Step, Evaluation]] = {}
-    means: list[dict[str, float]] = []
-    for label in table.joined:
-        for step in plan.runs(label):
+def _best(study: Study, particle: str) -> _Choice | None:
+    """The model that ranks first for a particle; None if none was evaluated on its validation rows."""
+    metrics, found = study.table.metrics, []
+    for label in study.table.joined:
+        for step in study.runs[label]:
             own = step.options.get("data.particle")
             if own is not None and particle_code(own) != particle_code(particle):
                 continue
-            judged = plan.judged(step, Run.VALIDATION)
-            if judged is None or label in found:
-                continue
-            mean = judged.metrics["shape"]["mean"]
-            if any(f"{metric}_{particle}" in mean for metric in table.metrics):
-                found[label] = step, judged
-                means.append(mean)
+            if validation := study.evaluation(step, Run.VALIDATION):
+                mean = validation.metrics["shape"]["mean"]
+                if any(f"{metric}_{particle}" in mean for metric in metrics):
+                    found.append((step, validation, [mean.get(f"{metric}_{particle}", np.nan) for metric in metrics]))
+                    break  # of several seeds the first stands for all
     if not found:
         return None
-    ranks = mean_ranks(np.array([[m.get(f"{metric}_{particle}", np.nan) for m in means] for metric in table.metrics]))
+    ranks = mean_ranks(np.array([values for *_, values in found]).T)
     # The earlier of equals: the default comes first.
-    label = list(found)[int(np.argmin(np.nan_to_num(ranks, nan=np.inf)))]
-    step, judged = found[label]
-    return _Choice(label, step, judged.requantization(particle))
-
-
-def _judging(plan: Plan, base: Step) -> Step:
-    """The ensemble's evaluation: that of its default model, on the same data."""
-    folder = plan.out / ENSEMBLE
-    options: dict[str, Any] = dict(plan.steps[f"{base.name}-{Run.EVALUATION}"].options)
-    options |= {"shower": str(folder), "data": str(base.folder), "out": str(folder / Run.EVALUATION)}
-    options |= {"requantization": None, "references": False}
-    words = command_words({key: value for key, value in options.items() if value is not None})
-    result = folder / Run.EVALUATION / Evaluation.RECORD
-    return Step(ENSEMBLE, ENSEMBLE, {}, "evaluate", words, result, options=options)
+    step, validation, _ = found[int(np.argmin(np.nan_to_num(ranks, nan=np.inf)))]
+    return _Choice(step, validation.requantization(particle))

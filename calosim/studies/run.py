@@ -1,4 +1,4 @@
-"""Runs the steps of a plan, here or as jobs of Slurm: skips what is finished, resumes what was killed, several at once."""
+"""Runs the steps of a study, here or as jobs of Slurm: skips what is finished, resumes what was killed, several at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,25 +24,40 @@ from calosim.io import read_json, temporary_folder, try_lock, write_json
 from calosim.processes import own_command
 from calosim.runs import Run, difference, identity
 from calosim.slurm import Slurm
-from calosim.studies.plan import Plan, Step, files_of, simulated
+from calosim.studies.plan import Step, command_words
 
 __all__ = [
     "Execution",
-    "beside",
+    "Runner",
     "check_training",
     "command",
+    "files_of",
     "hold",
     "is_finished",
     "last_line",
-    "queued",
+    "print_steps",
     "run_steps",
-    "sign",
-    "submit_steps",
+    "simulated",
     "unknown_origin",
 ]
 
 
 _ADVICE = "to make it anew, or choose another `out`"
+#: Options of ``simulate`` that change no shower.
+_HOW = ("out", "workers", "quiet")
+
+
+def files_of(settings: Mapping[str, Any]) -> list[str]:
+    """The data files of a training."""
+    files = settings["data"]["files"]
+    return [files] if isinstance(files, str) else list(files)
+
+
+def simulated(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What determines the showers of ``calosim simulate``: the settings that are given, and defaults for the rest."""
+    from calosim.cli.tools import resolved
+
+    return {key: value for key, value in resolved("simulate", command_words(given)).items() if key not in _HOW}
 
 
 def is_finished(step: Step) -> bool:
@@ -53,9 +68,9 @@ def is_finished(step: Step) -> bool:
     """
     if not step.result.exists():
         return False
-    if step.verb == "simulate":
+    if step.subcommand == "simulate":
         _check_data(step)
-    elif step.verb == "fit":
+    elif step.is_training:
         check_training(step, "finished")
     else:
         _check_evaluation(step)
@@ -65,7 +80,7 @@ def is_finished(step: Step) -> bool:
 
 def unknown_origin(step: Step) -> str:
     """A line about a data file without a record of how it was made, which is taken as it is; empty otherwise."""
-    if step.verb != "simulate" or not step.result.exists() or read_recipe(step.result) is not None:
+    if step.subcommand != "simulate" or not step.result.exists() or read_recipe(step.result) is not None:
         return ""
     return f"{step.result}: taken as it is; no record tells that it was made as the plan says"
 
@@ -139,9 +154,9 @@ def command(step: Step) -> list[str]:
     Raises:
         ValueError: If another training than the step's was begun there, or a process trains there.
     """
-    words = [step.verb, *step.words]
+    words = [step.subcommand, *step.words]
     run = Run(step.folder)
-    if step.verb != "fit" or run.is_bare:
+    if not step.is_training or run.is_bare:
         return words
     check_training(step, "begun")
     there = {
@@ -159,32 +174,25 @@ def command(step: Step) -> list[str]:
     return words
 
 
-def beside(step: Step, out: Path, suffix: str) -> Path:
-    """A file about a step: beside the folder of a shared training, which other studies have too, else among the study's logs."""
-    if step.shared and suffix != "log":
-        path = step.folder.with_name(f".{step.folder.name}.{suffix}")
-    else:
-        path = out / "logs" / f"{step.name.replace('/', '_')}.{suffix}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def hold(path: Path) -> TextIO | str:
+def hold(path: Path) -> TextIO:
     """Takes a lock, which the system releases when the last process that has the file open ends, on whichever host that is.
 
     Returns:
-        The open file; or who has the lock, in words.
+        The open file.
+
+    Raises:
+        ValueError: If another process has it.
     """
     stream = path.open("a+")
     if not try_lock(stream.fileno()):
         with stream:
             stream.seek(0)
-            return stream.read().strip()
-    sign(stream, os.getpid())
+            raise ValueError(f"is still run by {stream.read().strip()}; wait for it or end it")
+    _sign(stream, os.getpid())
     return stream
 
 
-def sign(lock: TextIO, pid: int) -> None:
+def _sign(lock: TextIO, pid: int) -> None:
     """Writes down who has a lock: a process of a host, and since when."""
     lock.truncate(0)
     lock.write(f"process {pid} of {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
@@ -198,143 +206,36 @@ def last_line(log: Path) -> str:
     return lines[-1][:300] if lines else ""
 
 
-def submit_steps(plan: Plan, slurm: Slurm, retry: bool = False, quiet: bool = False) -> dict[str, str] | None:
-    """Submits what is neither finished nor in the queue, and prints how all steps stand, unless all are finished.
-
-    Args:
-        plan: The plan.
-        slurm: What each job asks for; only trainings have several tasks.
-        retry: Whether steps that failed are submitted again, and those that needed them.
-        quiet: Print nothing.
-
-    Returns:
-        Why steps failed, by name; None while there are some in the queue.
-
-    Raises:
-        ValueError: If a step has failed while others are in the queue; if there is no Slurm, or it refuses a job; or if a
-            finished step was made with other settings than the plan's, or from other data.
-    """
-    study = _Queue(plan, slurm, retry, _states())
-    lines = [(name, *study.stand(step)) for name, step in plan.steps.items()]
-    if (study.jobs or study.failed) and not quiet:
-        widths = [max(len(line[i]) for line in lines) for i in range(2)]
-        for name, state, detail in lines:
-            print(f"{name:<{widths[0]}}  {state:<{widths[1]}}  {detail}".rstrip())
-        print(", ".join(f"{number} {state}" for state, number in Counter(state for _, state, _ in lines).items()))
-    if study.jobs and study.failed:
-        raise ValueError(
-            f"{len(study.failed)} of {len(plan.steps)} steps failed: {', '.join(study.failed)}; "
-            f"{len(study.jobs)} still in the queue"
-        )
-    return None if study.jobs else study.failed
+def print_steps(steps: Mapping[str, Step]) -> None:
+    """Prints the steps with their state and command, and how long finished trainings took."""
+    lines = []
+    for step in steps.values():
+        state, text = "finished" if is_finished(step) else "to do", unknown_origin(step)
+        if step.is_training:
+            run = Run(step.folder)
+            state = "to resume" if state == "to do" and run.last.exists() else state
+            text = f"{run.training['seconds'] / 60:.1f} min" if run.training else ""
+        lines.append((step.name, state, text, shlex.join(["calosim", step.subcommand, *step.words])))
+    _print_aligned(lines)
 
 
-def queued(step: Step, out: Path) -> str:
-    """The job of a step that is in Slurm's queue, in words; empty if there is none, or no Slurm here."""
-    record = beside(step, out, "job")
-    if record.exists() and shutil.which("squeue"):
-        job = read_json(record)["job"]
-        if state := _states().get(job):
-            return f"job {job} of Slurm, which is {state}"
-    return ""
-
-
-@dataclass
-class _Queue:
-    """A plan while it is submitted.
-
-    Attributes:
-        plan: The plan.
-        slurm: What jobs ask for.
-        retry: Whether failed steps are submitted again.
-        states: States of the jobs in the queue.
-        jobs: Jobs of the steps that are in the queue, by step.
-        failed: Why steps failed.
-    """
-
-    plan: Plan
-    slurm: Slurm
-    retry: bool
-    states: dict[str, str]
-    jobs: dict[str, str] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-
-    def stand(self, step: Step) -> tuple[str, str]:
-        """How a step stands, in a word and in more; it is submitted if nothing is known of it."""
-        if is_finished(step) and (step.verb != "evaluate" or not {*self.jobs, *self.failed}.intersection(step.after)):
-            return "finished", unknown_origin(step)
-        lock = hold(beside(step, self.plan.out, "lock"))
-        if isinstance(lock, str):
-            return self.fail(step, f"is still run by {lock}; wait for it or end it")
-        with lock:
-            record = beside(step, self.plan.out, "job")
-            known: dict[str, str] = read_json(record) if record.exists() else {}
-            if blocked := [need for need in step.after if need in self.failed]:
-                return self.fail(step, f"needs {blocked[0]}, which failed")
-            if known.get("job") not in self.states:
-                if known and not self.retry and not step.result.exists():
-                    words = last_line(Path(known["log"])) or "it left no log; was it cancelled?"
-                    return self.fail(
-                        step, f"job {known['job']}: {words} (see {known['log']}; --retry submits it again)"
-                    )
-                try:
-                    known = self.submit(step)
-                except ValueError as error:
-                    if not self.jobs:
-                        raise  # what is wrong with the first job is wrong with all
-                    return self.fail(step, str(error))
-                write_json(record, known)
-            self.jobs[step.name] = job = known["job"]
-            return "running" if self.states.get(job, "PENDING") != "PENDING" else "queued", f"job {job}"
-
-    def fail(self, step: Step, reason: str) -> tuple[str, str]:
-        self.failed[step.name] = reason
-        return "failed", reason
-
-    def submit(self, step: Step) -> dict[str, str]:
-        """Submits a step: its job and its log."""
-        needs = [self.jobs[need] for need in step.after if need in self.jobs]
-        options = [f"job-name={step.name}", "kill-on-invalid-dep=yes"]
-        options += [f"dependency=afterok:{':'.join(needs)}"] if needs else []
-        asked = replace(self.slurm, folder=str(self.plan.out / "logs"), more=[*self.slurm.more, *options])
-        if step.verb != "fit":
-            asked = replace(asked, nodes=1, tasks=1)
-        job, script = asked.submit(command(step), requeue=step.verb == "fit")
-        return {"job": job, "log": f"{script.with_suffix('')}-{job}.out"}
-
-
-def _states() -> dict[str, str]:
-    """The user's jobs in the queue, with their states.
-
-    Raises:
-        ValueError: If there is no Slurm.
-    """
-    words = ["squeue", "--me", "--noheader", "--format=%i %T"]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise ValueError("squeue is not there: expected a machine that submits to Slurm") from None
-    if done.returncode:
-        raise ValueError(f"squeue: {' '.join(done.stderr.split())}")
-    return dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line.strip())
-
-
-#: How often it is seen whether a step has ended, in seconds.
-_PAUSE = 0.1
-#: Seconds that commands have to end when they are asked to.
-PATIENCE = 20
+def _print_aligned(lines: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(f"{word:<{width}}" for word, width in zip(line, widths, strict=True)).rstrip())
 
 
 @dataclass(frozen=True)
 class Execution:
-    """Where and how the steps of a plan run.
+    """Where and how the steps of a study run.
 
     Attributes:
         executor: local, or slurm: all steps are submitted at once, each after those it needs. The same command again shows how
             they stand, and collects when they are over.
         jobs: Runs at once, locally; they share the processor cores, and take turns at the CUDA devices.
         slurm: What each job asks Slurm for: --slurm.partition, --slurm.gpus, --slurm.time and so on, as of `calosim submit`.
-        retry: Submit the steps that failed in Slurm again. Locally they always are.
+            Only trainings have several tasks.
+        retry: Submit the steps that failed in Slurm again, and those that needed them. Locally they always are.
     """
 
     executor: Literal["local", "slurm"] = "local"
@@ -349,11 +250,13 @@ class Execution:
             raise ValueError(f"expected at least one job, got {self.jobs}")
 
 
-def run_steps(plan: Plan, execution: Execution = Execution(), quiet: bool = False) -> dict[str, str] | None:
-    """Runs what is not finished.
+def run_steps(
+    steps: Mapping[str, Step], execution: Execution = Execution(), quiet: bool = False
+) -> dict[str, str] | None:
+    """Runs what is not finished, or submits what is neither finished nor in the queue.
 
     Args:
-        plan: The plan.
+        steps: The steps, each after those it needs.
         execution: Where and how.
         quiet: Print nothing and show no progress.
 
@@ -361,28 +264,202 @@ def run_steps(plan: Plan, execution: Execution = Execution(), quiet: bool = Fals
         Why steps failed, by name; a step whose need failed is among them. None while steps are in Slurm's queue.
 
     Raises:
-        ValueError: If a finished step was made with other settings than the plan's, or from other data.
+        ValueError: If a finished step was made with other settings than the plan's, or from other data; if a step has failed
+            while others are in the queue; if there is no Slurm, or it refuses a job.
     """
-    if execution.executor == "slurm":
-        return submit_steps(plan, execution.slurm or Slurm(), execution.retry, quiet)
-    done: set[str] = set()
-    for name, step in plan.steps.items():
-        # What is judged anew when its training is: an evaluation that is there is of weights that were there.
-        if is_finished(step) and (step.verb != "evaluate" or done.issuperset(step.after)):
-            done.add(name)
-    with tqdm(total=len(plan.steps), initial=len(done), unit="step", disable=True if quiet else None) as progress:
-        study = _Study(plan, list(range(execution.jobs)), progress, quiet, done)
-        for line in filter(None, map(unknown_origin, plan.steps.values())):
-            study.say(line)
-        with _interruptions() as seen:
+    runner = Runner(steps, execution, quiet)
+    for name, step in steps.items():
+        # What is evaluated anew when its training is: an evaluation that is there is of weights that were there.
+        if is_finished(step) and (step.subcommand != "evaluate" or runner.done.issuperset(step.after)):
+            runner.done.add(name)
+    return runner.submit_all() if execution.executor == "slurm" else runner.run_all()
+
+
+#: How often it is seen whether a step has ended, in seconds.
+_PAUSE = 0.1
+#: Seconds that commands have to end when they are asked to.
+PATIENCE = 20
+
+
+@dataclass
+class Runner:
+    """Steps while they run.
+
+    Attributes:
+        steps: The steps, each after those it needs.
+        execution: Where and how they run.
+        quiet: Whether nothing but failures is said.
+        done: Steps that are finished.
+        failed: Why steps failed.
+        running: Commands that run here, with the numbers of their places, by step.
+        jobs: Jobs of Slurm, by step.
+    """
+
+    steps: Mapping[str, Step]
+    execution: Execution
+    quiet: bool
+    done: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+    running: dict[str, tuple[subprocess.Popen[bytes], int]] = field(default_factory=dict)
+    jobs: dict[str, str] = field(default_factory=dict)
+
+    def run_all(self) -> dict[str, str]:
+        """Runs the steps here; an interrupted study leaves nothing running, and resumes later."""
+        for line in filter(None, map(unknown_origin, self.steps.values())):
+            self._say(line)
+        over, unseen = len(self.done), True if self.quiet else None
+        with tqdm(total=len(self.steps), initial=over, unit="step", disable=unseen) as bar, _interruptions() as seen:
             try:
-                while study.advance():
+                while len(self.done) + len(self.failed) < len(self.steps):
+                    self._advance()
+                    bar.update(len(self.done) + len(self.failed) - bar.n)
+                    bar.set_postfix_str(", ".join(self.running))
                     if seen:
                         raise KeyboardInterrupt
                     time.sleep(_PAUSE)
             finally:
-                study.end()  # an interrupted study leaves nothing running; it resumes later
-    return study.failed
+                self._end()
+        return self.failed
+
+    def submit_all(self) -> dict[str, str] | None:
+        """Submits the steps to Slurm and prints how all of them stand, unless all are finished."""
+        states = _states()
+        for name, step in self.steps.items():
+            if name in self.done or self._blocked(step):
+                continue
+            try:
+                lock = hold(step.beside("lock"))
+            except ValueError as error:
+                self.failed[name] = str(error)
+                continue
+            with lock:
+                self._submit(step, states)
+        if (self.jobs or self.failed) and not self.quiet:
+            lines = [(name, *self._stands(step, states)) for name, step in self.steps.items()]
+            _print_aligned(lines)
+            print(", ".join(f"{number} {state}" for state, number in Counter(state for _, state, _ in lines).items()))
+        if self.jobs and self.failed:
+            raise ValueError(
+                f"{len(self.failed)} of {len(self.steps)} steps failed: {', '.join(self.failed)}; "
+                f"{len(self.jobs)} still in the queue"
+            )
+        return None if self.jobs else self.failed
+
+    def _blocked(self, step: Step) -> bool:
+        """Whether a step that this one needs has failed, and so has this one."""
+        if blocked := [need for need in step.after if need in self.failed]:
+            self.failed[step.name] = f"needs {blocked[0]}, which failed"
+        return bool(blocked)
+
+    def _stands(self, step: Step, states: Mapping[str, str]) -> tuple[str, str]:
+        """How a step stands in Slurm, in a word and in more."""
+        if step.name in self.failed:
+            return "failed", self.failed[step.name]
+        if job := self.jobs.get(step.name):
+            return "queued" if states.get(job, "PENDING") == "PENDING" else "running", f"job {job}"
+        return "finished", unknown_origin(step)
+
+    def _submit(self, step: Step, states: Mapping[str, str]) -> None:
+        """Submits a step, unless it is in the queue or has failed there.
+
+        Raises:
+            ValueError: If the first job is refused: what is wrong with it is wrong with all.
+        """
+        record = step.beside("job")
+        known: dict[str, str] = read_json(record) if record.exists() else {}
+        if known.get("job") not in states:
+            if known and not self.execution.retry and not step.result.exists():
+                words = last_line(Path(known["log"])) or "it left no log; was it cancelled?"
+                self.failed[step.name] = f"job {known['job']}: {words} (see {known['log']}; --retry submits it again)"
+                return
+            needs = [self.jobs[need] for need in step.after if need in self.jobs]
+            options = [f"job-name={step.name}", "kill-on-invalid-dep=yes"]
+            options += [f"dependency=afterok:{':'.join(needs)}"] if needs else []
+            slurm = self.execution.slurm or Slurm()
+            slurm = replace(slurm, folder=str(step.about.parent), more=[*slurm.more, *options])
+            slurm = slurm if step.is_training else replace(slurm, nodes=1, tasks=1)
+            try:
+                job, script = slurm.submit(command(step), requeue=step.is_training)
+            except ValueError as error:
+                if not self.jobs:
+                    raise
+                self.failed[step.name] = str(error)
+                return
+            known = {"job": job, "log": f"{script.with_suffix('')}-{job}.out"}
+            write_json(record, known)
+        self.jobs[step.name] = known["job"]
+
+    def _say(self, line: str) -> None:
+        if not self.quiet:
+            tqdm.write(line)
+
+    def _advance(self) -> None:
+        """Takes note of what has ended and starts what can be."""
+        for name, (child, _) in list(self.running.items()):
+            if child.poll() is not None:
+                del self.running[name]
+                self._note(self.steps[name], child.returncode)
+        for name, step in self.steps.items():
+            if name in self.done or name in self.failed or name in self.running or self._blocked(step):
+                continue
+            if len(self.running) < self.execution.jobs and self.done.issuperset(step.after):
+                try:
+                    with hold(step.beside("lock")) as lock:
+                        self._start(step, lock)
+                except ValueError as error:
+                    self._fail(name, str(error))
+                except OSError as error:  # such as a full disk, in its log
+                    self._fail(name, f"{error.filename or step.about}: {error.strerror or error}")
+
+    def _fail(self, name: str, reason: str) -> None:
+        self.failed[name] = reason
+        tqdm.write(f"{name}: failed: {reason}")
+
+    def _note(self, step: Step, code: int) -> None:
+        """Takes note of a step that has ended."""
+        if code == 0 and step.result.exists():
+            self.done.add(step.name)
+            return self._say(f"{step.name}: done")
+        log = step.beside("log")
+        self._fail(
+            step.name, f"{f'exit {code}' if code else f'no {step.result} was made'}: {last_line(log)} (see {log})"
+        )
+
+    def _start(self, step: Step, lock: TextIO) -> None:
+        """Starts a step here.
+
+        Raises:
+            ValueError: If it is in Slurm's queue, or another training was begun in its place.
+        """
+        record = step.beside("job")
+        if record.exists() and shutil.which("squeue") and (state := _states().get(job := read_json(record)["job"])):
+            raise ValueError(f"is job {job} of Slurm, which is {state}; wait for it or cancel it")
+        words = command(step)
+        slot = min(set(range(self.execution.jobs)) - {slot for _, slot in self.running.values()})
+        with step.beside("log").open("ab") as log:
+            log.write(f"\n$ calosim {shlex.join(words)}\n".encode())
+            log.flush()
+            # It holds the lock too: whatever becomes of the study, a step that runs is not begun again.
+            child = subprocess.Popen(
+                own_command(words),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"TQDM_DISABLE": "1"} | _share(self.execution.jobs, slot),
+                pass_fds=(lock.fileno(),),
+            )
+        self.running[step.name] = child, slot
+        _sign(lock, child.pid)
+
+    def _end(self) -> None:
+        """Ends what still runs: in order, and by force what does not."""
+        for child, _ in self.running.values():
+            child.terminate()
+        for child, _ in self.running.values():
+            try:
+                child.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
 
 
 @contextmanager
@@ -402,133 +479,28 @@ def _interruptions() -> Iterator[list[int]]:
             signal.raise_signal(seen[0])
 
 
-@dataclass
-class _Study:
-    """A plan while it runs.
+def _states() -> dict[str, str]:
+    """The user's jobs in the queue, with their states.
 
-    Attributes:
-        plan: The plan.
-        slots: Numbers of the commands that may still be started.
-        progress: Shows how many steps are over.
-        quiet: Whether nothing but failures is said.
-        done: Steps that are finished.
-        failed: Why steps failed.
-        running: Commands with their slots, by step.
-        told: Who is waited for, by step.
+    Raises:
+        ValueError: If there is no Slurm.
     """
-
-    plan: Plan
-    slots: list[int]
-    progress: tqdm[Any]
-    quiet: bool
-    done: set[str]
-    failed: dict[str, str] = field(default_factory=dict)
-    running: dict[str, tuple[subprocess.Popen[bytes], int]] = field(default_factory=dict)
-    told: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.jobs = len(self.slots)
-
-    def say(self, line: str) -> None:
-        if not self.quiet:
-            tqdm.write(line)
-
-    def advance(self) -> bool:
-        """Takes note of what has ended and starts what can be; False if nothing is left."""
-        for name, (child, slot) in list(self.running.items()):
-            if child.poll() is not None:
-                del self.running[name]
-                self.slots.append(slot)
-                self.note(name, self.reason(self.plan.steps[name], child.returncode))
-        for name, step in self.plan.steps.items():
-            if name in self.done or name in self.failed or name in self.running:
-                continue
-            if blocked := [need for need in step.after if need in self.failed]:
-                self.failed[name] = f"needs {blocked[0]}, which failed"
-                self.progress.update()
-            elif self.slots and self.done.issuperset(step.after):
-                try:
-                    self.start(step)
-                except ValueError as error:
-                    self.note(name, str(error))
-                except OSError as error:  # such as a full disk, in its log
-                    self.note(name, f"{error.filename or self.plan.out}: {error.strerror or error}")
-        self.progress.set_postfix_str(", ".join(self.running))
-        return len(self.done) + len(self.failed) < len(self.plan.steps)
-
-    def note(self, name: str, reason: str) -> None:
-        """Takes note of a step that is over."""
-        if reason:
-            self.failed[name] = reason
-            tqdm.write(f"{name}: failed: {reason}")
-        else:
-            self.done.add(name)
-            self.say(f"{name}: done")
-        self.progress.update()
-
-    def start(self, step: Step) -> None:
-        """Starts a step; a shared training that another study makes is waited for.
-
-        Raises:
-            ValueError: If another study runs the step, or another training was begun in its place.
-        """
-        lock = hold(beside(step, self.plan.out, "lock"))
-        if isinstance(lock, str):
-            if not step.shared:
-                raise ValueError(f"is still run by {lock}; wait for it or end it")
-            if self.told.get(step.name) != lock:
-                self.told[step.name] = lock
-                self.say(f"{step.name}: waits for {lock}, which makes {step.folder}")
-            return
-        with lock:
-            if job := queued(step, self.plan.out):
-                raise ValueError(f"is {job}; wait for it or cancel it")
-            # Another study may have made it while this one waited for the lock.
-            if step.shared and is_finished(step):
-                self.note(step.name, "")
-                return
-            words = command(step)
-            slot = self.slots.pop(0)
-            with beside(step, self.plan.out, "log").open("ab") as log:
-                log.write(f"\n$ calosim {shlex.join(words)}\n".encode())
-                log.flush()
-                # It holds the lock too: whatever becomes of the study, a step that runs is not begun again.
-                child = subprocess.Popen(
-                    own_command(words),
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=os.environ | {"TQDM_DISABLE": "1"} | _share(self.jobs, slot),
-                    pass_fds=(lock.fileno(),),
-                )
-            self.running[step.name] = child, slot
-            sign(lock, child.pid)
-
-    def reason(self, step: Step, code: int) -> str:
-        """Why a step that ended failed; empty if it did not."""
-        if code == 0 and step.result.exists():
-            return ""
-        log = beside(step, self.plan.out, "log")
-        return f"{f'exit {code}' if code else f'no {step.result} was made'}: {last_line(log)} (see {log})"
-
-    def end(self) -> None:
-        """Ends what still runs: in order, and by force what does not."""
-        for child, _ in self.running.values():
-            child.terminate()
-        for child, _ in self.running.values():
-            try:
-                child.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+    words = ["squeue", "--me", "--noheader", "--format=%i %T"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise ValueError("squeue is not there: expected a machine that submits to Slurm") from None
+    if done.returncode:
+        raise ValueError(f"squeue: {' '.join(done.stderr.split())}")
+    return dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line.strip())
 
 
 def _share(jobs: int, slot: int) -> dict[str, str]:
-    """The environment of one of several commands that run at once."""
+    """The environment of one of several commands that run at once; threads that the user has set stay."""
     if jobs == 1:
         return {}
     import torch
 
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
-    if (devices := torch.cuda.device_count()) > 1:
-        environment["CUDA_VISIBLE_DEVICES"] = str(slot % devices)
-    return environment
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
+    devices = torch.cuda.device_count()
+    return {"OMP_NUM_THREADS": threads} | ({"CUDA_VISIBLE_DEVICES": str(slot % devices)} if devices > 1 else {})

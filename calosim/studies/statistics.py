@@ -1,4 +1,4 @@
-"""The cells of a study's tables: metrics with their uncertainties, and paired comparisons with a reference model.
+"""The rows and cells of a study's tables: metrics with their uncertainties, and paired comparisons with a reference model.
 
 Cells are means over generation runs with the standard deviation over them (over training seeds where there are several).
 Whether two models differ is told by a paired bootstrap over unique inputs: the same inputs are drawn for all models.
@@ -19,23 +19,80 @@ from tqdm import tqdm
 
 from calosim.detectors import get_detector
 from calosim.evaluation.stored import TITLES, Evaluation
+from calosim.evaluation.tests import CONTROLS as C2ST_CONTROLS
 from calosim.io import markdown_table
 from calosim.metrics.bootstrap import LEAST_PRIMARIES, Bootstrap, contrast, interval, resample
 from calosim.metrics.registry import METRICS, Rows, resampled_metrics
-from calosim.particles import particle_code
-from calosim.studies.layout import ENSEMBLE, REFERENCES, Row, Table
+from calosim.particles import particle_code, particle_name
+from calosim.studies.plan import ENSEMBLE, REFERENCES, Study, Table
 
 __all__ = [
+    "TESTS",
     "Cell",
     "Cells",
+    "Row",
+    "cells_of_tests",
     "contrast_text",
+    "evaluated_rows",
     "fill_cells",
-    "judge_cells",
-    "judge_table",
     "mean_ranks",
     "rank_table",
+    "reference_rows",
     "winners",
 ]
+
+
+@dataclass
+class Row:
+    """One line of the tables: a label's runs, which differ in particle or seed; runs that differ otherwise are other lines.
+
+    Attributes:
+        label: The training's label in the plan, with the values of ``each`` that are neither particle nor seed; or ``floor``,
+            ``trivial``, ``ensemble``.
+        title: What the tables call it.
+        evaluations: Evaluations with the particle each is of; None for all.
+    """
+
+    label: str
+    title: str
+    evaluations: list[tuple[Evaluation, str | None]] = field(default_factory=list)
+
+    def of(self, particle: str) -> list[Evaluation]:
+        """The evaluations that answer for a particle type, or for ``all``."""
+        return [evaluation for evaluation, own in self.evaluations if own is None or own == particle]
+
+    def candidate(self, mode: str) -> str:
+        """Which candidate of its evaluations is the row's: the floor is the one of the mode."""
+        own = self.label if self.label in REFERENCES else mode
+        same = f"{mode}_{own}"
+        return same if same in TITLES and all(same in e.metrics for e, _ in self.evaluations) else own
+
+    def called(self, mode: str) -> str:
+        """What the tables of a mode call it."""
+        return TITLES.get(self.candidate(mode), self.title) if self.label in REFERENCES else self.title
+
+
+def evaluated_rows(study: Study) -> list[Row]:
+    """A row for each label with a finished evaluation; one for each combination of values that are swept over."""
+    rows: dict[str, Row] = {}
+    for step in (step for steps in study.runs.values() for step in steps):
+        if evaluation := study.evaluation(step):
+            key, title = study.row(step)
+            particle = step.options.get("data.particle")
+            own = None if particle is None else particle_name(particle_code(particle))
+            rows.setdefault(key, Row(key, title)).evaluations.append((evaluation, own))
+    return list(rows.values())
+
+
+def reference_rows(rows: Sequence[Row]) -> list[Row]:
+    """Floor and trivial model, from the first evaluation of all particles that has them."""
+    for evaluation, particle in (pair for row in rows for pair in row.evaluations):
+        if particle is None and "trivial" in evaluation.metrics:
+            controls = evaluation.record.get("c2st", {}).get("controls", {})
+            titles = {name: TITLES[name] for name in TITLES if name in evaluation.metrics}
+            titles |= {name: C2ST_CONTROLS[name] for name in controls}
+            return [Row(name, titles[name], [(evaluation, None)]) for name in REFERENCES if name in titles]
+    return []
 
 
 @dataclass
@@ -44,13 +101,13 @@ class Cell:
 
     Attributes:
         mean: Over generation runs, and over training seeds if there are several.
-        std: Over training seeds if there are several, else over generation runs.
+        std: Over training seeds if there are several, else over generation runs; of a test its standard error.
         seeds: How many trainings the cell is of.
         target: What the metric should be: 0, or for center distances the Monte Carlo's own, below which showers are too
             much alike.
         primaries: The number of unique inputs.
-        samples: The metric in each bootstrap resample of primaries, with shape (R,); None for metrics that are not
-            resampled and for fewer than :data:`LEAST_PRIMARIES`.
+        samples: The metric in each bootstrap resample of unique inputs, with shape (R,); None for metrics that are
+            not resampled, for tests, and for fewer than :data:`LEAST_PRIMARIES`.
         versus: The paired comparison with the reference row.
     """
 
@@ -70,209 +127,124 @@ class Cell:
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95 % bootstrap interval; None without resamples."""
-        if self.samples is None:
-            return None
-        return interval(self.mean, self.samples)
+        return None if self.samples is None else interval(self.mean, self.samples)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Cell], primaries: int = 0) -> Cell:
+        """The cell of several trainings, whose scatter is its uncertainty, from those of each."""
+        means = [part.mean for part in parts]
+        std = float(np.std(means, ddof=1)) if len(parts) > 1 else parts[0].std
+        target, samples = float(np.mean([part.target for part in parts])), [part.samples for part in parts]
+        mean = None if any(s is None for s in samples) else np.mean([s for s in samples if s is not None], axis=0)
+        return cls(float(np.mean(means)), std, len(parts), target, primaries, mean)
 
 
 #: Cells by mode, metric, particle and label.
 Cells = dict[tuple[str, str, str, str], Cell]
 
 
+class _Column(NamedTuple):
+    """The first test rows of a particle type that were met, whose they are, and how often each input is in each resample."""
+
+    data: Mapping[str, np.ndarray]
+    row: Row
+    counts: np.ndarray
+
+
 def fill_cells(rows: Sequence[Row], table: Table, resamples: int, quiet: bool) -> Cells:
-    """All cells of a study's tables.
+    """All cells of a study's tables but those of tests.
 
     Args:
         rows: The rows.
         table: Columns, metrics and modes.
-        resamples: Bootstrap resamples of unique inputs, R.
+        resamples: Bootstrap resamples of unique inputs.
         quiet: Show no progress.
 
     Raises:
-        ValueError: If rows were judged on other data than those they are to be compared with.
+        ValueError: If rows were evaluated on other data than those they are to be compared with.
     """
     cells: Cells = {}
-    pairing = _Pairing(resamples)
-    detector = rows[0].evaluations[0][0].record["data"]["detector"]
+    columns: dict[str, _Column] = {}
+    detector = get_detector(rows[0].evaluations[0][0].record["data"]["detector"])
     work = [(mode, particle, row) for mode in table.modes for particle in table.particles for row in rows]
     for mode, particle, row in tqdm(work, desc="bootstrap", unit="cell", disable=True if quiet else None):
-        parts: dict[str, list[_Part]] = {}
+        parts: dict[str, list[Cell]] = {}
+        candidate = row.candidate(mode)
         for evaluation in row.of(particle):
-            candidate = row.candidate(mode)
             if f"ws_{particle}" not in evaluation.metrics.get(candidate, {"mean": {}})["mean"]:
                 continue
-            column = pairing.column(evaluation, particle, row)
-            samples = column.resampled(evaluation, candidate, table.metrics, detector)
+            own = evaluation["natural"] if particle == "all" else evaluation["pdg"] == particle_code(particle)
+            data = {name: evaluation[name][own] for name in ("rows", "pdg", "primary_ids", "reference")}
+            if particle not in columns:
+                columns[particle] = _Column(data, row, resample(len(np.unique(data["primary_ids"])), resamples))
+            first, earlier, counts = columns[particle]
+            # The floor may have been evaluated on the very same rows only; another selection cannot be paired.
+            if any(not np.array_equal(first[name], data[name]) for name in data):
+                raise ValueError(
+                    f"{evaluation.folder}: evaluated on other rows of {particle} than {earlier.label}; evaluate both with the "
+                    "same rows, rows_of_each and data"
+                )
+            samples: Mapping[str, np.ndarray] = {}
+            names = [f"{candidate}_{what}" for what in ("channels", "offsets")]
+            # A floor of halves has no samples for every row.
+            if counts.shape[1] >= LEAST_PRIMARIES and names[0] in evaluation.names:
+                known = *(data[name] for name in ("reference", "pdg", "primary_ids")), detector
+                runs = [Rows(*run, *known) for run in zip(*(evaluation[name][:, own] for name in names), strict=True)]
+                samples = resampled_metrics(runs, counts, table.metrics)
+            result, truth = evaluation.metrics[candidate], evaluation.metrics["monte_carlo"]["mean"]
             for metric in table.metrics:
-                parts.setdefault(metric, []).append(_part(evaluation, candidate, metric, particle, samples.get(metric)))
-        for metric, values in parts.items():
-            cells[mode, metric, particle, row.label] = _joined(values, column.primaries)
-    if table.reference:
-        _compare(cells, table.reference)
-    return cells
-
-
-class _Part(NamedTuple):
-    """What one training adds to a cell; see :class:`Cell`."""
-
-    mean: float
-    std: float
-    target: float
-    samples: np.ndarray | None
-
-
-def _part(evaluation: Evaluation, candidate: str, metric: str, particle: str, samples: np.ndarray | None) -> _Part:
-    name, result = f"{metric}_{particle}", evaluation.metrics[candidate]
-    if name not in result["mean"]:
-        raise ValueError(f"{evaluation.folder}: expected {metric} of {particle}, which it has not; evaluate again")
-    truth = evaluation.metrics["monte_carlo"]["mean"]
-    target = truth.get(name, 0.0) if METRICS[metric].target == "monte_carlo" else 0.0
-    return _Part(result["mean"][name], result["std"][name], target, samples)
-
-
-def _joined(parts: Sequence[_Part], primaries: int) -> Cell:
-    means, stds, targets, samples = zip(*parts, strict=True)
-    several = len(parts) > 1
-    return Cell(
-        float(np.mean(means)),
-        float(np.std(means, ddof=1) if several else stds[0]),
-        len(parts),
-        float(np.mean(targets)),
-        primaries,
-        None if any(s is None for s in samples) else np.mean(samples, axis=0),
-    )
-
-
-def _compare(cells: Cells, reference: str) -> None:
-    """Fills in the comparisons with the reference row."""
+                name = f"{metric}_{particle}"
+                if name not in result["mean"]:
+                    raise ValueError(
+                        f"{evaluation.folder}: expected {metric} of {particle}, which it has not; evaluate again"
+                    )
+                target = truth.get(name, 0.0) if METRICS[metric].target == "monte_carlo" else 0.0
+                part = Cell(result["mean"][name], result["std"][name], 1, target, samples=samples.get(metric))
+                parts.setdefault(metric, []).append(part)
+        for metric, found in parts.items():
+            cells[mode, metric, particle, row.label] = Cell.joined(found, columns[particle].counts.shape[1])
     for (mode, metric, particle, label), cell in cells.items():
-        other = cells.get((mode, metric, particle, reference))
+        other = cells.get((mode, metric, particle, table.reference or ""))
         if other is None or label in REFERENCES or cell.samples is None or other.samples is None or cell is other:
             continue
         cell.versus = contrast(cell.mean, other.mean, cell.samples, other.samples)
+    return cells
 
 
-@dataclass(frozen=True)
-class _Column:
-    """The test rows of a particle type in one evaluation, and how their inputs are resampled.
-
-    Attributes:
-        own: Which rows of the evaluation they are, shape (N,).
-        data: Their ``rows``, ``pdg``, ``primary_ids`` and channels, ``reference``.
-        counts: How often each unique input occurs in each resample, shape (R, K).
-    """
-
-    own: np.ndarray
-    data: Mapping[str, np.ndarray]
-    counts: np.ndarray
-
-    @property
-    def primaries(self) -> int:
-        return self.counts.shape[1]
-
-    def resampled(
-        self, evaluation: Evaluation, candidate: str, metrics: Sequence[str], detector: str
-    ) -> dict[str, np.ndarray]:
-        """Metrics of a candidate in each resample, shape (R,), averaged over runs; empty where that cannot be had."""
-        names = [f"{candidate}_{what}" for what in ("channels", "offsets")]
-        # A floor of halves has no samples for every row.
-        if self.primaries < LEAST_PRIMARIES or names[0] not in evaluation.names:
-            return {}
-        known = *(self.data[name] for name in ("reference", "pdg", "primary_ids")), get_detector(detector)
-        runs = [
-            Rows(*arrays, *known) for arrays in zip(*(evaluation[name][:, self.own] for name in names), strict=True)
-        ]
-        return resampled_metrics(runs, self.counts, metrics)
+#: Tests of all particles together, and what tables call them: the C2ST's areas by classifier, and the likelihood.
+TESTS = {"auc_images": "AUC images", "auc_features": "AUC features", "nll": "NLL"}
+#: The controls that are rows, by the samples that they are of.
+CONTROLS = {"floor": "mc", "shape_floor": "mc_sums", "damaged_10": "damaged_10"}
 
 
-@dataclass
-class _Pairing:
-    """Makes sure that all rows of a column are judged on the same data and resampled alike."""
-
-    resamples: int
-    _seen: dict[str, tuple[_Column, Row]] = field(default_factory=dict)
-
-    def column(self, evaluation: Evaluation, particle: str, row: Row) -> _Column:
-        """The rows of a particle in an evaluation.
-
-        Raises:
-            ValueError: If the column's first row was judged on others.
-        """
-        own = evaluation["natural"] if particle == "all" else evaluation["pdg"] == particle_code(particle)
-        data = {name: evaluation[name][own] for name in ("rows", "pdg", "primary_ids", "reference")}
-        if particle not in self._seen:
-            counts = resample(len(np.unique(data["primary_ids"])), self.resamples)
-            self._seen[particle] = _Column(own, data, counts), row
-        first, earlier = self._seen[particle]
-        # The floor may have been judged on the very same rows only; another selection cannot be paired.
-        if any(not np.array_equal(first.data[name], data[name]) for name in data):
-            raise ValueError(
-                f"{evaluation.folder}: judged on other rows of {particle} than {earlier.label}; evaluate both with the same "
-                "rows, rows_of_each and data"
-            )
-        return _Column(own, data, first.counts)
-
-
-#: Classifiers by the metrics that their areas are, and what tables call them.
-CLASSIFIERS = {"auc_images": ("images", "AUC images"), "auc_features": ("features", "AUC features")}
-#: The controls that are floors, by the samples that they judge.
-CONTROLS = {"floor": "mc", "shape_floor": "mc_sums"}
-
-
-def judge_cells(rows: Sequence[Row], modes: Sequence[str]) -> Cells:
-    """The areas of all models of all particle types that were put before classifiers, and of the floor.
+def cells_of_tests(rows: Sequence[Row], modes: Sequence[str]) -> Cells:
+    """What tests say of all models of all particle types, and of the floor: cells of :data:`TESTS` for ``all``.
 
     Args:
         rows: The rows of the study.
         modes: ``shape``, ``chain``.
-
-    Returns:
-        Cells of ``auc_images`` and ``auc_features`` for ``all``: means over trainings with their standard deviation, or that
-        of one training with its standard error.
     """
     cells: Cells = {}
     for mode in modes:
         for row in rows:
-            found = [_verdicts(e.record.get("c2st", {}), row.candidate(mode)) for e in row.of("all")]
-            for metric, (classifier, _) in CLASSIFIERS.items():
-                told = [verdicts[classifier] for verdicts in found if classifier in verdicts]
-                if told:
-                    areas = [verdict["auc"] for verdict in told]
-                    spread = np.std(areas, ddof=1) if len(areas) > 1 else told[0]["error"]
-                    cell = Cell(float(np.mean(areas)), float(spread), len(areas), target=0.5)
-                    cells[mode, metric, "all", row.label] = cell
+            found = [_tested(evaluation.record, row.candidate(mode)) for evaluation in row.of("all")]
+            for test in TESTS:
+                if parts := [part[test] for part in found if test in part]:
+                    cells[mode, test, "all", row.label] = Cell.joined(parts)
     return cells
 
 
-def judge_table(rows: Sequence[Row], cells: Cells, mode: str) -> str:
-    """The areas of one mode as a Markdown section; empty where no model was put before classifiers.
-
-    Args:
-        rows: The rows of the study.
-        cells: With those of :func:`judge_cells`.
-        mode: The mode.
-    """
-    lines = []
-    for row in rows:
-        found = [cells.get((mode, metric, "all", row.label)) for metric in CLASSIFIERS]
-        if any(found):
-            seeds = max(cell.seeds for cell in found if cell)
-            title = f"{row.called(mode)} ({seeds} seeds)" if seeds > 1 else row.called(mode)
-            lines.append([title, *(f"{cell.mean:.3f} ± {cell.std:.3f}" if cell else "–" for cell in found)])
-    if not lines:
-        return ""
-    text = (
-        "Area under the ROC curve: how often a trained classifier finds the generated one of a pair, 0.5 is guessing; ± its "
-        "standard error, or the standard deviation over training seeds."
-    )
-    return f"### C2ST\n\n{text}\n\n{markdown_table(['', *(title for _, title in CLASSIFIERS.values())], lines)}"
-
-
-def _verdicts(test: Mapping[str, Any], candidate: str) -> Mapping[str, Mapping[str, float]]:
-    """By classifier, what an evaluation's C2ST says of a candidate or a floor."""
+def _tested(record: Mapping[str, Any], candidate: str) -> dict[str, Cell]:
+    """What the tests of an evaluation say of a candidate or a floor."""
+    test, likelihood = record.get("c2st", {}), record.get("likelihood", {})
     if candidate in CONTROLS:
-        return test.get("controls", {}).get(CONTROLS[candidate], {}).get("verdicts", {})
-    return test.get("candidates", {}).get(candidate, {}).get("verdicts", {})
+        verdicts = test.get("controls", {}).get(CONTROLS[candidate], {}).get("verdicts", {})
+    else:
+        verdicts = test.get("candidates", {}).get(candidate, {}).get("verdicts", {})
+    found = {f"auc_{name}": Cell(told["auc"], told["error"], target=0.5) for name, told in verdicts.items()}
+    if candidate == "shape" and "monte_carlo" in likelihood:
+        found["nll"] = Cell(likelihood["monte_carlo"], 0.0)
+    return found
 
 
 def mean_ranks(values: np.ndarray) -> np.ndarray:
@@ -331,6 +303,9 @@ def winners(table: Table, cells: Cells, titles: Mapping[str, str]) -> str:
             best = int(ranks.argmin())
             other = max((i for i in range(len(rivals)) if i != best), key=lambda i: shares[i])
             versus = cells[mode, used[0], particle, rivals[best]].versus
+            told = (
+                f"{METRICS[used[0]].heading} {contrast_text(versus, METRICS[used[0]].form)}" if versus else "(itself)"
+            )
             lines.append(
                 [
                     column,
@@ -338,9 +313,7 @@ def winners(table: Table, cells: Cells, titles: Mapping[str, str]) -> str:
                     f"**{titles[rivals[best]]}** ({ranks[best]:.2f})",
                     f"{100 * shares[best]:.0f} %",
                     f"{titles[rivals[other]]} ({100 * shares[other]:.0f} %)",
-                    f"{METRICS[used[0]].heading} {contrast_text(versus, METRICS[used[0]].form)}"
-                    if versus
-                    else "(itself)",
+                    told if table.reference else "–",
                 ]
             )
     if not lines:

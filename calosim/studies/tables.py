@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import os
-import shlex
-import subprocess
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,200 +15,58 @@ from tqdm import tqdm
 
 from calosim import __version__
 from calosim.data.record import Showers
-from calosim.data.root import write
 from calosim.evaluation.selection import trained_data
 from calosim.evaluation.stored import TITLES
 from calosim.io import csv_text, markdown_table
 from calosim.metrics.bootstrap import LEAST_PRIMARIES, Bootstrap
 from calosim.metrics.registry import METRICS, with_spread
-from calosim.models.base import evaluating
 from calosim.models.shower import ShowerModel
-from calosim.montecarlo.simulate import simulate
-from calosim.processes import one_thread, own_command
+from calosim.processes import one_thread
 from calosim.runs import Run, git_hash, origin
-from calosim.studies.layout import REFERENCES, Row, Table
-from calosim.studies.plan import Plan, Step, command_words, files_of, simulated
-from calosim.studies.run import is_finished, unknown_origin
-from calosim.studies.statistics import Cell, Cells, contrast_text, judge_table, rank_table, winners
+from calosim.studies.plan import REFERENCES, Study
+from calosim.studies.statistics import TESTS, Cell, Cells, Row, contrast_text, rank_table, winners
 
-__all__ = ["Comparison", "cost_table", "generation_times", "measure_speeds", "print_plan", "speed_table"]
+__all__ = ["Comparison", "cost_table", "generation_times", "measure_speeds", "speed_table"]
 
 
-#: Settings of the short run that estimates a training's time.
-PROBE = {
-    "max_epochs": 1,
-    "limit_train_batches": 20,
-    "limit_val_batches": 0,
-    "enable_checkpointing": False,
-    "callbacks": [],
-}
-#: Primaries of a small simulation that stands for one which is still to be made.
-SMALL = 500
+def cost_table(study: Study) -> str:
+    """Steps, samples and minutes of each row's finished trainings, as Markdown."""
+    rows: dict[tuple[str, str], set[str]] = {}
+    for step in (step for steps in study.runs.values() for step in steps if step.result.exists()):
+        rows.setdefault(study.row(step), set()).add(step.name)
+    lines = []
+    for (_, title), own in rows.items():
+        both = own.union(*(_needs(study, name) for name in own))
+        steps, samples, total = (
+            _total(study, own, "steps"),
+            _total(study, own, "samples"),
+            _total(study, both, "samples"),
+        )
+        minutes = _total(study, own, "seconds") / 60
+        lines.append([title, str(len(own)), f"{steps:,}", f"{samples:,}", f"{total:,}", f"{minutes:.1f}"])
+    return markdown_table(["", "runs", "steps", "samples seen", "with those it starts from", "training, min"], lines)
 
 
-def print_plan(plan: Plan, jobs: int = 1) -> None:
-    """Prints the steps with their state and, for trainings, an estimate of their time.
-
-    A training's time is samples (rows times epochs) times the time per sample, which is that of a finished training with the
-    same configuration files, else that of a short run of a few batches; where a run cannot be tried before another is
-    finished, the time per sample of that other one stands in. Data that are still to be simulated are tried on a small
-    simulation.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        _print(plan, jobs, _Estimates(plan, Path(folder)))
+def _total(study: Study, names: Iterable[str], what: str) -> Any:
+    """The sum of ``steps``, ``samples`` or ``seconds`` over finished trainings."""
+    return sum((Run(study.steps[name].folder).training or {})[what] for name in names)
 
 
-def _print(plan: Plan, jobs: int, estimates: _Estimates) -> None:
-    total, unknown = 0.0, 0
-    table = []
-    for step in plan.steps.values():
-        state = "finished" if is_finished(step) else "to do"
-        if step.verb == "fit" and state == "to do" and Run(step.folder).last.exists():
-            state = "to resume"
-        seconds, text = None, unknown_origin(step)
-        if step.verb == "fit" and state == "finished":
-            text = estimates.took(step)
-        elif step.verb == "fit":
-            seconds, text = estimates.of(step)
-        if state != "finished":
-            unknown += seconds is None
-            total += seconds or 0.0
-        table.append((step.name, state, text, shlex.join(["calosim", step.verb, *step.words])))
-    widths = [max(len(line[i]) for line in table) for i in range(3)]
-    for name, state, text, command in table:
-        print(f"{name:<{widths[0]}}  {state:<{widths[1]}}  {text:<{widths[2]}}  {command}")
-    print(f"Estimated: {total / jobs / 60:.0f} min with {jobs} at once, and {unknown} steps without an estimate.")
-
-
-@dataclass
-class _Estimates:
-    """Estimates of trainings' times.
-
-    Attributes:
-        plan: The plan.
-        folder: For small simulations.
-        rates: Seconds per sample by configuration files: trainings with the same ones are taken to be equally fast.
-        rows: Training rows by data settings.
-    """
-
-    plan: Plan
-    folder: Path
-    rates: dict[tuple[str, ...], float] = field(default_factory=dict)
-    rows: dict[str, int] = field(default_factory=dict)
-
-    def took(self, step: Step) -> str:
-        """The time of a finished training, in words; it counts for others."""
-        record = Run(step.folder).training or {}
-        self.rates[step.configs] = record["seconds"] / max(record["samples"], 1)
-        return f"{record['seconds'] / 60:.1f} min, took"
-
-    def of(self, step: Step) -> tuple[float | None, str]:
-        """The seconds that a training will take, None if that is unknown, and the same in words."""
-        try:
-            samples = self._samples(step)
-        except ValueError as error:
-            return None, f"will fail: {error}"
-        if samples is None:
-            return None, "unknown before its data are made"
-        needs = [self.plan.steps[name] for name in step.after if self.plan.steps[name].verb == "fit"]
-        rate = self.rates.get(step.configs)
-        if rate is None and all(is_finished(need) for need in needs):
-            rate = _probe(step, self._files(step)[0])
-        if rate is None:
-            rate = next((self.rates[need.configs] for need in needs if need.configs in self.rates), None)
-        if rate is None:
-            return None, ""
-        self.rates.setdefault(step.configs, rate)
-        return rate * samples, f"about {rate * samples / 60:.1f} min for {samples} samples"
-
-    def _samples(self, step: Step) -> int | None:
-        """Samples that a training sees, in all epochs; None while its data do not exist.
-
-        Raises:
-            ValueError: If the training would be refused.
-        """
-        from calosim.data.datamodule import RootDataModule
-
-        known = inspect.signature(RootDataModule).parameters
-        data = {key: value for key, value in step.settings["data"].items() if key in known}
-        trainer = step.settings["trainer"]
-        files, times = self._files(step)
-        if not all(Path(file).exists() for file in files):
-            return None
-        data["files"] = files
-        # What a batch is does not change the rows; whatever else differs may.
-        key = json.dumps({k: v for k, v in data.items() if k != "batch_size"}, sort_keys=True)
-        if key not in self.rows:
-            self.rows[key] = round(times * len(RootDataModule(**data).rows("train")))
-        limit, each = trainer["limit_train_batches"], self.rows[key]
-        if limit is not None and (isinstance(limit, int) or limit > 1):  # as Lightning reads it: 150.0 are batches
-            each = min(each, int(limit) * data["batch_size"])
-        elif limit is not None:
-            each = int(each * limit)
-        return each * trainer["max_epochs"]
-
-    def _files(self, step: Step) -> tuple[list[str], float]:
-        """The data files of a training and 1; or small simulations in their place, and how many times as large they will be."""
-        files, made, times = files_of(step.settings), [], 1.0
-        for number, file in enumerate(files):
-            recipe = simulated((self.plan.entries.get("simulate") or {}).get(file) or {"primaries": file})
-            if Path(file).exists() or not isinstance(recipe["primaries"], int):
-                return files, 1.0
-            times = max(1.0, recipe["primaries"] / SMALL)
-            made.append(str(self.folder / f"{Path(file).stem}-{number}.root"))
-            if not Path(made[-1]).exists():
-                few = min(SMALL, recipe["primaries"])
-                write(made[-1], simulate(few, recipe["responses_per_primary"], recipe["detector"], recipe["seed"]))
-        return made, times
-
-
-def _probe(step: Step, files: Sequence[str]) -> float | None:
-    """Seconds per sample of a few batches; None if the short run failed."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(f"{folder}/run")
-        words = [w if w != str(step.folder) else str(run.folder) for w in step.words]
-        words += command_words({f"trainer.{key}": value for key, value in PROBE.items()} | {"data.files": list(files)})
-        begin = time.perf_counter()
-        subprocess.run(own_command(["fit", *words]), capture_output=True, check=False)
-        took, found = time.perf_counter() - begin, run.training
-    if found is None:
-        return None
-    # The short run's own clock, without the start of the program.
-    return min(found["seconds"], took) / max(found["samples"], 1)
-
-
-def cost_table(plan: Plan) -> str:
-    """Samples and minutes of each label's finished trainings, as Markdown."""
-    rows = []
-    for label in plan.trainings:
-        own = {step.name for step in plan.runs(label) if step.result.exists()}
-        if own:
-            both = own.union(*(_needs(plan, name) for name in own))
-            samples, total = _total(plan, own, "samples"), _total(plan, both, "samples")
-            minutes = _total(plan, own, "seconds") / 60
-            rows.append([plan.title(label), str(len(own)), f"{samples:,}", f"{total:,}", f"{minutes:.1f}"])
-    return markdown_table(["", "runs", "samples seen", "with those it starts from", "training, min"], rows)
-
-
-def _total(plan: Plan, names: Iterable[str], what: str) -> Any:
-    """The sum of ``samples`` or ``seconds`` over finished trainings."""
-    return sum((Run(plan.steps[name].folder).training or {})[what] for name in names)
-
-
-def _needs(plan: Plan, name: str) -> set[str]:
+def _needs(study: Study, name: str) -> set[str]:
     """The finished trainings that a training starts or learns from, and those they do."""
-    own = {
-        need for need in plan.steps[name].after if plan.steps[need].verb == "fit" and plan.steps[need].result.exists()
-    }
-    return own.union(*(_needs(plan, need) for need in own))
+    needs = [study.steps[need] for need in study.steps[name].after]
+    own = {step.name for step in needs if step.is_training and step.result.exists()}
+    return own.union(*(_needs(study, need) for need in own))
 
 
 #: How often each model's speed is measured.
 SPEED_TURNS = 3
+#: Responses that are generated at once.
+BATCHES = (1, 256)
 
 
 def generation_times(
-    model: ShowerModel, showers: Showers, batches: Sequence[int] = (1, 256), repeats: int = 5
+    model: ShowerModel, showers: Showers, batches: Sequence[int] = BATCHES, repeats: int = 5
 ) -> dict[str, float]:
     """Seconds per response of a shower model, medians, photon sums given.
 
@@ -224,8 +77,7 @@ def generation_times(
         repeats: How often each is measured at least; what is over soon is measured for a second.
 
     Returns:
-        ``batch 1`` and so on; of a teacher of points also ``sequential``: what a feature-by-feature inverse would take,
-        as most libraries do it, at the last batch size: one full pass for each coordinate, extrapolated from single passes.
+        ``batch 1`` and so on.
     """
     times = {}
     for batch in batches:
@@ -233,33 +85,20 @@ def generation_times(
         particles = torch.from_numpy(showers.particles[row]).to(model.device, torch.float32)
         photon_sum = torch.from_numpy(showers.photon_sum[row]).to(model.device)
         rows = torch.from_numpy(row).to(model.device)
-
-        def generate(seed: int, particles=particles, photon_sum=photon_sum, rows=rows) -> None:
-            model.generate(particles, photon_sum, seed, rows)
-
-        times[f"batch {batch}"] = _median(generate, model.device, repeats) / batch
-        if batch == batches[-1]:
-            with evaluating(model):
-                if found := model.sequential(particles, photon_sum):
-                    run, passes = found
-                    times["sequential"] = _median(lambda seed, run=run: run(), model.device, repeats) * passes / batch
+        taken: list[float] = []
+        while len(taken) <= repeats or sum(taken) < 1:
+            begin = time.perf_counter()
+            model.generate(particles, photon_sum, len(taken), rows)
+            if model.device.type == "cuda":
+                torch.cuda.synchronize(model.device)
+            taken.append(time.perf_counter() - begin)
+        times[f"batch {batch}"] = float(np.median(taken[1:])) / batch  # the first warms up
     return times
 
 
-def _median(function: Any, device: torch.device, repeats: int) -> float:
-    times: list[float] = []
-    while len(times) <= repeats or sum(times) < 1:
-        begin = time.perf_counter()
-        function(len(times))
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - begin)
-    return float(np.median(times[1:]))  # the first warms up
-
-
-def measure_speeds(plan: Plan, quiet: bool) -> dict[str, dict[str, float]]:
-    """Times on one thread, and the number of parameters, of each label's first run that was judged."""
-    runs = {label: steps[0].folder for label in plan.trainings if plan.judged((steps := plan.runs(label))[0])}
+def measure_speeds(study: Study, quiet: bool) -> dict[str, dict[str, float]]:
+    """Times on one thread, and the number of parameters, of each label's first run that was evaluated."""
+    runs = {label: steps[0].folder for label, steps in study.runs.items() if steps and study.evaluation(steps[0])}
     models = {label: ShowerModel.load(run) for label, run in runs.items()}
     measured: dict[str, list[dict[str, float]]] = {label: [] for label in runs}
     with one_thread():
@@ -267,7 +106,7 @@ def measure_speeds(plan: Plan, quiet: bool) -> dict[str, dict[str, float]]:
         turns = [label for _ in range(SPEED_TURNS) for label in runs]
         for label in tqdm(turns, desc="speed", disable=True if quiet else None):
             data, _ = trained_data(runs[label])
-            showers = data.showers("test", np.arange(min(256, len(data.rows("test")))))
+            showers = data.showers("test", np.arange(min(max(BATCHES), len(data.rows("test")))))
             measured[label].append(generation_times(models[label], showers))
     return {
         label: {"parameters": sum(p.numel() for p in models[label].parameters())}
@@ -276,19 +115,15 @@ def measure_speeds(plan: Plan, quiet: bool) -> dict[str, dict[str, float]]:
     }
 
 
-def speed_table(plan: Plan, speeds: Mapping[str, Mapping[str, float]], cells: Cells) -> str:
-    """Sizes and speeds beside the quality, as a Markdown section."""
-    lines = []
-    columns = [key for key in ("batch 1", "batch 256", "sequential") if any(key in speed for speed in speeds.values())]
-    for label, speed in speeds.items():
-        ws = cells.get(("shape", "ws", "all", label))
-        quality = f"{ws.mean:.2f} ± {ws.std:.2f}" if ws else ""
-        texts = [f"{1e3 * speed[key]:.2f}" if key in speed else "" for key in columns]
-        lines.append([plan.title(label), f"{speed['parameters']:,}", quality, *texts])
+def speed_table(study: Study, speeds: Mapping[str, Mapping[str, float]]) -> str:
+    """Sizes and speeds as a Markdown section."""
+    columns = [f"batch {batch}" for batch in BATCHES]
+    lines = [
+        [study.title(label), f"{speed['parameters']:,}", *(f"{1e3 * speed[key]:.2f}" for key in columns)]
+        for label, speed in speeds.items()
+    ]
     text = "One thread; ms per response with given photon sums, medians."
-    if "sequential" in columns:
-        text += " Sequential: one pass for each\ncoordinate, extrapolated from single passes."
-    return f"## Size and speed\n\n{text}\n\n{markdown_table(['', 'parameters', 'WS all', *columns], lines)}\n"
+    return f"## Size and speed\n\n{text}\n\n{markdown_table(['', 'parameters', *columns], lines)}\n"
 
 
 @dataclass(frozen=True)
@@ -296,9 +131,8 @@ class Comparison:
     """A study's results, ready to be written.
 
     Attributes:
-        plan: The plan.
-        table: What the tables show.
-        rows: Their rows.
+        study: The study.
+        rows: The rows of its tables.
         cells: Their cells.
         failed: Why steps failed, by name.
         chosen: The label that answers in the ensemble, by particle; empty without an ensemble.
@@ -306,8 +140,7 @@ class Comparison:
 
     RECORD: ClassVar[str] = "comparison.json"
 
-    plan: Plan
-    table: Table
+    study: Study
     rows: Sequence[Row]
     cells: Cells
     failed: Mapping[str, str]
@@ -317,32 +150,36 @@ class Comparison:
     def modes(self) -> list[str]:
         """The modes that something is known of."""
         known = {key[0] for key, cell in self.cells.items() if not np.isnan(cell.mean)}
-        return [mode for mode in self.table.modes if mode in known]
+        return [mode for mode in self.study.table.modes if mode in known]
 
     @property
     def titles(self) -> dict[str, str]:
         """What the tables call the models, by label; without floor and trivial model."""
         return {row.label: row.title for row in self.rows if row.label not in REFERENCES}
 
+    @property
+    def _data(self) -> str:
+        """The hash of the data."""
+        return self.rows[0].evaluations[0][0].record["data"]["data_hash"]
+
     def markdown(self) -> str:
         """The whole comparison."""
-        sections = [self._head(), winners(self.table, self.cells, self.titles)]
+        study, table = self.study, self.study.table
+        sections = [self._head(), winners(table, self.cells, self.titles)]
         for mode in self.modes:
             sections.append(f"## {TITLES[mode][0].upper()}{TITLES[mode][1:]}")
-            for metric in self.table.metrics:
-                sections.append(f"### {METRICS[metric].in_units}\n\n{self._metric(mode, metric)}")
-                sections.append(self._contrasts(mode, metric))
-            sections.append(judge_table(self.rows, self.cells, mode))
-            sections.append(
-                f"### Mean rank over the metrics\n\n{rank_table(self.table, self.cells, mode, self.titles)}"
-            )
+            sections.append(self._summary(mode))
+            for metric in table.metrics:
+                parts = [self._metric(mode, metric) if list(table.particles) != ["all"] else ""]
+                if parts := [*filter(None, [*parts, self._contrasts(mode, metric)])]:
+                    sections += [f"### {METRICS[metric].in_units}", *parts]
+            sections.append(f"### Mean rank over the metrics\n\n{rank_table(table, self.cells, mode, self.titles)}")
         if self.chosen:
-            members = ", ".join(f"{self.table.columns[p]}: {self.plan.title(x)}" for p, x in self.chosen.items())
+            members = ", ".join(f"{table.columns[p]}: {study.title(x)}" for p, x in self.chosen.items())
             sections.append(f"## The ensemble\n\nChosen by mean rank on validation rows: {members}.")
         sections.append("## Cost\n\nTime on the machine as it was: other jobs beside a training make it longer.")
-        sections.append(cost_table(self.plan))
-        data = self.rows[0].evaluations[0][0].record["data"]["data_hash"]
-        sections.append(f"Made with calosim {__version__}, git {git_hash()}, from data {data}.")
+        sections.append(cost_table(study))
+        sections.append(f"Made with calosim {__version__}, git {git_hash()}, from data {self._data}.")
         return "\n\n".join(filter(None, sections)) + "\n"
 
     def record(self) -> dict[str, Any]:
@@ -351,9 +188,8 @@ class Comparison:
         for evaluation in (evaluation for row in self.rows for evaluation, _ in row.evaluations):
             for told in evaluation.record.get("weights", []):
                 place = os.path.realpath(evaluation.folder / told["beside"])
-                found[told["model"]] = told | {"beside": os.path.relpath(place, os.path.realpath(self.plan.out))}
-        data = self.rows[0].evaluations[0][0].record["data"]["data_hash"]
-        return origin(data_hash=data, weights=list(found.values()))
+                found[told["model"]] = told | {"beside": os.path.relpath(place, os.path.realpath(self.study.out))}
+        return origin(data_hash=self._data, weights=list(found.values()))
 
     def csv(self) -> str:
         """All cells."""
@@ -366,7 +202,10 @@ class Comparison:
         return csv_text(columns, lines)
 
     def draw(self, path: Path, mode: str) -> None:
-        """Draws all metrics of a mode into a file: bootstrap intervals, or standard deviations where there are none."""
+        """Draws all metrics of a mode into a file: bootstrap intervals, or standard deviations where there are none.
+
+        The columns are particles; or, of all of them together, the values that a study sweeps over.
+        """
         from calosim.plots import comparison
 
         def point(cell: Cell | None) -> tuple[float, float, float] | None:
@@ -374,24 +213,47 @@ class Comparison:
                 return None
             return (cell.mean, *(cell.interval or (cell.mean - cell.std, cell.mean + cell.std)))
 
+        table, metrics = self.study.table, {m: METRICS[m].in_units for m in self.study.table.metrics}
+        columns, swept = list(table.columns.values()), self._swept()
+        # By title the place of each point's cell: its particle and its label.
+        places = {row.called(mode): [(p, row.label) for p in table.particles] for row in self.rows}
+        if list(table.particles) == ["all"] and swept:
+            columns, places = list(dict.fromkeys(value for _, value in swept.values())), {}
+            metrics |= {test: TESTS[test] for test in self._tests(mode) if test != "nll"}
+            for row in self.rows:
+                # What is not swept over, a floor for instance, stands beside each value.
+                title, value = swept.get(row.label, (row.called(mode), None))
+                own = places.setdefault(title, [("all", "")] * len(columns))
+                places[title] = [
+                    ("all", row.label) if value in (None, c) else o for c, o in zip(columns, own, strict=True)
+                ]
         panels = {
-            METRICS[metric].in_units: {
-                row.called(mode): [point(c) for c in self._line(mode, metric, row.label)] for row in self.rows
+            heading: {
+                title: [point(self.cells.get((mode, metric, *place))) for place in own] for title, own in places.items()
             }
-            for metric in self.table.metrics
+            for metric, heading in metrics.items()
         }
-        comparison(panels, list(self.table.columns.values()), path)
+        comparison(panels, columns, path)
 
-    def _line(self, mode: str, metric: str, label: str) -> Iterator[Cell | None]:
-        """The cells of one row, column by column."""
-        return (self.cells.get((mode, metric, particle, label)) for particle in self.table.particles)
+    def _swept(self) -> dict[str, tuple[str, str]]:
+        """By label of a row that is one of a sweep: what the training is called, and the values that are swept over."""
+        study, found = self.study, {}
+        for step in (step for steps in self.study.runs.values() for step in steps):
+            if swept := study.swept(step):
+                value = ", ".join(f"{name} {value}" for name, value in swept.items())
+                found[study.row(step)[0]] = study.title(step.label), value
+        return found
+
+    def _tests(self, mode: str) -> list[str]:
+        """The tests that something is known of."""
+        return [test for test in TESTS if any((mode, test, "all", row.label) in self.cells for row in self.rows)]
 
     def _head(self) -> str:
-        columns, cells = self.table.columns, self.cells
+        columns, cells = self.study.table.columns, self.cells
         first = self.rows[0].evaluations[0][0].record
         primaries = {p: max((c.primaries for k, c in cells.items() if k[2] == p), default=0) for p in columns}
         text = (
-            f"# Comparison: {self.plan.out.name}\n\n"
+            f"# Comparison: {self.study.out.name}\n\n"
             f"{first['rows']} test rows of "
             f"{first['primaries']} primaries, {first['responses']} responses per row, {first['runs']} runs. Cells: mean ± "
             "standard deviation over runs, or over training seeds where a line says how many; the best model of a column "
@@ -402,34 +264,72 @@ class Comparison:
         failures = "; ".join(f"{name}: {reason}" for name, reason in self.failed.items())
         return f"{text}\n\nFailed: {failures}." if failures else text
 
-    def _metric(self, mode: str, metric: str) -> str:
-        """The table of one metric, the best model of each column in bold."""
-        form, titles, lines = METRICS[metric].form, self.titles, []
+    def _called(self, mode: str, row: Row) -> str:
+        """What a row is called, with the number of its training seeds."""
+        seeds = max((c.seeds for k, c in self.cells.items() if k[3] == row.label), default=1)
+        return f"{row.called(mode)} ({seeds} seeds)" if seeds > 1 else row.called(mode)
+
+    def _cell(self, key: tuple[str, str, str, str], within: bool = False) -> str:
+        """A metric of a row, in bold where it is the best model's; with its interval if wanted."""
+        cell, form = self.cells.get(key), METRICS[key[1]].form
+        if cell is None or np.isnan(cell.mean):
+            return "–"
+        text = with_spread(cell.mean, cell.std, form)
+        if within and cell.interval:
+            text += " [{:{f}}, {:{f}}]".format(*cell.interval, f=form)
+        rivals = [self.cells[k].score for label in self.titles if (k := (*key[:3], label)) in self.cells]
+        enough = cell.primaries >= LEAST_PRIMARIES and len(rivals) > 1
+        best = key[3] in self.titles and enough and cell.score == np.nanmin(rivals)
+        return f"**{text}**" if best else text
+
+    def _summary(self, mode: str) -> str:
+        """The table of all particles together: metrics with their 95 % intervals, and tests; empty where there is nothing."""
+        table, tests = self.study.table, self._tests(mode)
+        metrics = [metric for metric in table.metrics if "all" in table.particles]
+
+        def tested(row: Row, test: str) -> str:
+            cell = self.cells.get((mode, test, "all", row.label))
+            if cell is None:
+                return "–"
+            if test == "nll":
+                return f"{cell.mean:.4g} nats per {row.of('all')[0].record['likelihood']['per']}"
+            return f"{cell.mean:.3f} ± {cell.std:.3f}"
+
+        lines = []
         for row in self.rows:
-            seeds = max((c.seeds for k, c in self.cells.items() if k[3] == row.label), default=1)
-            texts = [f"{row.called(mode)} ({seeds} seeds)" if seeds > 1 else row.called(mode)]
-            for particle in self.table.particles:
-                cell = self.cells.get((mode, metric, particle, row.label))
-                if cell is None or np.isnan(cell.mean):
-                    texts.append("–")
-                    continue
-                text = with_spread(cell.mean, cell.std, form)
-                rivals = [self.cells[k].score for x in titles if (k := (mode, metric, particle, x)) in self.cells]
-                enough = cell.primaries >= LEAST_PRIMARIES and len(rivals) > 1
-                best = row.label in titles and enough and cell.score == np.nanmin(rivals)
-                texts.append(f"**{text}**" if best else text)
-            lines.append(texts)
-        return markdown_table(["", *self.table.columns.values()], lines)
+            line = [self._cell((mode, metric, "all", row.label), within=True) for metric in metrics]
+            line += [tested(row, test) for test in tests]
+            if any(text != "–" for text in line):
+                lines.append([self._called(mode, row), *line])
+        if not lines:
+            return ""
+        text = "Metrics with their 95 % intervals by bootstrap over primaries in brackets."
+        if tests:
+            text += (
+                " AUC: area under the ROC curve of the classifier two-sample test (C2ST), how often a classifier finds the "
+                "generated one of a pair, 0.5 is guessing; ± its standard error, or the standard deviation over training seeds."
+            )
+        header = ["", *(METRICS[metric].in_units for metric in metrics), *(TESTS[test] for test in tests)]
+        return f"### All particles\n\n{text}\n\n{markdown_table(header, lines)}"
+
+    def _metric(self, mode: str, metric: str) -> str:
+        """The table of one metric by particle."""
+        particles = self.study.table.particles
+        lines = [[self._cell((mode, metric, particle, row.label)) for particle in particles] for row in self.rows]
+        known = [
+            [self._called(mode, row), *line] for row, line in zip(self.rows, lines, strict=True) if set(line) != {"–"}
+        ]
+        return markdown_table(["", *self.study.table.columns.values()], known)
 
     def _contrasts(self, mode: str, metric: str) -> str:
         """The table of differences from the reference row; empty if there are none."""
-        lines = []
+        table, lines = self.study.table, []
         for row in self.rows:
-            versus = [c.versus if c else None for c in self._line(mode, metric, row.label)]
+            cells = [self.cells.get((mode, metric, particle, row.label)) for particle in table.particles]
+            versus = [cell.versus if cell else None for cell in cells]
             if any(versus):
                 lines.append([row.title, *(contrast_text(v, METRICS[metric].form) if v else "–" for v in versus)])
         if not lines:
             return ""
-        title = self.plan.title(self.table.reference or "")
-        text = f"Difference from {title} [95 % interval], p, share of resamples in favor:"
-        return f"{text}\n\n{markdown_table(['', *self.table.columns.values()], lines)}"
+        text = f"Difference from {self.study.title(table.reference or '')} [95 % interval], p, share of resamples in favor:"
+        return f"{text}\n\n{markdown_table(['', *table.columns.values()], lines)}"

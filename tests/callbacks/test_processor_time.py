@@ -103,3 +103,10 @@ def test_nothing_else_may_end_the_training(clock, tmp_path, more):
 def test_nonsense_is_refused(minutes):
     with pytest.raises(ValueError, match="ProcessorTime: expected positive minutes, got"):
         ProcessorTime(minutes)
+
+
+def test_a_part_of_the_time_may_be_anothers():
+    assert ProcessorTime(10, share=0.5).minutes == 5
+    for share in (0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="ProcessorTime: expected a share above 0 and up to 1, got"):
+            ProcessorTime(10, share=share)

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import yaml
 
+from calosim.cli.train import resolved
 from calosim.data.cache import content_hash
 from calosim.evaluation.channels import measure
 from calosim.evaluation.samples import packed, sample
 from calosim.evaluation.stored import Evaluation
 from calosim.io import write_json, write_npz
 from calosim.runs import FORMAT, Run
-from calosim.studies.plan import files_of, load_plan, resolved
+from calosim.studies.plan import Study
+from calosim.studies.run import files_of
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def pretend():
         data = {"data_hash": content_hash(files) if all(Path(file).is_file() for file in files) else "x"}
         write_json(run / Run.RECORD, {"format": FORMAT, "data": data})
         if finished:
-            write_json(run / Run.TRAINING, {"seconds": 60.0, "samples": 1000})
+            write_json(run / Run.TRAINING, {"seconds": 60.0, "samples": 1000, "steps": 10})
 
     return make
 
@@ -79,7 +81,7 @@ def photon_settings():
 
 
 @pytest.fixture
-def judged(tmp_path, answered, make_plan, pretend, photon_settings):
+def evaluated(tmp_path, answered, make_plan, pretend, photon_settings):
     """A finished study of three models: a good one twice under two names, and one that is too bright for neutrons."""
     config = {"config": ["conf/photons.yaml"]}
     trainings = {"good": config, "same": config, "bright": {**config, "title": "too bright"}}
@@ -93,8 +95,8 @@ def judged(tmp_path, answered, make_plan, pretend, photon_settings):
     path = make_plan(trainings=trainings, common=common, evaluate={"runs": 2}, table=table)
     facts = {"primaries": 65, "responses": 1, "runs": 2, "data": {"data_hash": "x", "detector": "zn"}}
     facts["requantization"] = {"0": 3, "2112": 1}
-    for step in load_plan(path).steps.values():
-        if step.verb == "fit":
+    for step in Study(path).steps.values():
+        if step.subcommand == "fit":
             vars(step)["settings"] = photon_settings  # spares the time; where and on what it is trained is no setting
             pretend(step)
             continue

@@ -37,7 +37,7 @@ def test_a_whole_study_with_its_ensemble(tmp_path, make_showers, make_plan, caps
     each = {"particle": ["gamma"]}
     trainings = {
         "photons": {"config": ["conf/photons.yaml"], "options": {"model.hidden": [8]}, "evaluate": False},
-        "base": {"config": config, "options": teacher, "evaluate": {"references": True}, "shared": True},
+        "base": {"config": config, "options": teacher, "evaluate": {"references": True}},
         "gd": {"each": each, "config": ["conf/finetune/gd.yaml"], "options": tune},
         "broken": {"config": config, "options": {**teacher, "data.particle": "muon"}},
     }
@@ -66,13 +66,13 @@ def test_a_whole_study_with_its_ensemble(tmp_path, make_showers, make_plan, caps
     assert main(["compare", "--plan", str(plan), "--dry_run", "true"]) == 0
     listing = capsys.readouterr().out
     assert re.search(r"^gd-gamma +finished", listing, re.MULTILINE)
-    assert re.search(r"^broken +to do +will fail: unknown particle .muon.", listing, re.MULTILINE)
-    # Another study has the shared training already, under another name, and judges it in a folder of its own.
+    assert re.search(r"^broken +to do +calosim fit", listing, re.MULTILINE)
+    # Another study uses the training, under another name, and evaluates it in a folder of its own.
     other = make_plan(
         "other",
         out=str(tmp_path / "second"),
-        common={"data.files": [str(tmp_path / "zn.root")], "trainer.max_epochs": 1},
-        trainings={"teacher": {"config": config, "options": teacher, "shared": True}},
+        uses=["plan.yaml"],
+        trainings={"teacher": {"use": "base"}},
         evaluate={**judge, "runs": 1},
     )
     assert main(["compare", "--plan", str(other), "--dry_run"]) == 0

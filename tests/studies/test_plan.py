@@ -1,4 +1,4 @@
-"""Included files: merged, overridden, and refused where they cannot be."""
+"""Plans: what is included and used, names that stand for values and folders, and one-line refusals of what is wrong."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import re
 
 import pytest
 
-from calosim.cli import train
-from calosim.studies import plan as plans
-from calosim.studies.plan import load_plan, read_entries
+from calosim.studies.plan import Study, read_entries
 
 
 def test_the_including_file_wins_and_mappings_are_merged(tmp_path):
@@ -55,54 +53,12 @@ def test_the_same_file_may_be_included_twice_in_different_ways(tmp_path):
     assert read_entries(tmp_path / "plan.yaml") == {"x": 1}
 
 
-GD = [
-    "-c",
-    "conf/finetune/gd.yaml",
-    "--model.init_from",
-    "runs/a",
-    "--data.particle",
-    "gamma",
-    "--seed_everything",
-    "1",
-]
-OTHER = [
-    "-c",
-    "conf/finetune/gd.yaml",
-    "--model.init_from",
-    "runs/b",
-    "--data.particle",
-    "22",
-    "--seed_everything",
-    "2",
-]
-
-
-def test_trainings_that_differ_by_seed_particle_or_origin_are_read_once(monkeypatch):
-    read, ask = [], train.resolved
-    monkeypatch.setattr(plans, "_READ", {})
-    monkeypatch.setattr(train, "resolved", lambda words: read.append(words) or ask(words))
-    variants = [GD, [*GD[:-1], "2"], [*GD[:3], "runs/b", *GD[4:5], "lambda", *GD[6:]], OTHER, [*GD[:-1], "true"]]
-    found = [plans.resolved(words) for words in variants]
-    # A code is another kind of value than a name, and `true` is no seed as it is written.
-    assert [read.index(words) for words in read] == [0, 1, 2]
-    assert found == [ask(words) for words in variants]
-    # What one caller does to its settings is none of another's business.
-    found[0]["data"]["particle"] = "muon"
-    assert plans.resolved(GD)["data"]["particle"] == "gamma"
-
-
-def test_what_the_command_refuses_is_refused(monkeypatch):
-    plans.resolved(GD)
-    with pytest.raises(ValueError, match="seed_everything"):
-        plans.resolved([*GD[:-1], "many"])
-
-
-def test_a_changed_configuration_file_is_read_again(tmp_path):
-    overlay = tmp_path / "overlay.yaml"
-    for epochs in (2, 3):
-        overlay.write_text(f"trainer: {{max_epochs: {epochs}}}\n")
-        found = plans.resolved(["-c", "conf/photons.yaml", "-c", str(overlay)])
-        assert found["trainer"]["max_epochs"] == epochs
+def test_what_the_command_refuses_is_refused(make_plan):
+    step = Study(
+        make_plan(trainings={"a": {"config": ["conf/photons.yaml"], "options": {"seed_everything": "many"}}})
+    ).steps["a"]
+    with pytest.raises(ValueError, match=r"training a: .*seed_everything"):
+        step.settings  # noqa: B018
 
 
 def test_names_stand_for_values_and_run_folders(tmp_path, make_plan):
@@ -120,27 +76,26 @@ def test_names_stand_for_values_and_run_folders(tmp_path, make_plan):
         },
     }
     judge = {"runs": 2, "photons": ["{base}"]}
-    plan = load_plan(make_plan(trainings=trainings, common={"data.files": ["x.root"]}, evaluate=judge))
-    assert plan.trainings == {
+    plan = Study(make_plan(trainings=trainings, common={"data.files": ["x.root"]}, evaluate=judge))
+    assert {label: [step.name for step in steps] for label, steps in plan.runs.items()} == {
         "base": ["base"],
         "gd": ["gd-gamma-1", "gd-gamma-2", "gd-lambda-1", "gd-lambda-2"],
         "again": ["again-lambda-2"],
     }
     step = plan.steps["gd-lambda-2"]
     assert step.after == ("base",)
-    assert step.configs == ("b.yaml",)
     assert step.options["seed_everything"] == 2
     words = " ".join(step.words)
     assert words.startswith('-c b.yaml --data.files ["x.root"] --model.init_from ')
     assert f"--model.init_from {tmp_path}/out/base --data.particle lambda --seed_everything 2" in words
     assert plan.steps["again-lambda-2"].options["model.init_from"] == f"{tmp_path}/out/gd-lambda-2"
     assert plan.steps["again-lambda-2"].after == ("gd-lambda-2",)
-    judged = plan.steps["gd-gamma-1-evaluation"]
-    assert set(judged.after) == {"gd-gamma-1", "base"}
-    assert judged.options["photons"] == [f"{tmp_path}/out/base"]
+    evaluated = plan.steps["gd-gamma-1-evaluation"]
+    assert set(evaluated.after) == {"gd-gamma-1", "base"}
+    assert evaluated.options["photons"] == [f"{tmp_path}/out/base"]
     assert "again-lambda-2-evaluation" not in plan.steps
     # Further options win over the plan's.
-    again = load_plan(tmp_path / "plan.yaml", options={"trainer.max_epochs": 1})
+    again = Study(tmp_path / "plan.yaml", options={"trainer.max_epochs": 1})
     assert again.steps["base"].options["trainer.max_epochs"] == 1
 
 
@@ -155,7 +110,7 @@ def test_names_stand_for_values_and_run_folders(tmp_path, make_plan):
 )
 def test_a_bad_plan_is_refused(make_plan, entries, message):
     with pytest.raises(ValueError, match=message):
-        load_plan(make_plan(**entries))
+        Study(make_plan(**entries))
 
 
 #: Trainings, entries beside them, and what is said: of two of a name, one would vanish.
@@ -189,40 +144,117 @@ TWO_OF_A_NAME = {
 @pytest.mark.parametrize(("trainings", "entries", "said"), TWO_OF_A_NAME.values(), ids=TWO_OF_A_NAME)
 def test_two_of_a_name_are_refused(trainings, entries, said, make_plan):
     with pytest.raises(ValueError, match=re.escape(said)):
-        load_plan(make_plan(trainings=trainings, **entries))
+        Study(make_plan(trainings=trainings, **entries))
 
 
 def test_a_name_that_stands_twice_in_a_file_is_refused(make_plan):
     path = make_plan(trainings={"a": {}})
     path.write_text(path.read_text().replace("  a: {}", "  a: {title: x}\n  a: {title: y}"))
     with pytest.raises(ValueError, match=r"plan.yaml: expected YAML \(a is there twice, again in line"):
-        load_plan(path)
+        Study(path)
 
 
-def test_what_is_the_same_is_shared(tmp_path, make_plan):
-    """By settings and recipe of the data, whatever the plan calls it; what starts from it finds it."""
+@pytest.fixture
+def baselines(tmp_path, make_plan):
+    """A plan of two trainings of each kind, for others to use."""
     data = str(tmp_path / "zn.root")
-    base = {"config": ["conf/teacher.yaml"], "options": {"trainer.max_epochs": 2}, "shared": True}
-    tuned = {"config": ["conf/finetune/gd.yaml"], "options": {"model.init_from": "{base}"}}
-    entries = {"common": {"data.files": [data], "trainer.enable_progress_bar": False}, "evaluate": {}}
-    entries["simulate"] = {data: {"primaries": 9, "seed": 1}}
+    base = {"config": ["conf/teacher.yaml"], "each": {"seed": [1, 2]}, "options": {"seed_everything": "{seed}"}}
+    tuned = {"config": ["conf/finetune/gd.yaml"], "options": {"model.init_from": "{base}", "seed_everything": 3}}
+    entries = {"simulate": {data: {"primaries": 9, "seed": 1}}, "common": {"data.files": [data]}}
+    return {**entries, "trainings": {"base": base, "tuned": {**tuned, "each": {"seed": [1]}}}}
 
-    def shared_folder(name, out="out", trainings=None, **changed):
-        plan = load_plan(make_plan(name, **{**entries, **changed}, trainings=trainings or {"x": base}), tmp_path / out)
-        return plan, plan.steps[next(iter(plan.trainings))].folder
 
-    first, folder = shared_folder("first", "out", {"base": base, "gd": tuned})
-    assert folder.parent == tmp_path / "shared"
-    assert folder.name.startswith("teacher-")
-    assert first.steps["gd"].options["model.init_from"] == str(folder)
-    assert first.steps["gd"].after == (data, "base")
-    # Evaluations differ between plans: each keeps its own.
-    assert first.steps["base-evaluation"].folder == tmp_path / "out" / "base" / "evaluation"
-    assert first.steps["base-evaluation"].options["shape"] == str(folder)
-    # Where and with what bar it is trained makes no difference; settings and data do.
-    assert shared_folder("second", "elsewhere/out", common={"data.files": [data]})[1].name == folder.name
-    assert shared_folder("third", simulate={data: {"primaries": 9, "seed": 2}})[1] != folder
-    assert shared_folder("fourth", trainings={"x": {**base, "options": {"trainer.max_epochs": 3}}})[1] != folder
-    assert shared_folder("fifth", shared=str(tmp_path / "here"))[1].parent == tmp_path / "here"
-    with pytest.raises(ValueError, match="training gd is shared, but needs base, which is not"):
-        shared_folder("sixth", trainings={"base": {**base, "shared": False}, "gd": {**tuned, "shared": True}})
+def test_trainings_of_another_plan_are_used_where_they_are(tmp_path, make_plan, baselines):
+    make_plan("baseline", **baselines, out=str(tmp_path / "baseline"), evaluate={"runs": 9})
+    each = {"each": {"seed": [1, 2]}}
+    trainings = {
+        "first": {"use": "base-{seed}", "title": "baseline", **each},
+        "again": {"config": ["conf/student.yaml"], "options": {"model.init_from": "{first}"}, **each},
+    }
+    entries = {**baselines, "uses": ["baseline.yaml"], "trainings": trainings, "evaluate": {"runs": 2}}
+    study = Study(make_plan("other", **entries), options={"trainer.max_epochs": 1})
+    step, data = study.steps["first-2"], str(tmp_path / "zn.root")
+    assert step.folder == tmp_path / "baseline" / "base-2"
+    assert (step.beside("lock"), step.after) == (tmp_path / "baseline" / "logs" / "base-2.lock", (data,))
+    assert "trainer.max_epochs" not in step.options
+    assert (step.label, study.row(step)) == ("first", ("first", "baseline"))
+    # What starts from it finds it; evaluations are each study's own.
+    assert study.steps["again-2"].options["model.init_from"] == str(step.folder)
+    assert study.steps["again-2"].after == (data, "first-2")
+    evaluation = study.steps["first-2-evaluation"]
+    assert evaluation.folder == tmp_path / "out" / "first-2" / "evaluation"
+    assert (evaluation.options["shower"], evaluation.options["runs"]) == (str(step.folder), 2)
+    # What a used training needs is made too, and is no row.
+    study = Study(make_plan("third", uses=["baseline.yaml"], trainings={"fine": {"use": "tuned-1"}}))
+    assert study.steps["fine"].after == (data, "base-1")
+    assert study.steps["base-1"].after == (data,)
+    assert set(study.runs) == {"fine"}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"trainings": {"a": {"use": "nobody"}}}, r"use: nobody: expected a training of \S+baseline\.yaml"),
+        (
+            {"trainings": {"a": {"use": "b"}}, "uses": []},
+            "use: b: expected a training of a plan, of which `uses` names none",
+        ),
+        ({"trainings": {"a": {"use": "base-1", "config": []}}}, "training a: expected either `use` or"),
+        ({"trainings": {"a": {"use": "base-{seed}"}}}, r"cannot resolve 'base-\{seed\}'"),
+        (
+            {"trainings": {"a": {"use": "base-1"}, "b": {"use": "base-1"}}},
+            "fit 'a' and fit 'b' would have one name or place",
+        ),
+        ({"uses": ["plan.yaml"]}, r"plan\.yaml: uses itself"),
+        ({"trainings": {"a": {"shared": True}}}, r"`shared` is no entry any more; .* `uses: \[FILE\]`.* `use: NAME`"),
+        ({"shared": "runs/shared"}, "`shared` is no entry any more"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, make_plan, baselines, entries, message):
+    make_plan("baseline", **baselines, out=str(tmp_path / "baseline"))
+    with pytest.raises(ValueError, match=message) as error:
+        Study(make_plan(**{"uses": ["baseline.yaml"], **entries}))
+    assert "\n" not in str(error.value)
+
+
+def test_used_data_are_those_of_the_plan(make_plan, baselines, tmp_path):
+    make_plan("baseline", **baselines, out=str(tmp_path / "baseline"))
+    (data,) = baselines["simulate"]
+    other = {"simulate": {data: {"primaries": 9, "seed": 2}}, "uses": ["baseline.yaml"]}
+    with pytest.raises(ValueError, match=r"simulate .*zn\.root' and simulate .*zn\.root' would have one name or place"):
+        Study(make_plan(**other, trainings={"a": {"use": "base-1"}}))
+
+
+def test_values_of_each_are_replaced(make_plan):
+    sweep = {
+        "each": {"n": [1, 2], "seed": [1, 2]},
+        "options": {"trainer.max_epochs": "{n}", "seed_everything": "{seed}"},
+    }
+    path = make_plan(trainings={"sweep": sweep, "one": {}})
+    assert list(Study(path, each={"n": [7]}).steps) == ["sweep-7-1", "sweep-7-2", "one"]
+    with pytest.raises(ValueError, match="each: no training has m; expected n, seed"):
+        Study(path, each={"m": [7]})
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"metric": []}, "unknown entries metric of table"),
+        ({"reference": "x"}, "names x"),
+        ({"metrics": ["x"]}, "unknown metric 'x'"),
+        ({"ensemble": {"default": "a"}}, "expected table.ensemble with default, members"),
+        ({"ensemble": {"default": "a", "members": ["y"]}}, "names y"),
+        ({"ensemble": {"default": "a", "members": ["a"]}}, "table.ensemble: expected each once, got a twice"),
+        ({"metrics": ["ws", "ws"]}, "table.metrics: expected each once, got ws twice"),
+        ({"modes": ["shape", "shape"]}, "table.modes: expected each once"),
+        ({"particles": ["lambda", 3122]}, "table.particles: expected each once, got lambda twice"),
+    ],
+)
+def test_a_bad_table_is_refused(make_plan, table, message):
+    with pytest.raises(ValueError, match=message):
+        assert Study(make_plan(trainings={"a": {}}, table=table)).table
+
+
+def test_columns_have_one_name_each(make_plan):
+    table = Study(make_plan(table={"particles": ["all", "sigma_plus", 3122]})).table
+    assert table.columns == {"all": "all", "sigma+": "Σ⁺", "lambda": "Λ"}

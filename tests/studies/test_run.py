@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -27,16 +27,16 @@ from calosim.models.checkpoints import weights_of
 from calosim.runs import Run, difference, identity
 from calosim.slurm import Slurm
 from calosim.studies import run as runs
-from calosim.studies.plan import command_words, load_plan, simulated
+from calosim.studies.plan import Study, command_words
 from calosim.studies.run import (
     Execution,
-    beside,
     command,
     hold,
     is_finished,
     last_line,
+    print_steps,
     run_steps,
-    submit_steps,
+    simulated,
     unknown_origin,
 )
 
@@ -51,7 +51,7 @@ def begun(tmp_path, make_plan, root_file):
     make_plan(trainings={"base": training}, common={"data.files": [str(tmp_path / "zn.root")]})
 
     def load(**options):
-        return load_plan(tmp_path / "plan.yaml", options=options).steps["base"]
+        return Study(tmp_path / "plan.yaml", options=options).steps["base"]
 
     return load
 
@@ -100,7 +100,7 @@ def test_data_tell_how_they_were_made(tmp_path, make_plan):
 
     def steps(**settings):
         simulate = {str(data): {**few, **settings}, str(floor): {"primaries": str(data), "responses_per_primary": 2}}
-        return list(load_plan(make_plan(simulate=simulate)).steps.values())
+        return list(Study(make_plan(simulate=simulate)).steps.values())
 
     made = steps()
     for step in made:
@@ -123,8 +123,8 @@ def test_data_tell_how_they_were_made(tmp_path, make_plan):
     assert "b.root: taken as it is" in unknown_origin(made[1])
 
 
-def test_an_evaluation_of_other_settings_or_of_another_training_is_noticed(judged):
-    plan = load_plan(judged)
+def test_an_evaluation_of_other_settings_or_of_another_training_is_noticed(evaluated):
+    plan = Study(evaluated)
     step = plan.steps["good-evaluation"]
     assert is_finished(step)
     record = read_json(step.result)
@@ -137,12 +137,12 @@ def test_an_evaluation_of_other_settings_or_of_another_training_is_noticed(judge
 
 
 @pytest.mark.parametrize("photons", ["./x", "[./x]", ["./x"]])
-def test_an_evaluations_options_are_compared_as_the_command_understands_them(photons, judged, tmp_path, monkeypatch):
+def test_an_evaluations_options_are_compared_as_the_command_understands_them(photons, evaluated, tmp_path, monkeypatch):
     (tmp_path / "x").mkdir()
     monkeypatch.chdir(tmp_path)
     asked = {"photons": photons, "runs": "2", "classifier": "false", "requantization_of": "[neutron=1]"}
     words = [*command_words(asked), "--out", "o", "--shower", "s"]
-    step = load_plan(judged).steps["good-evaluation"]
+    step = Study(evaluated).steps["good-evaluation"]
     step = dataclasses.replace(step, options={**asked, "out": "o", "shower": "s"}, words=tuple(words))
     record, made = read_json(step.result), resolved("evaluate", words)
     assert (made["photons"], made["runs"], made["classifier"]) == (["./x"], 2, False)
@@ -154,8 +154,8 @@ def test_an_evaluations_options_are_compared_as_the_command_understands_them(pho
         is_finished(step)
 
 
-def test_an_evaluation_of_weights_that_changed_is_made_anew(judged, run_folders, tmp_path, train_on):
-    step = load_plan(judged).steps["good-evaluation"]
+def test_an_evaluation_of_weights_that_changed_is_made_anew(evaluated, run_folders, tmp_path, train_on):
+    step = Study(evaluated).steps["good-evaluation"]
     run = shutil.copytree(run_folders["photons"], tmp_path / "trained")
     write_json(step.result, read_json(step.result) | {"weights": weights_of([run], step.folder)})
     assert is_finished(step)
@@ -187,7 +187,7 @@ def test_differences_are_few():
 
 @pytest.fixture
 def step(make_plan):
-    return load_plan(make_plan(trainings={"base": {"config": ["conf/photons.yaml"]}})).steps["base"]
+    return Study(make_plan(trainings={"base": {"config": ["conf/photons.yaml"]}})).steps["base"]
 
 
 def test_a_begun_training_goes_on_from_its_newest_checkpoint(step, pretend):
@@ -241,7 +241,7 @@ def test_checkpoints_of_no_run_are_not_trained_over(step):
 
 
 def test_the_last_line_of_a_log_is_the_commands_own(step, tmp_path):
-    log = beside(step, tmp_path, "log")
+    log = step.beside("log")
     assert last_line(log) == ""
     log.write_text("epoch 1\ncalosim: error: no\n\nsrun: error: node1: task 0: Exited with exit code 2\n")
     assert last_line(log) == "calosim: error: no"
@@ -274,61 +274,63 @@ def cluster(monkeypatch):
 
 
 def test_steps_wait_for_those_they_need_and_are_submitted_once(cluster, make_plan, pretend, capsys):
-    plan = load_plan(make_plan(trainings={"base": {**BASE, "evaluate": {}}, "child": CHILD}, evaluate={"runs": 1}))
+    plan = Study(make_plan(trainings={"base": {**BASE, "evaluate": {}}, "child": CHILD}, evaluate={"runs": 1}))
     asked = Slurm(gpus=2, more=["qos=long"])
     for _ in range(2):
-        assert submit_steps(plan, asked) is None
+        assert run_steps(plan.steps, Execution("slurm", slurm=asked)) is None
     fits, judging = cluster.submitted[:2], cluster.submitted[2]
-    assert [verb for _, verb, _ in cluster.submitted] == ["fit", "fit", "evaluate"]
+    assert [subcommand for _, subcommand, _ in cluster.submitted] == ["fit", "fit", "evaluate"]
     assert all(settings.devices == 2 and requeue for settings, _, requeue in fits)
     assert (judging[0].devices, judging[2]) == (1, False)
     assert fits[0][0].more == ["qos=long", "job-name=base", "kill-on-invalid-dep=yes"]
     assert fits[1][0].more[-1] == judging[0].more[-1] == "dependency=afterok:1"
     cluster.states["1"] = "RUNNING"
     capsys.readouterr()
-    assert submit_steps(plan, asked) is None
+    assert run_steps(plan.steps, Execution("slurm", slurm=asked)) is None
     assert capsys.readouterr().out.splitlines()[::3] == ["base             running  job 1", "1 running, 2 queued"]
     # Here nothing is run that is in the queue.
-    assert "is job 1 of Slurm, which is RUNNING" in run_steps(plan, quiet=True)["base"]
+    assert "is job 1 of Slurm, which is RUNNING" in run_steps(plan.steps, quiet=True)["base"]
     pretend(plan.steps["base"])
     pretend(plan.steps["child"])
     cluster.states.clear()
-    assert set(submit_steps(plan, asked)) == {"base-evaluation"}
+    assert set(run_steps(plan.steps, Execution("slurm", slurm=asked))) == {"base-evaluation"}
 
 
 def test_what_failed_is_told_and_submitted_again_on_request(cluster, make_plan):
-    plan = load_plan(make_plan(trainings={"base": BASE, "child": CHILD, "other": BASE}))
-    assert submit_steps(plan, Slurm()) is None
+    plan = Study(make_plan(trainings={"base": BASE, "child": CHILD, "other": BASE}))
+    assert run_steps(plan.steps, Execution("slurm", slurm=Slurm())) is None
     (plan.out / "logs" / "1-1.out").write_text(
         "calosim: error: no\nsrun: error: node: task 0: Exited with exit code 2\n"
     )
     del cluster.states["1"]
     with pytest.raises(ValueError, match="2 of 3 steps failed: base, child; 1 still in the queue"):
-        submit_steps(plan, Slurm())
+        run_steps(plan.steps, Execution("slurm", slurm=Slurm()))
     cluster.states.clear()
-    failed = submit_steps(plan, Slurm(), quiet=True)
+    failed = run_steps(plan.steps, Execution("slurm", slurm=Slurm()), quiet=True)
     assert failed["base"].startswith("job 1: calosim: error: no (see ")
     assert failed["child"] == "needs base, which failed"
     assert "left no log" in failed["other"]
-    assert submit_steps(plan, Slurm(), retry=True) is None
+    assert run_steps(plan.steps, Execution("slurm", slurm=Slurm(), retry=True)) is None
     assert len(cluster.submitted) == 6
     assert cluster.submitted[4][0].more[-1] == "dependency=afterok:4"
 
 
-def test_a_shared_training_is_one_job_of_two_studies(cluster, tmp_path, make_plan):
-    base = {**BASE, "shared": True}
+def test_a_used_training_is_one_job_of_two_studies(cluster, tmp_path, make_plan):
+    baseline = Study(make_plan("baseline", out=str(tmp_path / "baseline"), trainings={"base": BASE}))
+    trainings = {"base": {"use": "base", "evaluate": False}, "child": CHILD}
     for name in ("one", "other"):
-        plan = load_plan(make_plan(name, out=str(tmp_path / name), trainings={"base": base, "child": CHILD}))
-        assert submit_steps(plan, Slurm()) is None
+        plan = Study(make_plan(name, out=str(tmp_path / name), uses=["baseline.yaml"], trainings=trainings))
+        assert run_steps(plan.steps, Execution("slurm")) is None
     assert [settings.more[-1] for settings, *_ in cluster.submitted[1:]] == ["dependency=afterok:1"] * 2
+    assert "is job 1 of Slurm" in run_steps(baseline.steps, quiet=True)["base"]
 
 
 #: A study in a process of its own.
 STUDY = """
 import sys
-from calosim.studies.plan import load_plan
+from calosim.studies.plan import Study
 from calosim.studies.run import run_steps
-run_steps(load_plan(sys.argv[1]), quiet=True)
+run_steps(Study(sys.argv[1]).steps, quiet=True)
 """
 
 
@@ -336,8 +338,8 @@ def test_failures_are_shown_and_the_rest_goes_on(tmp_path, make_plan):
     few = {"primaries": 5, "responses_per_primary": 2, "quiet": True}
     good, bad, later = (str(tmp_path / f"{name}.root") for name in ("good", "bad", "later"))
     simulate = {good: few, bad: {**few, "detector": "nowhere"}, later: few}
-    plan = load_plan(make_plan(simulate=simulate))
-    failed = run_steps(plan, quiet=True)
+    plan = Study(make_plan(simulate=simulate))
+    failed = run_steps(plan.steps, quiet=True)
     assert len(read(good))
     # `later` was to come after `bad`.
     assert set(failed) == {bad, later}
@@ -345,48 +347,61 @@ def test_failures_are_shown_and_the_rest_goes_on(tmp_path, make_plan):
     assert "\n" not in failed[bad]
     assert failed[later] == f"needs {bad}, which failed"
     before = Path(good).stat().st_mtime_ns
-    assert set(run_steps(plan, quiet=True)) == {bad, later}
+    assert set(run_steps(plan.steps, quiet=True)) == {bad, later}
     assert Path(good).stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("made", ["something else", "other settings"])
 def test_a_folder_that_is_not_the_plans_is_left_alone(made, make_plan, pretend):
-    plan = load_plan(make_plan(trainings={"base": {"config": ["conf/photons.yaml"]}}))
+    plan = Study(make_plan(trainings={"base": {"config": ["conf/photons.yaml"]}}))
     step = plan.steps["base"]
     if made == "other settings":
         pretend(step, finished=False, seed_everything=9)
     (step.folder / "20260101-run").mkdir(parents=True)
-    failed = run_steps(plan, quiet=True)
+    failed = run_steps(plan.steps, quiet=True)
     words = "begun with other settings" if made == "other settings" else "without run.json"
     assert words in failed["base"]
     assert (step.folder / "20260101-run").exists()
 
 
-def test_two_studies_do_not_make_the_same_at_once(make_plan, pretend):
-    """A step that another study runs is refused, on whichever host; a shared training is waited for, and then there."""
-    base = {"config": ["conf/photons.yaml"]}
-    plan = load_plan(make_plan(trainings={"own": base, "common": {**base, "shared": True}}))
-    own, common = plan.steps["own"], plan.steps["common"]
-    with hold(beside(own, plan.out, "lock")), hold(beside(common, plan.out, "lock")) as lock:
-        made = threading.Timer(0.3, lambda: (pretend(common), lock.close()))
-        made.start()
-        failed = run_steps(plan, quiet=True)
+def test_two_studies_do_not_make_the_same_at_once(make_plan):
+    """A step that another study runs is refused, on whichever host."""
+    plan = Study(make_plan(trainings={"own": {"config": ["conf/photons.yaml"]}}))
+    with hold(plan.steps["own"].beside("lock")):
+        failed = run_steps(plan.steps, quiet=True)
     assert set(failed) == {"own"}
     assert re.search(rf"is still run by process {os.getpid()} of {socket.gethostname()} since \d{{4}}-", failed["own"])
+
+
+def test_a_dry_run_tells_what_is_left(make_plan, pretend, capsys, monkeypatch):
+    base = {"config": ["conf/photons.yaml"]}
+    plan = Study(make_plan(trainings={"done": base, "begun": {**base, "options": {"seed_everything": 2}}, "new": base}))
+    pretend(plan.steps["done"])
+    pretend(plan.steps["begun"], finished=False)
+    last = Run(plan.steps["begun"].folder).last
+    last.parent.mkdir()
+    last.touch()
+    print_steps(plan.steps)
+    done, begun, new = (re.split(r" {2,}", line) for line in capsys.readouterr().out.splitlines())
+    assert done[:3] == ["done", "finished", "1.0 min"]
+    assert begun[:2] == ["begun", "to resume"]
+    assert new[:2] == ["new", "to do"]
+    # What is printed can be run as it is.
+    assert shlex.split(new[-1]) == ["calosim", "fit", *plan.steps["new"].words]
 
 
 def test_an_interrupted_study_ends_what_it_runs(tmp_path, make_plan):
     """A request to end, such as a batch system's, reaches the commands; they leave no lock behind."""
     path = make_plan(simulate={str(tmp_path / "zn.root"): {"primaries": 100_000}})
-    (step,) = load_plan(path).steps.values()
-    log, lock = (beside(step, tmp_path / "out", suffix) for suffix in ("log", "lock"))
+    (step,) = Study(path).steps.values()
+    log, lock = (step.beside(suffix) for suffix in ("log", "lock"))
     study = subprocess.Popen([sys.executable, "-c", STUDY, path])
     wait_for(log.exists)
-    assert isinstance(hold(lock), str)
+    with pytest.raises(ValueError, match="is still run by"):
+        hold(lock)
     study.send_signal(signal.SIGTERM)
     assert study.wait(30)
-    with hold(lock) as stream:
-        assert not isinstance(stream, str)
+    hold(lock).close()
     assert not step.result.exists()
 
 
@@ -426,7 +441,7 @@ def test_a_killed_study_resumes_to_the_same_weights(tmp_path, make_showers, make
             study.send_signal(signal.SIGTERM)
             study.wait(60)
             assert run.training is None, "it was over before it could be killed"
-        assert run_steps(load_plan(path), quiet=True) == {}
+        assert run_steps(Study(path).steps, quiet=True) == {}
         assert run.training["epochs"] == 6
         weights.append(torch.load(run.last, weights_only=True)["state_dict"])
     assert [session["changed"] for session in run.record["sessions"]] == [{}]
