@@ -15,11 +15,11 @@ from calosim.data.datamodule import RootDataModule, describe
 from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.references import Floors, Reference
 from calosim.evaluation.samples import Answers, Candidate, ask, first_answers, measure, packed_answers
-from calosim.evaluation.selection import ClassifierOptions, FloorOptions
 from calosim.evaluation.stored import Evaluation
 from calosim.evaluation.tests import judge_by_classifier
 from calosim.io import read_npz, write_json, write_npz
 from calosim.metrics.wasserstein import wasserstein
+from calosim.options import ClassifierOptions, FloorOptions
 
 from .settings import Study, Try
 

@@ -13,8 +13,9 @@ import yaml
 
 from calosim.data.datamodule import RootDataModule
 from calosim.detectors import Detector
-from calosim.evaluation.selection import Protocol, Selection, select_rows
+from calosim.evaluation.selection import Selection, select_rows
 from calosim.io import read_json, write_json
+from calosim.options import Protocol
 
 from .protocol import Peer
 

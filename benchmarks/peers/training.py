@@ -8,9 +8,10 @@ import time
 import numpy as np
 import torch
 
-from calosim.evaluation.selection import Protocol, select_rows
+from calosim.evaluation.selection import select_rows
 from calosim.io import write_json, write_npz
 from calosim.metrics.wasserstein import wasserstein
+from calosim.options import Protocol
 from calosim.runs import git_hash
 
 from .settings import Study, Try

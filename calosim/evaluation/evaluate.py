@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,15 +20,7 @@ from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.references import Floors, Nearest, Reference
 from calosim.evaluation.requantization import best_requantizations
 from calosim.evaluation.samples import Answers, Candidate, ask, first_answers, measure, metric_intervals, packed_answers
-from calosim.evaluation.selection import (
-    ClassifierOptions,
-    FloorOptions,
-    Protocol,
-    Selection,
-    check_splits,
-    select_rows,
-    trained_data,
-)
+from calosim.evaluation.selection import Selection, check_splits, select_rows, trained_data
 from calosim.evaluation.stored import Evaluation
 from calosim.evaluation.sums import draw_acceptance, judge_acceptance, photon_report
 from calosim.evaluation.tables import as_csv, as_markdown
@@ -38,12 +30,13 @@ from calosim.io import atomic_write, check_writable, write_json, write_npz
 from calosim.models.checkpoints import weights_of
 from calosim.models.photon_sum import PhotonSum
 from calosim.models.shower import ShowerModel
+from calosim.options import ClassifierOptions, Evaluate, FloorOptions, Models, Protocol, Requantization
 from calosim.particles import STUDY_PARTICLES, particle_symbol
 from calosim.runs import git_hash
 from calosim.simulation.parallel import devices_of
-from calosim.simulation.simulator import FastSimulator, Requantization, pick_device
+from calosim.simulation.simulator import FastSimulator, pick_device
 
-__all__ = ["Models", "evaluate"]
+__all__ = ["evaluate"]
 
 #: Photon sums that each model draws for a row.
 SUMS_PER_ROW = 50
@@ -52,89 +45,33 @@ SUMS_PER_ROW = 50
 EXAMPLES = (6, 4)
 
 
-@dataclass(frozen=True)
-class Models:
-    """The models under judgement, and how their images become photon counts.
-
-    Attributes:
-        shower: Run folder, checkpoint or ensemble of the shower model; without it only the photon sums are judged.
-        photons: Run folders or checkpoints of photon-sum models; the first is used with the shower model, all are compared.
-        requantization: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize; or best:
-            for each particle the one with the smallest Wasserstein distance on validation rows. An ensemble's own by
-            default, else 3.
-        requantization_of: Exceptions by particle, for instance "[neutron=1,k0s=2]".
-        acceptance: Run folder of an acceptance model, judged on the held-out attempts of its own data, with and without a
-            response.
-    """
-
-    shower: str | None = None
-    photons: list[str] | None = None
-    requantization: int | Literal["best"] | None = None
-    requantization_of: list[str] | None = None
-    acceptance: str | None = None
-
-    @property
-    def paths(self) -> list[str]:
-        """All that is judged, the shower model first.
-
-        Raises:
-            ValueError: If nothing is.
-        """
-        paths = [path for path in (self.shower, *(self.photons or [])) if path]
-        if not paths:
-            raise ValueError(
-                "nothing to evaluate: name a shower model with --shower or photon-sum models with --photons"
-            )
-        return paths
-
-
-def evaluate(
-    out: str,
-    models: Models = Models(),
-    files: list[str] | None = None,
-    data: str | None = None,
-    floors: FloorOptions = FloorOptions(),
-    protocol: Protocol = Protocol(),
-    classifier: ClassifierOptions = ClassifierOptions(),
-    device: str = "auto",
-    devices: int = 1,
-    quiet: bool = False,
-) -> None:
+def evaluate(options: Evaluate) -> None:
     """Judges a fast simulation on the test split and writes tables and pictures.
 
-    The data set and its split are those that the shower model (else the first photon-sum model) was trained with; a model
-    of one particle is judged on that particle's rows.
-
-    Args:
-        out: Folder for the results.
-        models: The models under judgement.
-        files: Data files, if they are no longer where the models were trained.
-        data: Run folder whose data set and split are used; that of the shower model if not given.
-        floors: What stands beside the models.
-        protocol: Which rows are judged, and how often they are answered.
-        classifier: Whether and how judges try to tell generated responses from the Monte Carlo's.
-        device: auto, cpu, cuda or mps.
-        devices: Processes that share the responses: on a GPU each, or each with its share of a CPU's threads.
-        quiet: Show no progress.
+    Raises:
+        ValueError: If nothing is named to judge, or models, data and settings do not fit together.
     """
-    given = {"out": out, "files": files, "data": data, "device": device, "devices": devices}
-    judge = data or models.paths[0]
+    out, models, floors, protocol = options.out, options.models, options.floors, options.protocol
+    given = {name: getattr(options, name) for name in ("out", "files", "data", "device", "devices")}
+    judge = options.data or models.paths[0]
     check_writable(out)
-    work = _prepare(models, judge, files, data is not None, protocol, device, devices)
+    work = _prepare(models, judge, options.files, options.data is not None, protocol, options.device, options.devices)
     others = Floors()
     if floors.references:
         others = Floors.read(floors, work.data, protocol.split)
         work.references.update(others.references(work.data, protocol.split, work.rows))
-    options = (models, floors, protocol, classifier)
+    groups = (models, floors, protocol, options.classifier)
     results: dict[str, Any] = {"calosim": __version__, "git": git_hash()}
-    results |= {"arguments": {**given, **{key: value for some in options for key, value in asdict(some).items()}}}
+    results |= {"arguments": {**given, **{key: value for some in groups for key, value in asdict(some).items()}}}
     results["weights"] = weights_of([*models.paths, models.acceptance], out)
     results |= _description(work, floors)
     results["photon_sum"] = _judge_sums(work)
     if models.acceptance:
         first = next(iter(work.photons), None)
         results["acceptance"] = judge_acceptance(models.acceptance, first, protocol.split, protocol.seed, work.device)
-    images, arrays = ({}, {}) if models.shower is None else _judge_images(work, classifier, others, quiet)
+    images, arrays = (
+        ({}, {}) if models.shower is None else _judge_images(work, options.classifier, others, options.quiet)
+    )
     _save(Path(out), results | images, arrays, work)
 
 

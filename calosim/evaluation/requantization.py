@@ -7,9 +7,10 @@ import torch
 from tqdm import tqdm
 
 from calosim.data.datamodule import RootDataModule
-from calosim.evaluation.selection import Protocol, Selection, select_rows
+from calosim.evaluation.selection import Selection, select_rows
 from calosim.metrics.wasserstein import wasserstein
 from calosim.models.shower import ShowerModel
+from calosim.options import Protocol
 from calosim.particles import particle_name
 
 __all__ = ["best_requantizations"]

@@ -10,10 +10,11 @@ import torch
 
 from calosim.evaluation.definitions import TITLES, with_spread
 from calosim.evaluation.samples import Answers
-from calosim.evaluation.selection import Protocol, Selection
+from calosim.evaluation.selection import Selection
 from calosim.io import markdown_table
 from calosim.metrics.wasserstein import VARIANTS, variant_metrics
 from calosim.models.base import evaluating
+from calosim.options import Protocol
 from calosim.simulation.simulator import FastSimulator
 
 __all__ = ["measure_variants", "unrounded_channels", "variant_rows", "variant_tables"]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -24,61 +23,14 @@ from calosim.models.checkpoints import digest
 from calosim.models.photon_sum import PhotonSum
 from calosim.models.provenance import not_seen
 from calosim.models.shower import ShowerModel
-from calosim.particles import particle_code, particle_name
+from calosim.particles import particle_name
 from calosim.runs import Run
 from calosim.simulation.parallel import Processes, devices_of, run_side_by_side, workers_on
 
-__all__ = ["DEFAULTS", "FastSimulator", "Requantization", "Stages", "pick_device", "read_ensemble"]
+__all__ = ["FastSimulator", "pick_device", "read_ensemble"]
 
 #: Of fewer rows a call costs more than what they have to do.
 _LEAST_ROWS = 32
-
-
-@dataclass(frozen=True)
-class Requantization:
-    """How noisy real numbers become counts, where a model's coordinates leave a choice.
-
-    Attributes:
-        requantization: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize; an
-            ensemble's own choice, else the coordinates' (3), if not given.
-        requantization_of: Exceptions by particle, for instance "[neutron=1,k0s=2]".
-    """
-
-    requantization: int | None = None
-    requantization_of: Sequence[str] = ()
-
-    def by_code(self) -> dict[int, int]:
-        """The choices by PDG code, the default under 0.
-
-        Raises:
-            ValueError: If an exception is not of that form.
-        """
-        methods = {} if self.requantization is None else {0: self.requantization}
-        for text in self.requantization_of:
-            name, _, method = text.rpartition("=")
-            if not name or not method.isdigit():
-                raise ValueError(f"expected a noise removal as particle=1, 2, 3 or 4, got {text!r}")
-            methods[particle_code(name)] = int(method)
-        return methods
-
-
-@dataclass(frozen=True)
-class Stages:
-    """Which models make a response, in the order in which they are asked from the last.
-
-    Attributes:
-        shower: Run folder or checkpoint of the shower model (teacher or student), or the folder of an ensemble.
-        photons: Run folder or checkpoint of the photon-sum model; not needed if the ensemble holds one.
-        acceptance: Run folder or checkpoint of the acceptance model; without it every primary leaves a response.
-    """
-
-    shower: str
-    photons: str | None = None
-    acceptance: str | None = None
-
-
-#: No choice; never changed.
-DEFAULTS = Requantization()
 
 
 class FastSimulator:

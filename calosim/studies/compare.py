@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from calosim.io import atomic_write, write_json
+from calosim.options import Compare
 from calosim.studies.plan import Plan, load_plan
-from calosim.studies.run import Execution, run_steps
+from calosim.studies.run import run_steps
 
 __all__ = ["compare"]
 
 WAITING = "The same command shows how they stand, and makes the tables when they are over."
 
 
-def compare(
-    plan: str,
-    out: str | None = None,
-    execution: Execution = Execution(),
-    dry_run: bool = False,
-    options: dict[str, Any] | None = None,
-    resamples: int = 10_000,
-    quiet: bool = False,
-) -> None:
+def compare(options: Compare) -> None:
     """Runs a plan of trainings, skipping what is finished, and compares them with statistics.
 
-    A killed study resumes when it is started again; a failed run is shown and the rest goes on. What is finished is
-    recognized by its resolved settings and the content of its data.
-
-    Args:
-        plan: The plan, a YAML file. conf/study has examples; their entries are explained at the top of
-            calosim/studies/plan.py (python -m pydoc calosim.studies.plan).
-        out: Another folder than the plan's.
-        execution: Where and how it runs.
-        dry_run: Only print the plan with estimated times.
-        options: Further options of every training, for instance '{"trainer.max_epochs": 1}'.
-        resamples: Bootstrap resamples of unique inputs.
-        quiet: Show no progress.
+    Raises:
+        ValueError: If the plan cannot be read, a step would be refused, or one failed.
     """
-    study = load_plan(plan, out, options)
+    plan, execution, quiet = options.plan, options.execution, options.quiet
+    study = load_plan(plan, options.out, options.options)
     # These import torch; a plan that cannot be read is refused at once.
     from calosim.studies.ensemble import make_ensemble
     from calosim.studies.layout import ENSEMBLE, Row, Table, judged_rows, reference_rows
@@ -48,7 +31,7 @@ def compare(
     table = Table.of(study)
     for step in study.steps.values():
         step.settings  # noqa: B018 - a step that its command would refuse ends the study before its first one
-    if dry_run:
+    if options.dry_run:
         print_plan(study, execution.jobs)
         return
     failed = run_steps(study, execution, quiet)
@@ -69,7 +52,7 @@ def compare(
             evaluation, chosen = made
             rows.append(Row(ENSEMBLE, "ensemble of the best", [(evaluation, None)]))
     rows += reference_rows(rows)
-    cells = fill_cells(rows, table, resamples, quiet) | judge_cells(rows, table.modes)
+    cells = fill_cells(rows, table, options.resamples, quiet) | judge_cells(rows, table.modes)
     comparison = Comparison(study, table, rows, cells, failed, chosen)
     text = comparison.markdown()
     write_json(study.out / Comparison.RECORD, comparison.record())

@@ -10,13 +10,14 @@ from calosim.evaluation.definitions import TITLES
 from calosim.evaluation.stored import Evaluation
 from calosim.io import read_json, write_json
 from calosim.models.checkpoints import older
+from calosim.options import Ensemble, Execution, Requantization
 from calosim.particles import particle_code
 from calosim.runs import Run, difference, identity
 from calosim.simulation.ensemble import save_ensemble
-from calosim.simulation.simulator import Requantization, read_ensemble
+from calosim.simulation.simulator import read_ensemble
 from calosim.studies.layout import ENSEMBLE, Table
 from calosim.studies.plan import Plan, Step, command_words
-from calosim.studies.run import Execution, run_steps
+from calosim.studies.run import run_steps
 from calosim.studies.statistics import mean_ranks
 
 __all__ = ["make_ensemble"]
@@ -63,13 +64,10 @@ def make_ensemble(
         return f"{folder} is {said}; remove it"
     if not folder.exists():
         photons = table.ensemble.get("photons")
-        save_ensemble(
-            str(folder),
-            str(base.folder),
-            members,
-            str(plan.runs(photons)[0].folder) if photons else None,
-            Requantization(judged.requantization("all"), [f"{p}={n}" for p, n in removals.items() if n is not None]),
-        )
+        exceptions = [f"{p}={n}" for p, n in removals.items() if n is not None]
+        requantization = Requantization(judged.requantization("all"), exceptions)
+        photon_run = str(plan.runs(photons)[0].folder) if photons else None
+        save_ensemble(Ensemble(str(folder), str(base.folder), members, photon_run, requantization))
         write_json(record, choice)
     step = _judging(plan, base)
     failed = run_steps(Plan(plan.path, plan.out, {ENSEMBLE: step}, {}, {}), execution, quiet)

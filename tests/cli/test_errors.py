@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from calosim.cli.errors import one_line
+
 from calosim.cli.train import resolved
 
 TEACHER = ["-c", "conf/teacher.yaml"]

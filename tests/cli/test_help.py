@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-
-from calosim.__main__ import TRAINING
 from calosim.cli.help import help_text
 from calosim.cli.words import MODELS, TOOLS, tool_options, training_options
+
+from calosim.__main__ import TRAINING
 
 
 @pytest.mark.parametrize("verb", TOOLS)

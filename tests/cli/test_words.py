@@ -11,9 +11,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from calosim.cli.words import MODELS, TOOLS, checked, tool_options, training_options
 
 from calosim.__main__ import VERBS
-from calosim.cli.words import MODELS, TOOLS, checked, tool_options, training_options
 from calosim.io import read_yaml, shipped_config
 
 FIT = ["fit", "-c", "conf/teacher.yaml"]
@@ -46,8 +46,9 @@ def test_options_of_trainings_are_those_of_the_parser():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_options_of_models_are_their_arguments(name):
-    from calosim import models
     from calosim.cli.signatures import options
+
+    from calosim import models
 
     known, real = options("calosim.models", name), inspect.signature(getattr(models, name)).parameters
     assert list(known) == list(real)
@@ -57,6 +58,7 @@ def test_options_of_models_are_their_arguments(name):
 
 def test_settings_are_their_fields():
     from calosim.cli.signatures import options
+
     from calosim.flows import FlowConfig
     from calosim.representations import PixelConfig, SplitConfig
 

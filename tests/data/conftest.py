@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import uproot
 
+from calosim.options import Convert
 from calosim.__main__ import main
 from calosim.detectors import DETECTORS
 from calosim.data import FEATURES, Showers, convert
@@ -218,7 +219,7 @@ def refused(spoil: Spoiler, capsys: pytest.CaptureFixture[str]) -> Callable[...,
         source, target = make(spoil), spoil.folder / out
         before = {path: path.read_bytes() for path in spoil.folder.iterdir() if path.is_file()}
         with pytest.raises(ValueError) as caught:
-            convert(source, str(target), **options)
+            convert(Convert(source, str(target), **options))
         message = str(caught.value)
         assert "\n" not in message
         for part in says:

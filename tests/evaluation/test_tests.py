@@ -13,9 +13,8 @@ import pytest
 from calosim import FastSimulator
 from calosim.data.record import Showers
 from calosim.evaluation.definitions import TITLES
-from calosim.evaluation.evaluate import Models, evaluate
+from calosim.evaluation.evaluate import evaluate
 from calosim.evaluation.references import floor_of_simulation, floor_of_sums
-from calosim.evaluation.selection import ClassifierOptions, FloorOptions, Protocol
 from calosim.evaluation.tables import as_csv, as_markdown
 from calosim.evaluation.tests import (
     CONTROLS,
@@ -29,6 +28,7 @@ from calosim.evaluation.tests import (
 from calosim.io import read_json, read_npz
 from calosim.metrics.c2st import ClassifierSettings
 from calosim.models.student import Student
+from calosim.options import ClassifierOptions, Evaluate, FloorOptions, Models, Protocol
 from calosim.particles import particle_code
 
 FEW = Protocol(runs=1, responses=2, rows=40)
@@ -135,7 +135,7 @@ def test_it_is_of_the_answers_that_are_judged_anyway(run_folders, data, root_fil
     monkeypatch.setattr("calosim.evaluation.evaluate.judge_by_classifier", judge)
     models = Models(str(run_folders["teacher"]), [str(run_folders["photons"])])
     floors = FloorOptions(str(root_file), str(root_file))
-    evaluate(str(tmp_path), models, floors=floors, protocol=FEW, quiet=True)
+    evaluate(Evaluate(str(tmp_path), models, floors=floors, protocol=FEW, quiet=True))
     ((rows, channels, others),) = asked
     answers = read_npz(tmp_path / "answers.npz")
     assert set(channels) == {TITLES["shape"], TITLES["chain"]}

@@ -9,9 +9,10 @@ import torch
 from calosim.flows import FlowConfig
 from calosim.models.photon_sum import PhotonSum
 from calosim.models.teacher import Teacher
+from calosim.options import Requantization
 from calosim.representations import PixelConfig
 from calosim.simulation.parallel import devices_of
-from calosim.simulation.simulator import FastSimulator, Requantization, pick_device
+from calosim.simulation.simulator import FastSimulator, pick_device
 
 ROWS = 6
 

@@ -7,10 +7,10 @@ import shutil
 import pytest
 import yaml
 
+from calosim.options import Execution
 from calosim.studies.ensemble import _best, make_ensemble
 from calosim.studies.layout import Table
 from calosim.studies.plan import load_plan
-from calosim.studies.run import Execution
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from calosim.data.datamodule import RootDataModule
 from calosim.io import read_csv
 from calosim.models.shower import ShowerModel
+from calosim.options import Compare
 from calosim.studies import tables
 from calosim.studies.compare import compare
 from calosim.studies.plan import load_plan
@@ -101,7 +102,7 @@ def test_what_was_not_measured_stays_empty(judged):
 
 @pytest.fixture
 def written(judged, tmp_path, capsys):
-    compare(str(judged), resamples=2000, quiet=True)
+    compare(Compare(str(judged), resamples=2000, quiet=True))
     return tmp_path / "out"
 
 
@@ -127,7 +128,7 @@ def test_tables_show_who_is_better(written):
 def test_few_primaries_are_said(judged, tmp_path, monkeypatch, capsys):
     for module in ("cells", "tables"):
         monkeypatch.setattr(f"calosim.studies.{module}.LEAST_PRIMARIES", 1000)
-    compare(str(judged), resamples=100, quiet=True)
+    compare(Compare(str(judged), resamples=100, quiet=True))
     text = (tmp_path / "out" / "comparison.md").read_text()
     assert "With fewer than 1000 there are no intervals" in text
     assert "## Winners" not in text
