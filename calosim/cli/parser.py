@@ -33,6 +33,8 @@ OLD = {
 }
 FLAG = re.compile(r"--[A-Za-z_]|-[ch]$")
 HELP = re.compile(r"(-h|--help|--print_config|--(.*\.)?help)$")
+#: Types in words.
+KINDS = {"bool": "true or false", "float": "a number", "int": "a whole number"}
 #: How alike two names must be for one to be meant by the other, from 0 to 1.
 ALIKE = 0.6
 
@@ -224,7 +226,7 @@ def one_line(text: str, parser: ArgumentParser | None = None, dashes: str = "--"
         dashes: What stands before an option's name.
 
     >>> one_line('Parser key "data.batch_size":\\n  Expected a <class \\'int\\'>. Got value: many')
-    '--data.batch_size: expected int, got many'
+    '--data.batch_size: expected a whole number, got many'
     >>> one_line("Does not validate against any of the Union subtypes\\nErrors:\\n  - a.ckpt: expected a checkpoint\\n")
     'a.ckpt: expected a checkpoint'
     """
@@ -300,7 +302,7 @@ def _plain(words: str) -> str:
 
 def _kind(words: str) -> str:
     """A type by its name."""
-    words = re.sub(r"typing\.|<class '(?:[\w.]+\.)?(\w+)'>", lambda m: m[1] or "", words)
+    words = re.sub(r"typing\.|<class '(?:[\w.]+\.)?(\w+)'>", lambda m: KINDS.get(m[1], m[1] or ""), words)
     return re.sub(r"Literal\[(.*?)\]", lambda m: m[1].replace("'", "").replace(", ", " or "), words)
 
 
