@@ -27,7 +27,6 @@ SUBCOMMANDS: dict[str, str] = {
     "submit": "any of these as a batch job of Slurm: submit fit -c conf/teacher.yaml --slurm.time 4:00:00",
     "compare": "run a plan of trainings and compare them with statistics (conf/study)",
 }
-TRAINING = ("fit", "validate", "test", "predict")
 #: Errors of lightning and of parsers, and words in those of torch and lightning, that settings cause.
 LIGHTNINGS = ("MisconfigurationException", "ArgumentError")
 TORCHS = ("loading state_dict", "Early stopping conditioned on metric")
@@ -95,19 +94,20 @@ def _run(argv: list[str]) -> int:
     subcommand, *words = argv
     try:
         # Imported only when there is work for them: torch and lightning take seconds.
+        from calosim.cli import tools
         from calosim.slurm import drop_stale, listen
 
         drop_stale()
-        if subcommand in TRAINING:
-            if subcommand == "fit":
-                listen()
+        if subcommand == "fit":
+            listen()
+        if subcommand in tools.TRAINING:
             from calosim.cli.train import train
 
             train(subcommand, words)
+        elif subcommand == "submit":
+            tools.submit(words)
         else:
-            from calosim.cli import tools
-
-            tools.submit(words) if subcommand == "submit" else tools.run(subcommand, words)
+            tools.run(subcommand, words)
     except SystemExit as error:
         if error.code not in (None, 0):
             raise

@@ -22,6 +22,7 @@ from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 
 from calosim.cli.parser import ConfigFile, parse
 from calosim.cli.record import PredictionFile, Requeue, RunCheckpoint, RunRecord, WholeCheckpoints
@@ -157,9 +158,7 @@ class CalosimCLI(LightningCLI):
             config.ckpt_path = checkpoint = found
         # Processes that Lightning launches repeat the command line; they inherit the folder by the environment.
         os.environ["CALOSIM_RUN"] = config.run = config.trainer.default_root_dir = str(run.folder)
-        # Processes that Lightning launches inside of a job's task share its SLURM_PROCID.
-        first = all(int(os.environ.get(name, 0)) == 0 for name in ("SLURM_PROCID", "RANK", "LOCAL_RANK"))
-        if self.subcommand == "fit" and first:
+        if self.subcommand == "fit" and rank_zero_only.rank == 0:
             self._enter(run, checkpoint)
         if checkpoint in NAMED:
             config.ckpt_path = checkpoint_to_use(run, checkpoint)
