@@ -64,14 +64,16 @@ class ConfigFile(ActionConfigFile):
             raise ValueError(f"{path}: expected settings such as `trainer:`, got {got}")
         # A run's own configuration has null for these, and must not take away what was named before it.
         unnamed = {key for key in ("run", "ckpt_path") if settings.get(key, "") is None}
-        settings = _renamed({key: value for key, value in settings.items() if key not in unnamed})
+        present = _renamed({key: value for key, value in settings.items() if key not in unnamed})
         try:
-            _check_names(settings, _options(parser))
-            ActionConfigFile.apply_config(parser, cfg, dest, yaml.safe_dump(settings, sort_keys=False))
+            _check_names(present, _options(parser))
+            ActionConfigFile.apply_config(
+                parser, cfg, dest, str(path) if present == settings else yaml.safe_dump(present)
+            )
         except (ArgumentError, TypeError) as error:
             said = str(error).removeprefix(f'Parser key "{dest}": ')
             raise ValueError(f"{value}: {one_line(said, parser, '')}") from None
-        cfg[dest][-1] = File(str(path), settings)
+        cfg[dest][-1] = File(str(path), present)
 
 
 def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:

@@ -132,7 +132,7 @@ class CalosimCLI(LightningCLI):
             raise _Ready(own)
         outer = vars(own).pop("parent_parser")  # which alone would answer to --print_config
         self.config = Namespace({"subcommand": self.only, self.only: parse(own, self.words)})
-        own.parent_parser = outer
+        vars(own)["parent_parser"] = outer
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: what a checkpoint says of its model must not override files and command line."""
@@ -158,7 +158,7 @@ class CalosimCLI(LightningCLI):
             config.ckpt_path = checkpoint = found
         # Processes that Lightning launches repeat the command line; they inherit the folder by the environment.
         os.environ["CALOSIM_RUN"] = config.run = config.trainer.default_root_dir = str(run.folder)
-        if self.subcommand == "fit" and rank_zero_only.rank == 0:
+        if self.subcommand == "fit" and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             self._enter(run, checkpoint)
         if checkpoint in NAMED:
             config.ckpt_path = checkpoint_to_use(run, checkpoint)

@@ -9,12 +9,11 @@ import torch
 from calosim.explain.shap import NAMES, predict, shap_values
 from calosim.explain.surrogates import (
     PosteriorMeans,
-    SurrogateSettings,
     fit_surrogate,
     surrogate_fit,
 )
 from calosim.models.photon_sum import MIN_SCALE, PhotonSum
-from calosim.options import MIN_SURROGATE_ROWS
+from calosim.options import MIN_SURROGATE_ROWS, SurrogateSettings
 
 #: Rounding of networks in single precision, relative.
 SINGLE = 1e-4
