@@ -298,8 +298,7 @@ def _innermost(text: str, dashes: str) -> str:
 
 def _plain(words: str) -> str:
     """A message of jsonargparse in fewer words."""
-    words = re.sub(r"^Expected an? (.*?)\. Got value: (.*)$", lambda m: f"expected {_kind(m[1])}, got {m[2]}", words)
-    return re.sub(r"^the following arguments are required: (.*)$", r"expected \1 too", words)
+    return re.sub(r"^Expected an? (.*?)\. Got value: (.*)$", lambda m: f"expected {_kind(m[1])}, got {m[2]}", words)
 
 
 def _kind(words: str) -> str:

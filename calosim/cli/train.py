@@ -143,7 +143,7 @@ class CalosimCLI(LightningCLI):
         Raises:
             ValueError: If the folder holds another run, another process trains there, or a training cannot be resumed so.
         """
-        config = self.config[self.subcommand] if self.subcommand else self.config
+        config = self.config[self.only]
         for key, value in expanded(dict(config)).items():
             config[key] = value
         say_replaced(config)
@@ -154,11 +154,11 @@ class CalosimCLI(LightningCLI):
         checkpoint = config.get("ckpt_path")
         take_processes(config)
         run = Run(folder_of(self.only, config, checkpoint, self.words or ()))
-        if self.subcommand == "fit" and (found := newest(run)):
+        if self.only == "fit" and (found := newest(run)):
             config.ckpt_path = checkpoint = found
         # Processes that Lightning launches repeat the command line; they inherit the folder by the environment.
         os.environ["CALOSIM_RUN"] = config.run = config.trainer.default_root_dir = str(run.folder)
-        if self.subcommand == "fit" and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        if self.only == "fit" and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             self._enter(run, checkpoint)
         if checkpoint in NAMED:
             config.ckpt_path = checkpoint_to_use(run, checkpoint)
@@ -205,8 +205,8 @@ class CalosimCLI(LightningCLI):
                 logger.init_args.save_dir = str(run.folder)
             if logger.class_path.endswith("CSVLogger") and (run / Run.METRICS).exists():
                 # CSVLogger starts its file anew; what was logged before must stay.
-                logger.init_args.version = f"{self.subcommand}-{len(list(run.folder.glob(f'{self.subcommand}-*'))) + 1}"
-            if logger.class_path.endswith("WandbLogger") and self.subcommand == "fit":
+                logger.init_args.version = f"{self.only}-{len(list(run.folder.glob(f'{self.only}-*'))) + 1}"
+            if logger.class_path.endswith("WandbLogger") and self.only == "fit":
                 logger.init_args.id = logger.init_args.get("id") or run.wandb
         for callback in as_list(trainer.get("callbacks")):
             name = callback.class_path.rpartition(".")[2]
@@ -223,14 +223,13 @@ class CalosimCLI(LightningCLI):
         """The trainer, which writes checkpoints whole or not at all; without the two where it is told to write none."""
         given = self._get(self.config_init, "trainer", {})
         if given.get("enable_checkpointing") is False:
-            parser = self._parser(self.subcommand)
+            parser = self._parser(self.only)
             parser.callback_keys = [key for key in parser.callback_keys if key not in CHECKPOINTS]
         plugins = given.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, WholeCheckpoints()]
-        if self.subcommand:
-            self.config[self.subcommand] = self.asked  # what the run's record keeps
+        self.config[self.only] = self.asked  # what the run's record keeps
         trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
         trainer.callbacks.sort(key=lambda callback: isinstance(callback, Requeue))  # type: ignore[attr-defined]
         return trainer
