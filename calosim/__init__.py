@@ -12,6 +12,8 @@ __version__ = "0.2.0"
 
 #: Where the public names live.
 _HOMES: dict[str, str] = {
+    "Convert": "calosim.options",
+    "Evaluate": "calosim.options",
     "FastSimulator": "calosim.simulation.simulator",
     "PhotonSum": "calosim.models.photon_sum",
     "RootDataModule": "calosim.data.datamodule",

@@ -1,4 +1,4 @@
-"""The ``calosim`` command: training verbs by LightningCLI, tools by jsonargparse, all listed by ``calosim --help``."""
+"""The ``calosim`` command: trainings by LightningCLI, tools by jsonargparse, all listed by ``calosim --help``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import tempfile
 from typing import Any
 
-VERBS: dict[str, str] = {
+SUBCOMMANDS: dict[str, str] = {
     "simulate": "make showers with the toy Monte Carlo and write them to a ROOT file",
     "convert": "convert npz pairs, Extract.C text or ROOT files to calosim's ROOT form",
     "fit": "train a model (LightningCLI; -c conf/teacher.yaml, any value can be overridden)",
@@ -24,10 +24,9 @@ VERBS: dict[str, str] = {
     "explain": "SHAP values of the photon sum and the shower center, and how sure the photon sum is",
     "report": "one self-contained HTML page from any set of run folders",
     "export": "trained models as files for other programs, ALICE O2 first; and their check",
-    "submit": "any of these verbs as a batch job of Slurm: submit fit -c conf/teacher.yaml --slurm.time 4:00:00",
+    "submit": "any of these as a batch job of Slurm: submit fit -c conf/teacher.yaml --slurm.time 4:00:00",
     "compare": "run a plan of trainings and compare them with statistics (conf/study)",
 }
-TRAINING = ("fit", "validate", "test", "predict")
 #: Errors of lightning and of parsers, and words in those of torch and lightning, that settings cause.
 LIGHTNINGS = ("MisconfigurationException", "ArgumentError")
 TORCHS = ("loading state_dict", "Early stopping conditioned on metric")
@@ -35,12 +34,12 @@ TORCHS = ("loading state_dict", "Early stopping conditioned on metric")
 
 def usage() -> str:
     """The text of ``calosim --help``."""
-    width = max(map(len, VERBS))
-    lines = ["usage: calosim VERB [options]", "", "Fast simulation of ALICE forward calorimeters.", ""]
-    lines += [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
+    width = max(map(len, SUBCOMMANDS))
+    lines = ["usage: calosim SUBCOMMAND [options]", "", "Fast simulation of ALICE forward calorimeters.", ""]
+    lines += [f"  {name:<{width}}  {text}" for name, text in SUBCOMMANDS.items()]
     lines += [
         "",
-        "`calosim VERB --help` explains a verb's options. Set CALOSIM_TRACEBACK=1 to see where an error arose.",
+        "`calosim SUBCOMMAND --help` explains its options. Set CALOSIM_TRACEBACK=1 to see where an error arose.",
     ]
     return "\n".join(lines)
 
@@ -69,24 +68,21 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"calosim {__version__}")
         return 0
-    if argv[0] not in VERBS:
-        print(f"calosim: error: unknown verb {argv[0]!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
+    if argv[0] not in SUBCOMMANDS:
+        from difflib import get_close_matches
+
+        meant = "".join(f"; did you mean {name}?" for name in get_close_matches(argv[0], SUBCOMMANDS, 1))
+        known = meant or f"; expected one of {', '.join(SUBCOMMANDS)}"
+        print(f"calosim: error: unknown subcommand {argv[0]!r}{known}", file=sys.stderr)
         return 2
     try:
         os.getcwd()
     except FileNotFoundError:
         print("calosim: error: the working folder is no longer there; expected one that is", file=sys.stderr)
         return 2
-    from calosim.processes import look_here_last
+    from calosim.processes import ended_in_order, look_here_last
 
     look_here_last()
-    if {"-h", "--help"} & set(argv[1:]):
-        from calosim.cli.help import help_text
-
-        print(help_text(argv[0], VERBS[argv[0]]))
-        return 0
-    from calosim.cli.signals import ended_in_order
-
     code = 0
     with ended_in_order() as status:
         code = _run(argv)
@@ -94,27 +90,32 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    """Runs a verb; its exit status, after one line about what was wrong."""
+    """Runs a subcommand; its exit status, after one line about what was wrong."""
+    subcommand, *words = argv
     try:
         # Imported only when there is work for them: torch and lightning take seconds.
-        from calosim.cli.words import checked
+        from calosim.cli import tools
         from calosim.slurm import drop_stale, listen
 
         drop_stale()
-        if argv[0] == "fit":
+        if subcommand == "fit":
             listen()
-        argv = checked(argv)
-        if argv[0] in TRAINING:
-            from calosim.cli.train import train as run
-        elif argv[0] == "submit":
-            from calosim.cli.submit import run
+        if subcommand in tools.TRAINING:
+            from calosim.cli.train import train
+
+            train(subcommand, words)
+        elif subcommand == "submit":
+            tools.submit(words)
         else:
-            from calosim.cli.tools import run
-        run(argv)
+            tools.run(subcommand, words)
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            raise
+        return 0  # after a help
     except Exception as error:
         if os.environ.get("CALOSIM_TRACEBACK") or not _is_said(error):
             raise
-        from calosim.cli.errors import one_line
+        from calosim.cli.parser import one_line
 
         print(f"calosim: error: {one_line(_words(error))}", file=sys.stderr)
         return 1 if isinstance(error, FloatingPointError) else 2

@@ -35,7 +35,6 @@ __all__ = [
     "read_yaml",
     "release",
     "shipped_config",
-    "shipped_words",
     "take_place",
     "temporary_folder",
     "to_json",
@@ -403,20 +402,10 @@ def find_config(path: str | Path) -> Path:
     path = Path(path)
     if path.exists():
         return path
-    if path.parts[:1] == ("conf",) and (found := shipped_config(Path(*path.parts[1:]))):
-        return found
+    if path.parts[:1] == ("conf",):
+        inside = Path(*path.parts[1:])
+        if inside.parts[:1] == ("coordinates",):  # as their folder was called before
+            inside = Path("representation", *inside.parts[1:])
+        if found := shipped_config(inside):
+            return found
     raise ValueError(f"{path}: no such file, neither here nor among those that calosim ships in conf/")
-
-
-def shipped_words(argv: list[str]) -> list[str]:
-    """Command-line words in which configuration files that exist only among the shipped ones have their full paths."""
-    words = list(argv)
-    for k, word in enumerate(words):
-        flag, equals, path = word.partition("=")
-        if flag not in ("-c", "--config"):
-            continue
-        if equals:
-            words[k] = f"{flag}={find_config(path)}"
-        elif k + 1 < len(words):
-            words[k + 1] = str(find_config(words[k + 1]))
-    return words

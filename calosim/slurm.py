@@ -116,9 +116,9 @@ class Slurm:
         """The batch script of a ``calosim`` command.
 
         Args:
-            command: Verb and options.
+            command: Subcommand and options.
             requeue: Whether the command goes on where it was when its job starts again: it is told before the limit.
-            name: Path of the log up to the job's number; the verb if not given, as no folder is made for it.
+            name: Path of the log up to the job's number; the subcommand if not given, as no folder is made for it.
         """
         log = f"{name or command[0]}-{'%A-%a' if self.array else '%j'}.out"
         asked = {
@@ -154,7 +154,7 @@ class Slurm:
         """Writes the batch script and submits it.
 
         Args:
-            command: Verb and options.
+            command: Subcommand and options.
             requeue: As for :meth:`script`.
 
         Returns:

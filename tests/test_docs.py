@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from calosim.cli.words import checked
 
 import calosim
 from calosim.__main__ import VERBS, main
-from calosim.cli.words import checked
 from calosim.data.record import FEATURES
 from calosim.detectors import DETECTORS
 

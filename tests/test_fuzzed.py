@@ -24,6 +24,7 @@ from calosim.data import convert, read, write
 from calosim.data.reading import read_primaries
 from calosim.io import read_npz
 from calosim.models.checkpoints import load_module
+from calosim.options import Convert
 from calosim.studies.plan import Study
 from calosim.studies.run import is_finished
 
@@ -166,7 +167,7 @@ def kinds(make_showers, run_folders, tmp_path_factory) -> dict[str, list[Kind]]:
     showers = make_showers().select(np.arange(12))
     write(folder / "a.root", showers)
     root = (folder / "a.root").read_bytes()
-    convert(str(folder / "a.root"), str(folder / "a.h5"), quiet=True)
+    convert(Convert(str(folder / "a.root"), str(folder / "a.h5"), quiet=True))
     by_root = sorted(path for path in (Path(__file__).parent / "data" / "root").glob("*.root") if path.stem in FORMS)
 
     def npz(array: np.ndarray) -> bytes:

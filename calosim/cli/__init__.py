@@ -1,1 +1,1 @@
-"""The ``calosim`` command: the training verbs and the tools."""
+"""The ``calosim`` command: its parsers, the trainings and the tools."""

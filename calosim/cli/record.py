@@ -1,13 +1,15 @@
-"""What a training leaves in its run folder: settings, record, time, checkpoints, predictions."""
+"""What a training leaves in its run folder: settings, record, time, checkpoints, predictions; and how it makes room."""
 
 from __future__ import annotations
 
 import io
 import math
 import os
-import re
+import signal
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,16 @@ from calosim.loggers import MLflow
 from calosim.models.checkpoints import read_checkpoint
 from calosim.models.provenance import split_unlike
 from calosim.runs import FORMAT, Run, identity, origin
-from calosim.slurm import own_job
+from calosim.slurm import listen, own_job, requeue, told
 
+#: Exit status of a training that made room: a temporary failure, EX_TEMPFAIL of sysexits.h.
+AGAIN = 75
+#: Batches after which several processes ask each other, who wait for it.
+TOGETHER = 10
 #: What is told of a resumed session, beside its first step and its changes.
 SESSION = ("started", "command", "git", "calosim", "torch", "processes", "job", "nodes")
 
-__all__ = ["PredictionFile", "RunCheckpoint", "RunRecord", "WholeCheckpoints"]
+__all__ = ["PredictionFile", "Requeue", "RunCheckpoint", "RunRecord", "WholeCheckpoints"]
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -113,8 +119,9 @@ class RunRecord(SaveConfigCallback):
     time (of all sessions, if it was resumed) and the samples it took. Where no progress bar can be shown: a line an epoch.
     """
 
-    def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any):
+    def __init__(self, parser: LightningArgumentParser, config: Any, command: Sequence[str] = (), **kwargs: Any):
         super().__init__(parser, config, **{**kwargs, "save_to_log_dir": False})
+        self._command = list(command)
         self._lines = not config.get("quiet")
         self._ws = math.nan
         self._done = {"seconds": 0.0, "epochs": 0.0, "samples": 0.0}
@@ -173,12 +180,8 @@ class RunRecord(SaveConfigCallback):
         write_json(run / Run.RECORD, record | more)
 
     def _settings(self) -> str:
-        """All settings as YAML; numbers of batches stay whole, which the parser writes as fractions."""
-        text = self.parser.dump(self.config, skip_none=False)
-        for name, value in self.config.trainer.items():
-            if isinstance(value, int) and not isinstance(value, bool):
-                text = re.sub(rf"^(  {name}: ){value}\.0$", rf"\g<1>{value}", text, flags=re.MULTILINE)
-        return text
+        """All settings as YAML."""
+        return self.parser.dump(self.config, skip_none=False)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Counts the rows of a batch on all processes."""
@@ -233,7 +236,7 @@ class RunRecord(SaveConfigCallback):
             )
         self._record = origin(torch=torch.__version__) | {
             "format": FORMAT,
-            "command": sys.argv[1:],
+            "command": self._command,
             "seed": self.config.get("seed_everything"),
             "model": type(pl_module).__name__,
             "representation": pl_module.init.get("representation", {}).get("kind"),
@@ -277,3 +280,72 @@ class PredictionFile(Callback):
                 part.unlink()
         write_npz(path, **arrays)
         print(f"{path}: {', '.join(f'{key} {array.shape}' for key, array in arrays.items())}")
+
+
+class Requeue(Callback):
+    """Ends a training inside of a job with a checkpoint when SIGUSR1 says so, and requeues the job; SIGTERM does not requeue.
+
+    Lightning's own handler writes the checkpoint wherever the signal comes, also between the weights' step and the count of
+    it; it leaves the signal to a handler that is there before it. This one waits for the end of a batch after which no
+    validation is due, or for the beginning of an epoch, on all processes, so that the training that goes on ends with the
+    weights of the uninterrupted one.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listens to another signal too, if the environment names one."""
+        if other := getattr(trainer._accelerator_connector.cluster_environment, "requeue_signal", None):
+            listen(other)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:
+        """Ends the training if it was told to, and nothing more is to be done with this batch."""
+        done, every = rest[-1] + 1, trainer.val_check_batch  # type: ignore[attr-defined]
+        counted = done if trainer.check_val_every_n_epoch else trainer.fit_loop.total_batch_idx + 1
+        if trainer.world_size > 1 and done % TOGETHER:
+            return
+        ends = done >= trainer.num_training_batches or trainer.global_step == trainer.max_steps
+        due = ends or (every and counted % every == 0) or done % trainer.accumulate_grad_batches
+        if not due and (again := self._told(trainer)) is not None:
+            # What the batch has logged, which Lightning writes after this.
+            trainer._logger_connector.on_batch_end()
+            trainer._logger_connector.update_train_step_metrics()
+            self._make_room(trainer, again)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends the training if it was told to, with the checkpoint of the last epoch's end."""
+        if (again := self._told(trainer)) is not None:
+            # One that is written now would skip the epoch.
+            last = Run(trainer.default_root_dir).last
+            if last.is_file() and read_checkpoint(last).get("global_step") == trainer.global_step:
+                self._make_room(trainer, again, last)
+
+    @staticmethod
+    def _told(trainer: Trainer) -> bool | None:
+        """Whether one of the processes was told to make room, True, or just to end, False; None if neither."""
+        if own_job() is None:
+            return None
+        if trainer.strategy.reduce_boolean_decision(told(), all=False):
+            return True
+        return False if trainer.received_sigterm and trainer.world_size == 1 else None
+
+    @staticmethod
+    def _make_room(trainer: Trainer, again: bool, written: Path | None = None) -> None:
+        for logger in trainer.loggers:
+            logger.save()
+        run, job = Run(trainer.default_root_dir), (own_job() or {}).get("job", "")
+        path = run.next_hpc()
+        if written is None:
+            trainer.save_checkpoint(path)
+        # A job that is requeued is told to end: it does. Lightning's answer waits for the other processes.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if trainer.is_global_zero:
+            if written is not None:
+                atomic_write(path, written.read_bytes())
+            run.keep_hpc(path)
+            environment = trainer._accelerator_connector.cluster_environment
+            why = "" if again and getattr(environment, "auto_requeue", True) else "it was not asked to be"
+            why = why or requeue(job)
+            after = f"not requeued ({why}); go on with --ckpt_path hpc" if why else "requeued"
+            print(f"calosim: {path}: written after {trainer.global_step} steps; job {job} {after}", flush=True)
+        trainer.strategy.barrier()  # the end of one process may end all
+        raise SystemExit(AGAIN)

@@ -34,6 +34,7 @@ from calosim.data.record import (
 from calosim.data.root import BASKET, O2SIM, Names, Writer, open_tree, root_source
 from calosim.detectors import get_detector
 from calosim.io import check_not_read
+from calosim.options import Convert
 
 __all__ = [
     "PIECE",
@@ -399,36 +400,17 @@ def read(
     return Showers(particles, pdg, images, geometry.name)
 
 
-def convert(
-    source: str | list[str],
-    out: str,
-    detector: str | None = None,
-    assume_beam_direction: bool = False,
-    prefer: list[int] | None = None,
-    tree: str | None = None,
-    columns: dict[str, str] | None = None,
-    quiet: bool = False,
-) -> None:
+def convert(options: Convert) -> None:
     """Converts showers of any known form to one ROOT or HDF5 file.
-
-    Args:
-        source: ROOT, HDF5, npz or text files, one or a list. npz: particles and responses (key ``arr_0``). Text of O2's
-            Extract.C: the CSV and the image texts. A partner that is not listed is looked for beside its file.
-        out: The file to write, .root, or .h5 in the layout of the CaloChallenge.
-        detector: The detector expected: zn, zp or focal_h. Required where text files hold both ZN and ZP.
-        assume_beam_direction: Take tracks of the older CSV, which has no momenta, as parallel to the beam.
-        prefer: PDG codes to take where an npz file without PDG codes leaves a choice; 310 takes K0S where K0L
-            fits as well.
-        tree: The tree of ROOT files, such as events/tracks; showers or o2sim if not given.
-        columns: Branches of other names, by ours: {energy: E, px: p.fX, response: cells}.
-        quiet: Show no progress.
 
     Raises:
         ValueError: If anything is wrong with a file, in one line that says what and where.
     """
+    source, out, detector, quiet = options.source, options.out, options.detector, options.quiet
     from tqdm import tqdm
 
-    parts = sources(source, detector, assume_beam_direction, prefer or (), Names(tree, columns or {}))
+    names = Names(options.tree, options.columns or {})
+    parts = sources(source, detector, options.assume_beam_direction, options.prefer or (), names)
     check_not_read(out, [source] if isinstance(source, str) else source)
     total = sum(part.rows for part in parts)
     particles: set[int] = set()

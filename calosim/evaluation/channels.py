@@ -17,12 +17,13 @@ import numpy as np
 
 from calosim.detectors import Detector
 from calosim.evaluation.samples import Judgement, Work, generated_points
-from calosim.evaluation.selection import Protocol, Selection
+from calosim.evaluation.selection import Selection
 from calosim.evaluation.stored import TITLES, shown_particles
 from calosim.io import markdown_table
 from calosim.metrics.bootstrap import LEAST_PRIMARIES, interval, resample
 from calosim.metrics.registry import METRICS, Metric, Rows, metric_values, resampled_metrics, with_spread
 from calosim.metrics.wasserstein import VARIANTS, variant_metrics
+from calosim.options import Protocol
 from calosim.particles import groups, particle_heading
 from calosim.simulation.simulator import FastSimulator
 

@@ -16,27 +16,19 @@ import numpy as np
 from calosim.evaluation.channels import CHANNELS, VARIANT_CODES, monte_carlo
 from calosim.evaluation.references import Floors, Nearest
 from calosim.evaluation.samples import Judgement, Work, load_models, packed
-from calosim.evaluation.selection import (
-    ClassifierOptions,
-    FloorOptions,
-    Models,
-    Protocol,
-    Selection,
-    check_splits,
-    select_rows,
-    trained_data,
-)
+from calosim.evaluation.selection import Selection, check_splits, select_rows, trained_data
 from calosim.evaluation.stored import Evaluation
 from calosim.evaluation.sums import ACCEPTANCE, PHOTON_SUMS, draw_acceptance
 from calosim.evaluation.tests import C2ST, LIKELIHOOD
 from calosim.io import atomic_write, check_writable, csv_text, write_json, write_npz
 from calosim.metrics.bootstrap import LEAST_PRIMARIES
 from calosim.models.checkpoints import weights_of
+from calosim.options import ClassifierOptions, Evaluate, FloorOptions, Models, Protocol, Requantization
 from calosim.particles import STUDY_PARTICLES, particle_symbol
 from calosim.runs import origin
-from calosim.simulation.simulator import FastSimulator, Requantization, devices_of, pick_device
+from calosim.simulation.simulator import FastSimulator, devices_of, pick_device
 
-__all__ = ["JUDGEMENTS", "Models", "as_csv", "as_markdown", "evaluate"]
+__all__ = ["JUDGEMENTS", "as_csv", "as_markdown", "evaluate"]
 
 #: All ways of judging, in the order of the tables.
 JUDGEMENTS: tuple[Judgement, ...] = (CHANNELS, VARIANT_CODES, PHOTON_SUMS, ACCEPTANCE, C2ST, LIKELIHOOD)
@@ -45,41 +37,29 @@ JUDGEMENTS: tuple[Judgement, ...] = (CHANNELS, VARIANT_CODES, PHOTON_SUMS, ACCEP
 EXAMPLES = (6, 4)
 
 
-def evaluate(
-    out: str,
-    models: Models = Models(),
-    files: list[str] | None = None,
-    data: str | None = None,
-    floors: FloorOptions = FloorOptions(),
-    protocol: Protocol = Protocol(),
-    classifier: ClassifierOptions = ClassifierOptions(),
-    device: str = "auto",
-    devices: int = 1,
-    quiet: bool = False,
-) -> None:
+def evaluate(options: Evaluate) -> None:
     """Judges a fast simulation on the test split and writes tables and pictures.
 
-    The data set and its split are those that the shower model (else the first photon-sum model) was trained with; a model
-    of one particle is judged on that particle's rows.
-
-    Args:
-        out: Folder for the results.
-        models: The models under judgement.
-        files: Data files, if they are no longer where the models were trained.
-        data: Run folder whose data set and split are used; that of the shower model if not given.
-        floors: What stands beside the models.
-        protocol: Which rows are judged, and how often they are answered.
-        classifier: Whether and how classifiers try to tell generated responses from the Monte Carlo's.
-        device: auto, cpu, cuda or mps.
-        devices: Processes that share the responses: on a GPU each, or each with its share of a CPU's threads.
-        quiet: Show no progress.
+    Raises:
+        ValueError: If nothing is named to judge, or models, data and settings do not fit together.
     """
-    given = {"out": out, "files": files, "data": data, "device": device, "devices": devices}
+    out, models, floors, protocol = options.out, options.models, options.floors, options.protocol
+    given = {name: getattr(options, name) for name in ("out", "files", "data", "device", "devices")}
     check_writable(out)
-    work = _prepare(models, data, files, floors, protocol, classifier, device, devices, quiet)
-    options = (models, floors, protocol, classifier)
+    work = _prepare(
+        models,
+        options.data,
+        options.files,
+        floors,
+        protocol,
+        options.classifier,
+        options.device,
+        options.devices,
+        options.quiet,
+    )
+    groups = (models, floors, protocol, options.classifier)
     results = origin()
-    results |= {"arguments": {**given, **{key: value for some in options for key, value in asdict(some).items()}}}
+    results |= {"arguments": {**given, **{key: value for some in groups for key, value in asdict(some).items()}}}
     results["weights"] = weights_of([*models.paths, models.acceptance], out)
     results |= _description(work, floors)
     for judgement in JUDGEMENTS:

@@ -14,7 +14,8 @@ from calosim.data.cache import read_recipe
 from calosim.data.reading import checked_pieces, read, sources
 from calosim.data.record import Showers
 from calosim.data.splits import ShowerData
-from calosim.evaluation.selection import FloorOptions, Selection, rank_within
+from calosim.evaluation.selection import Selection, rank_within
+from calosim.options import FloorOptions
 
 __all__ = [
     "Floors",

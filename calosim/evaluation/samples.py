@@ -17,13 +17,14 @@ from calosim.data.record import Showers
 from calosim.data.splits import ShowerData
 from calosim.detectors import Detector
 from calosim.evaluation.references import Floors, Reference
-from calosim.evaluation.selection import ClassifierOptions, Models, Protocol, Selection, select_rows
+from calosim.evaluation.selection import Selection, select_rows
 from calosim.evaluation.stored import TITLES
 from calosim.metrics.registry import Rows
 from calosim.metrics.wasserstein import wasserstein
 from calosim.models.losses import shower_center
 from calosim.models.photon_sum import PhotonSum
 from calosim.models.shower import ShowerModel
+from calosim.options import ClassifierOptions, Models, Protocol
 from calosim.particles import particle_name
 from calosim.simulation.simulator import FastSimulator
 

@@ -19,12 +19,13 @@ from tqdm import tqdm
 from calosim.data.record import Showers
 from calosim.evaluation.references import Reference
 from calosim.evaluation.samples import Judgement, Work
-from calosim.evaluation.selection import ClassifierOptions, Selection
+from calosim.evaluation.selection import Selection
 from calosim.evaluation.stored import TITLES
 from calosim.io import markdown_table
 from calosim.metrics.bootstrap import interval, resample, resampled_mean
 from calosim.metrics.c2st import MIN_PRIMARIES, C2STSettings, c2st, c2st_controls, damaged
 from calosim.models.base import evaluating
+from calosim.options import ClassifierOptions
 from calosim.processes import one_thread
 from calosim.simulation.simulator import FastSimulator
 

@@ -24,11 +24,12 @@ from calosim.data.record import FEATURES
 from calosim.data.splits import ShowerData
 from calosim.evaluation.selection import check_splits, some_rows, trained_data
 from calosim.evaluation.sums import draw_uncertainty, photon_uncertainty, uncertainty_table
-from calosim.explain.shap import NAMES, ShapSettings, compare_explainers, explained, import_shap
-from calosim.explain.surrogates import PosteriorMeans, SurrogateSettings, center_surrogates
+from calosim.explain.shap import NAMES, compare_explainers, explained, import_shap
+from calosim.explain.surrogates import PosteriorMeans, center_surrogates
 from calosim.io import atomic_write, check_writable, csv_text, markdown_table, write_json, write_npz
 from calosim.models.checkpoints import weights_of
 from calosim.models.photon_sum import PhotonSum
+from calosim.options import Explain, ShapSettings, SurrogateSettings
 from calosim.particles import particle_code, particle_name
 from calosim.runs import origin
 from calosim.simulation.simulator import FastSimulator
@@ -181,47 +182,22 @@ def _draw_targets(folder: Path, targets: Mapping[str, Any], stored: Mapping[str,
         importances(lengths, errors, names, f"mean absolute {label}", folder / f"{key}_bar.png")
 
 
-def explain(
-    out: str,
-    photons: str | None = None,
-    shower: str | None = None,
-    particle: str | int | None = None,
-    files: list[str] | None = None,
-    data: str | None = None,
-    settings: ShapSettings = ShapSettings(),
-    surrogates: SurrogateSettings = SurrogateSettings(),
-    uncertainty_rows: int = 2000,
-    quiet: bool = False,
-) -> None:
+def explain(options: Explain) -> None:
     """Explains the photon sum and the shower's center by the primary's features (SHAP), and how sure the photon sum is.
-
-    Writes explain.md and explain.json, shap.csv and shap.npz, photon_uncertainty.json, .csv and .npz (by row), and
-    pictures. Rows are of the test split of the data the models were trained with, background rows of its training split.
-
-    Args:
-        out: Folder for the results.
-        photons: Run folder or checkpoint of the photon-sum model; the ensemble's, if ``shower`` is one that holds it.
-        shower: Run folder, checkpoint or ensemble of the shower model. Surrogates of the x and y of the shower's center are
-            trained on what it generates; without it only the photon sum is explained.
-        particle: Explain this particle type alone; all types in their natural mix if not given.
-        files: Data files, if they are no longer where the models were trained.
-        data: Run folder whose data set and split are used; that of the photon-sum model if not given.
-        settings: How features are explained.
-        surrogates: How surrogates of the shower's center are trained.
-        uncertainty_rows: Test rows whose predictive intervals are held against the observed photon sums.
-        quiet: Show no progress.
 
     Raises:
         ValueError: If the models, the data or the settings do not fit together, or shap is not installed.
     """
-    arguments = {key: value for key, value in locals().items() if key not in ("settings", "surrogates", "quiet")}
+    photons, shower, settings, surrogates = options.photons, options.shower, options.settings, options.surrogates
+    uncertainty_rows, quiet = options.uncertainty_rows, options.quiet
+    arguments = {key: value for key, value in vars(options).items() if key not in ("settings", "surrogates", "quiet")}
     if uncertainty_rows < 2:
         raise ValueError(f"expected uncertainty_rows of at least 2, got {uncertainty_rows}")
     # What takes minutes comes after all that can be refused at once.
-    folder = Path(out)
+    folder = Path(options.out)
     check_writable(folder)
     simulator, model = _models(photons, shower, settings.posterior, surrogates.devices)
-    primaries = _Primaries.of(photons, shower, particle, files, data)
+    primaries = _Primaries.of(photons, shower, options.particle, options.files, options.data)
     chosen = primaries.rows("test", settings.rows)
     features = primaries.features(chosen)
     background = primaries.features(primaries.rows("train", settings.background))

@@ -18,9 +18,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,14 +28,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from calosim.data.record import FEATURES
+from calosim.options import METHODS, ShapSettings
 from calosim.processes import one_thread
 
 __all__ = [
-    "METHODS",
     "NAMES",
-    "Method",
-    "ShapSettings",
-    "check_least",
     "compare_explainers",
     "explained",
     "import_shap",
@@ -45,63 +42,6 @@ __all__ = [
 
 #: The features as they are explained: the networks use the absolute value of pz alone.
 NAMES = tuple("|pz|" if name == "pz" else name for name in FEATURES)
-
-#: Explainers of the ``shap`` package.
-Method = Literal["exact", "permutation", "gradient"]
-METHODS: tuple[Method, ...] = ("exact", "permutation", "gradient")
-
-
-@dataclass(frozen=True)
-class ShapSettings:
-    """How features are explained.
-
-    ``exact`` is shap.ExactExplainer (all subsets of the features), ``permutation`` shap.PermutationExplainer, one order
-    of which is exact for interactions of two features, ``gradient`` shap.GradientExplainer (expected gradients).
-
-    The explainer is exact by default: nine features have 512 subsets, and enumerating them costs little more than sampling
-    them well. On one core (3 x 128 hidden, 8 networks, 40 background rows) exact took 0.27 s a row; permutation 0.05 s with
-    2 orders, 16 to 20 % off, and 0.14 s with 8, 8 % off; gradient 0.36 s with 200 points, 46 % off: sharp edges, a beam slit
-    or the calorimeter's rim, make interactions of many features, which the others miss. compare_rows measures it anew.
-
-    Attributes:
-        method: exact, permutation or gradient, see above.
-        rows: Test rows to explain.
-        background: Training rows that stand for masked features.
-        posterior: Networks drawn from each Bayesian posterior; an ensemble has its own number.
-        permutations: Orders in which "permutation" unmasks the features, each forth and back.
-        gradients: Points at which "gradient" differentiates for each row.
-        compare_rows: Rows on which all explainers are run and compared; 0 skips that.
-        seed: Seed of all draws.
-
-    Raises:
-        ValueError: If the method is unknown or a number too small.
-    """
-
-    method: Method = "exact"
-    rows: int = 100
-    background: int = 40
-    posterior: int = 8
-    permutations: int = 2
-    gradients: int = 200
-    compare_rows: int = 4
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"unknown explainer {self.method!r}; expected one of {', '.join(METHODS)}")
-        check_least(self, background=2, compare_rows=0, seed=0)
-
-
-def check_least(settings: Any, **least: int) -> None:
-    """Refuses whole numbers of a settings' dataclass below their least values, 1 where no other is named.
-
-    Raises:
-        ValueError: If there is one.
-    """
-    for name in (field.name for field in fields(settings)):
-        value, lowest = getattr(settings, name), least.get(name, 1)
-        if isinstance(value, int) and value < lowest:
-            raise ValueError(f"expected {name} of at least {lowest}, got {value}")
 
 
 @torch.no_grad()

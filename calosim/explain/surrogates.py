@@ -11,7 +11,6 @@ References:
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -20,47 +19,22 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from calosim.data.splits import ShowerData
-from calosim.explain.shap import check_least, predict
+from calosim.explain.shap import predict
 from calosim.models.losses import center_of_gravity
 from calosim.models.photon_sum import GaussianHead, PhotonSum
+from calosim.options import MIN_SURROGATE_ROWS
 from calosim.processes import one_thread
 from calosim.simulation.simulator import FastSimulator
 
 __all__ = [
-    "MIN_SURROGATE_ROWS",
     "CenterHead",
     "CenterSurrogate",
     "PosteriorMeans",
-    "SurrogateSettings",
     "center_surrogates",
     "fit_surrogate",
     "generated_centers",
     "surrogate_fit",
 ]
-
-#: Fewer responses with light than this do not fit a surrogate.
-MIN_SURROGATE_ROWS = 100
-
-
-@dataclass(frozen=True)
-class SurrogateSettings:
-    """How surrogates of the shower's center are trained.
-
-    Attributes:
-        surrogate_rows: Responses generated for the surrogates; a quarter as many, of test primaries, judge them.
-        surrogate_epochs: Passes over those responses.
-        devices: Processes that share their generation, each with its share of a CPU's threads.
-
-    Raises:
-        ValueError: If a number is too small.
-    """
-
-    surrogate_rows: int = 2000
-    surrogate_epochs: int = 60
-    devices: int = 1
-
-    def __post_init__(self) -> None:
-        check_least(self, surrogate_rows=MIN_SURROGATE_ROWS)
 
 
 class CenterHead(GaussianHead):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from calosim.export.graph import LEAST
 from calosim.io import atomic_write, read_json, write_json
 from calosim.metrics.wasserstein import wasserstein
 from calosim.models.checkpoints import weights_hash
+from calosim.options import CheckSettings
 from calosim.simulation.simulator import FastSimulator
 
-__all__ = ["CheckSettings", "check_folder"]
+__all__ = ["check_folder"]
 
 #: Images with light that may differ from Python's: float32 sums of another order fall to the other side of a whole number.
 MOST_DIFFERENT = 0.01
@@ -34,28 +35,6 @@ DRAWS = 100_000
 
 #: Responses that are timed, and how often each.
 TIMED = (50, 15)
-
-
-@dataclass(frozen=True)
-class CheckSettings:
-    """What a check does.
-
-    Attributes:
-        primaries: ROOT file or CSV with the primaries to simulate.
-        montecarlo: ROOT file of showers with the Monte Carlo's responses, beside which channel sums are shown. Its primaries are
-            taken if none are given; they should be the same ones.
-        responses: Responses to each primary.
-        most: Primaries at most, evenly spread.
-        seed: Seed of the noise.
-        shuffles: Shuffled samples that tell what distances are chance.
-    """
-
-    primaries: str | None = None
-    montecarlo: str | None = None
-    responses: int = 1
-    most: int = 2000
-    seed: int = 1
-    shuffles: int = 1000
 
 
 def check_folder(folder: str, settings: CheckSettings) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from calosim.data.record import FEATURES
 from calosim.export.builder import NORMALS, OPSET, SEED, require, row_numbers
 from calosim.export.card import card, not_quoted
-from calosim.export.check import CheckSettings, check_folder
+from calosim.export.check import check_folder
 from calosim.export.client import CARD, CLASSIFIER, GENERATOR, RECORD, SIMULATOR, scales_name, scales_text
 from calosim.export.graph import check_chain, classifier, generator, simulator
 from calosim.io import atomic_write, take_place, temporary_folder, write_json
@@ -26,6 +26,7 @@ from calosim.models.acceptance import Acceptance
 from calosim.models.checkpoints import weights_hash
 from calosim.models.photon_sum import PhotonSum
 from calosim.models.shower import ShowerModel
+from calosim.options import Export
 from calosim.runs import Run, origin
 from calosim.simulation.simulator import FastSimulator
 
@@ -79,33 +80,15 @@ def script(shower: ShowerModel, photons: PhotonSum, acceptance: Acceptance | Non
     return buffer.getvalue()
 
 
-def export(
-    shower: str | None = None,
-    photons: str | None = None,
-    acceptance: str | None = None,
-    to: Literal["o2", "onnx", "torchscript"] = "o2",
-    out: str = "runs/export",
-    check: str | None = None,
-    settings: CheckSettings = CheckSettings(),
-) -> None:
+def export(options: Export) -> None:
     """Writes trained models as files for other programs, or checks such files.
-
-    Args:
-        shower: Run folder or checkpoint of the shower model, of a kind that can be exported.
-        photons: Run folder or checkpoint of the photon-sum model.
-        acceptance: Run folder or checkpoint of the acceptance model; without it every primary leaves a response, and the
-            classifier, which O2 wants, says yes to all.
-        to: o2, for the fast simulation of ALICE O2 (Detectors/ZDC/fastsimulation); or one file for any program with ONNX
-            Runtime (onnx) or libtorch (torchscript).
-        out: The folder to make.
-        check: A folder made before, to run as O2 does and compare with Python, instead of making one.
-        settings: What the check does.
 
     Raises:
         ValueError: If models are missing, do not fit together or cannot be exported, or if a check fails.
     """
-    if check is not None:
-        check_folder(check, settings)
+    shower, photons, acceptance, to, out = options.shower, options.photons, options.acceptance, options.to, options.out
+    if options.check is not None:
+        check_folder(options.check, options.settings)
         return
     if shower is None or photons is None:
         raise ValueError(

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from calosim import __version__
 from calosim.evaluation.stored import Evaluation
 from calosim.io import atomic_write, read_csv, read_json
+from calosim.options import Report
 from calosim.report.page import Section, name_apart, render
 from calosim.report.sections import answer, curves, evaluation, explanation, folder_name, study, trainings
 from calosim.runs import Run, git_hash
@@ -88,27 +89,13 @@ PLURALS = {"study": "studies"}
 DEPTH = 3
 
 
-def report(
-    runs: list[str],
-    out: str = "report.html",
-    title: str = "calosim report",
-    wandb: str | None = None,
-    quiet: bool = False,
-) -> None:
+def report(options: Report) -> None:
     """Writes one self-contained HTML page about runs, evaluations, studies and explanations.
-
-    A damaged one is named in a line, and left out.
-
-    Args:
-        runs: Folders; everything of calosim in them is reported, to three levels below.
-        out: The page to write.
-        title: Its title.
-        wandb: Log the same tables, figures and configurations to this Weights & Biases project too; offline without a key.
-        quiet: Show no progress.
 
     Raises:
         ValueError: If a folder does not exist, there is nothing to report, or a file that is no page would be replaced.
     """
+    runs, out, title = options.runs, options.out, options.title
     if Path(out).is_file() and Path(out).suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"{out}: is there and no page; expected another file to write, such as report.html")
     found = _found([Path(run) for run in runs])
@@ -116,14 +103,14 @@ def report(
         raise ValueError(
             f"{', '.join(runs)}: nothing to report; expected folders with {', '.join(sorted(MARKERS.values()))}"
         )
-    sections = _sections(found, quiet)
+    sections = _sections(found, options.quiet)
     facts = ", ".join(f"{len(v)} {k if len(v) == 1 else PLURALS.get(k, f'{k}s')}" for k, v in found.items() if v)
     page = render(title, f"{facts}.", sections, f"calosim {__version__}, git {(git_hash() or 'unknown')[:12]}")
     atomic_write(out, page)
     pictures = sum(len(section.pictures) for section in sections)
     print(f"{out}: {len(sections)} sections, {pictures} pictures, {len(page) / 1e6:.1f} MB")
-    if wandb:
-        log_report(wandb, title, found, sections, Path(out))
+    if options.wandb:
+        log_report(options.wandb, title, found, sections, Path(out))
 
 
 def _sections(found: dict[str, list[Path]], quiet: bool) -> list[Section]:

@@ -16,36 +16,21 @@ from calosim.models.checkpoints import lineages, read_checkpoint, weights_of
 from calosim.models.photon_sum import PhotonSum
 from calosim.models.provenance import joined
 from calosim.models.shower import ShowerModel
+from calosim.options import Ensemble
 from calosim.particles import particle_code, particle_name
 from calosim.runs import Run, origin
-from calosim.simulation.simulator import DEFAULTS, FastSimulator, Requantization
+from calosim.simulation.simulator import FastSimulator
 
 __all__ = ["save_ensemble"]
 
 
-def save_ensemble(
-    folder: str,
-    default: str,
-    members: dict[str, str],
-    photons: str | None = None,
-    requantization: Requantization = DEFAULTS,
-) -> None:
+def save_ensemble(options: Ensemble) -> None:
     """Makes a folder of models that simulate together: one for each of some particles, the default for all others.
-
-    The folder holds copies, without what only training needs, so it can be moved and the runs deleted. If all its models
-    were trained on one data set with one split, the record of the default's run comes along, so that ``calosim
-    evaluate`` finds the test rows that none of them has seen.
-
-    Args:
-        folder: The folder to make.
-        default: Run folder or checkpoint of the default model, the baseline.
-        members: Run folders or checkpoints by particle name or PDG code, for instance "{lambda: runs/finetune/lambda}".
-        photons: Run folder or checkpoint of the photon-sum model.
-        requantization: How real numbers become counts.
 
     Raises:
         ValueError: If the folder exists, a particle is unknown, or the models do not fit together.
     """
+    folder, default, members, photons = options.folder, options.default, options.members, options.photons
     target = Path(folder)
     if target.exists():
         raise ValueError(f"{folder}: exists already; expected a new folder for the ensemble")
@@ -65,7 +50,7 @@ def save_ensemble(
     together = FastSimulator(
         ShowerModel.load(default),
         PhotonSum.load(photons) if photons else None,
-        requantization.by_code(),
+        options.requantization.by_code(),
         {code: ShowerModel.load(run.checkpoint) for code, run in codes.items()},
     )
     sources = {"default.ckpt": Run(default)}

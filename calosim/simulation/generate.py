@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 import time
@@ -21,54 +20,11 @@ from calosim.data.reading import PrimariesFile, checked_pieces
 from calosim.data.record import Showers, existing_file
 from calosim.data.root import BASKET, Writer, read_made, root_source
 from calosim.io import check_not_read, claimed
+from calosim.options import Generate, Merge, Shard
 from calosim.runs import difference, origin
-from calosim.simulation.simulator import DEFAULTS, FastSimulator, Requantization, Stages, pick_device
+from calosim.simulation.simulator import FastSimulator, pick_device
 
-__all__ = ["Shard", "Work", "generate", "join", "merge", "stream"]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One of the consecutive ranges that the rows of a generation are cut into.
-
-    Attributes:
-        number: Which one, from 1.
-        count: How many there are; 1 for a run that is not cut.
-    """
-
-    number: int = 1
-    count: int = 1
-
-    @classmethod
-    def read(cls, text: str | None) -> Shard:
-        """The shard of ``3/16``; the whole if nothing is given.
-
-        Raises:
-            ValueError: If it is none of that form.
-        """
-        found = re.fullmatch(r"(\d+)/(\d+)", "1/1" if text is None else text)
-        number, count = map(int, found.groups()) if found else (0, 0)
-        if not 1 <= number <= count:
-            raise ValueError(f"expected a shard such as 3/16, from 1/16 to 16/16, got {text}")
-        return cls(number, count)
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
-
-    def path(self, out: str | Path) -> Path:
-        """The file of the shard, beside that of the whole: ``fast.3-of-16.root``."""
-        out = Path(out)
-        return out if self.count == 1 else out.with_name(f"{out.stem}.{self.number}-of-{self.count}{out.suffix}")
-
-    def rows(self, total: int) -> range:
-        """The rows of the shard, of ``total``.
-
-        Raises:
-            ValueError: If there are more shards than rows.
-        """
-        if self.count > total:
-            raise ValueError(f"shard {self}: expected no more shards than responses, of which there are {total}")
-        return range(total * (self.number - 1) // self.count, total * self.number // self.count)
+__all__ = ["generate", "join", "merge", "stream"]
 
 
 def join(files: Iterable[Path], out: str | Path, detector: str, made: Mapping[str, Any], progress: tqdm) -> None:
@@ -91,17 +47,13 @@ def join(files: Iterable[Path], out: str | Path, detector: str, made: Mapping[st
                 progress.update(len(showers))
 
 
-def merge(shards: list[str], out: str, quiet: bool = False) -> None:
+def merge(options: Merge) -> None:
     """Joins the shards of one generation to what a single run would have written.
-
-    Args:
-        shards: The files of all shards, in any order.
-        out: The ROOT file to write.
-        quiet: Show no progress.
 
     Raises:
         ValueError: If they do not belong together, one is missing, damaged, or there twice.
     """
+    shards, out, quiet = options.shards, options.out, options.quiet
     check_not_read(out, shards)
     files, made, total = _in_order(list(map(existing_file, shards)))
     detector = root_source(next(iter(files.values())), None).detector
@@ -148,57 +100,27 @@ PART = 5 * BASKET
 AT_ONCE = 4
 
 
-@dataclass(frozen=True)
-class Work:
-    """How responses are made, which changes none of them.
-
-    Attributes:
-        batch_size: Responses simulated at once.
-        device: auto, cpu, cuda or mps.
-        devices: Processes that share the responses: on a GPU each, or each with its share of a CPU's threads.
-        shard: Make one of several consecutive ranges of the responses, 3/16 the third of sixteen. All of them together, joined
-            by `calosim merge`, are what one run would have made.
-    """
-
-    batch_size: int = 256
-    device: str = "auto"
-    devices: int = 1
-    shard: str | None = None
-
-
-def generate(
-    stages: Stages,
-    primaries: str,
-    out: str,
-    responses: int = 1,
-    seed: int = 1,
-    requantization: Requantization = DEFAULTS,
-    work: Work = Work(),
-    strict: bool = False,
-    quiet: bool = False,
-) -> None:
+def generate(options: Generate) -> None:
     """Simulates responses to primaries with trained models and writes them to a ROOT file.
 
-    Args:
-        stages: The models.
-        primaries: ROOT file, or CSV with a header of the nine features and pdg.
-        out: The ROOT file to write; its shards are beside it, fast.3-of-16.root. What was interrupted goes on when the same
-            command is given again.
-        responses: Responses to each primary.
-        seed: Seed; a response depends on the seed and its row alone.
-        requantization: How real numbers become counts.
-        work: How they are made.
-        strict: Refuse primaries outside of what the models were trained on: types that they never saw, features far outside
-            of their range in training. They are counted and reported otherwise.
-        quiet: Show no progress.
+    Raises:
+        ValueError: If the models do not fit together, hold no photon-sum model, or a file or a number is wrong.
     """
+    stages, work, primaries, out = options.stages, options.work, options.primaries, options.out
+    responses, seed, quiet = options.responses, options.seed, options.quiet
     if responses < 1:
         raise ValueError(f"expected at least one response to each primary, got {responses}")
     if work.batch_size < 1:
         raise ValueError(f"expected a batch size of at least 1, got {work.batch_size}")
     check_not_read(out, [primaries])
     shard = Shard.read(work.shard)
-    models = stages.shower, stages.photons, requantization.by_code(), pick_device(work.device), stages.acceptance
+    models = (
+        stages.shower,
+        stages.photons,
+        options.requantization.by_code(),
+        pick_device(work.device),
+        stages.acceptance,
+    )
     simulator = FastSimulator.load(*models, work.devices)
     if simulator.photons is None:
         raise ValueError(f"{stages.shower}: holds no photon-sum model; name one with --photons")
@@ -212,7 +134,7 @@ def generate(
     if shard.count > 1 and target.is_file() and read_made(target) == made:
         print(f"{target}: is there already, all {len(job.rows):,} responses of shard {shard}")
         return
-    _say_outside(job, strict)
+    _say_outside(job, options.strict)
     with tqdm(total=len(job.rows), unit="responses", unit_scale=True, disable=True if quiet else None) as progress:
         rate = _make(job, target, progress)
     detector, of = simulator.detector.title, f" of shard {shard}" if shard.count > 1 else ""

@@ -8,7 +8,6 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from multiprocessing import get_context
@@ -29,61 +28,14 @@ from calosim.models.checkpoints import digest
 from calosim.models.photon_sum import PhotonSum
 from calosim.models.provenance import not_seen
 from calosim.models.shower import ShowerModel
-from calosim.particles import particle_code, particle_name
+from calosim.particles import particle_name
 from calosim.processes import look_here_last, one_thread
 from calosim.runs import Run, renamed
 
-__all__ = ["DEFAULTS", "FastSimulator", "Requantization", "Stages", "devices_of", "pick_device", "read_ensemble"]
+__all__ = ["FastSimulator", "devices_of", "pick_device", "read_ensemble"]
 
 #: Of fewer rows a call costs more than what they have to do.
 _LEAST_ROWS = 32
-
-
-@dataclass(frozen=True)
-class Requantization:
-    """How real numbers become counts, where a model leaves a choice.
-
-    Attributes:
-        requantization: 1 floor, 2 subtract and round, 3 floor and renormalize, 4 subtract, round and renormalize; an
-            ensemble's own choice, else the model's (3), if not given.
-        requantization_of: Exceptions by particle, for instance "[neutron=1,k0s=2]".
-    """
-
-    requantization: int | None = None
-    requantization_of: Sequence[str] = ()
-
-    def by_code(self) -> dict[int, int]:
-        """The choices by PDG code, the default under 0.
-
-        Raises:
-            ValueError: If an exception is not of that form.
-        """
-        methods = {} if self.requantization is None else {0: self.requantization}
-        for text in self.requantization_of:
-            name, _, method = text.rpartition("=")
-            if not name or not method.isdigit():
-                raise ValueError(f"expected a requantization as particle=1, 2, 3 or 4, got {text!r}")
-            methods[particle_code(name)] = int(method)
-        return methods
-
-
-@dataclass(frozen=True)
-class Stages:
-    """Which models make a response, in the order in which they are asked from the last.
-
-    Attributes:
-        shower: Run folder or checkpoint of the shower model (teacher or student), or the folder of an ensemble.
-        photons: Run folder or checkpoint of the photon-sum model; not needed if the ensemble holds one.
-        acceptance: Run folder or checkpoint of the acceptance model; without it every primary leaves a response.
-    """
-
-    shower: str
-    photons: str | None = None
-    acceptance: str | None = None
-
-
-#: No choice; never changed.
-DEFAULTS = Requantization()
 
 
 class FastSimulator:

@@ -3,44 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from calosim.io import atomic_write, write_json
+from calosim.options import Compare
 from calosim.studies.plan import ENSEMBLE, Study
-from calosim.studies.run import Execution, print_steps, run_steps
+from calosim.studies.run import print_steps, run_steps
 
 __all__ = ["compare"]
 
 WAITING = "The same command shows how they stand, and makes the tables when they are over."
 
 
-def compare(
-    plan: str,
-    out: str | None = None,
-    execution: Execution = Execution(),
-    dry_run: bool = False,
-    options: dict[str, Any] | None = None,
-    each: dict[str, list[Any]] | None = None,
-    resamples: int = 10_000,
-    quiet: bool = False,
-) -> None:
+def compare(options: Compare) -> None:
     """Runs a plan of trainings, skipping what is finished, and compares them with statistics.
 
-    A killed study resumes when it is started again; a failed run is shown and the rest goes on. What is finished is
-    recognized by its resolved settings and the content of its data.
-
-    Args:
-        plan: The plan, a YAML file. conf/study has examples; their entries are explained at the top of
-            calosim/studies/plan.py (python -m pydoc calosim.studies.plan).
-        out: Another folder than the plan's.
-        execution: Where and how it runs.
-        dry_run: Only print the steps with their state and command.
-        options: Further options of every training, for instance '{"trainer.max_epochs": 1}'.
-        each: Other values of `each`, for instance '{"seed": [1]}'.
-        resamples: Bootstrap resamples of unique inputs.
-        quiet: Show no progress.
+    Raises:
+        ValueError: If the plan cannot be read, a step would be refused, or one failed.
     """
-    study = Study(plan, out, options, each)
+    plan, execution, quiet = options.plan, options.execution, options.quiet
+    study = Study(plan, options.out, options.options, options.each)
     # These import torch; a plan that cannot be read is refused at once.
     from calosim.studies.ensemble import make_ensemble
     from calosim.studies.statistics import Row, cells_of_tests, evaluated_rows, fill_cells, reference_rows
@@ -49,7 +30,7 @@ def compare(
     table = study.table
     for step in study.steps.values():
         step.settings  # noqa: B018 - a step that its command would refuse ends the study before its first one
-    if dry_run:
+    if options.dry_run:
         return print_steps(study.steps)
     failed = run_steps(study.steps, execution, quiet)
     if failed is None:
@@ -69,7 +50,7 @@ def compare(
             evaluation, chosen = made
             rows.append(Row(ENSEMBLE, "ensemble of the best", [(evaluation, None)]))
     rows += reference_rows(rows)
-    cells = fill_cells(rows, table, resamples, quiet) | cells_of_tests(rows, table.modes)
+    cells = fill_cells(rows, table, options.resamples, quiet) | cells_of_tests(rows, table.modes)
     comparison = Comparison(study, rows, cells, failed, chosen)
     text = comparison.markdown()
     write_json(study.out / Comparison.RECORD, comparison.record())

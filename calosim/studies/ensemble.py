@@ -9,12 +9,13 @@ import numpy as np
 from calosim.evaluation.stored import Evaluation
 from calosim.io import read_json, write_json
 from calosim.models.checkpoints import older
+from calosim.options import Ensemble, Execution, Requantization
 from calosim.particles import particle_code
 from calosim.runs import Run, difference, identity
 from calosim.simulation.ensemble import save_ensemble
-from calosim.simulation.simulator import Requantization, read_ensemble
+from calosim.simulation.simulator import read_ensemble
 from calosim.studies.plan import ENSEMBLE, Step, Study, command_words
-from calosim.studies.run import Execution, run_steps
+from calosim.studies.run import run_steps
 from calosim.studies.statistics import mean_ranks
 
 __all__ = ["make_ensemble"]
@@ -58,15 +59,10 @@ def make_ensemble(study: Study, execution: Execution, quiet: bool) -> tuple[Eval
         return f"{folder} is {said}; remove it"
     if not folder.exists():
         photons = settings.get("photons")
-        save_ensemble(
-            str(folder),
-            str(base.folder),
-            members,
-            str(study.runs[photons][0].folder) if photons else None,
-            Requantization(
-                validation.requantization("all"), [f"{p}={n}" for p, n in removals.items() if n is not None]
-            ),
-        )
+        exceptions = [f"{p}={n}" for p, n in removals.items() if n is not None]
+        requantization = Requantization(validation.requantization("all"), exceptions)
+        photon_run = str(study.runs[photons][0].folder) if photons else None
+        save_ensemble(Ensemble(str(folder), str(base.folder), members, photon_run, requantization))
         write_json(record, choice)
     # Evaluated as its default model is, on the same data.
     as_base = study.steps[f"{base.name}-{Run.EVALUATION}"]

@@ -14,20 +14,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from calosim.data.cache import content_hash, primaries_hash, read_recipe
 from calosim.evaluation.stored import Evaluation
 from calosim.io import read_json, temporary_folder, try_lock, write_json
+from calosim.options import Execution
 from calosim.processes import own_command
 from calosim.runs import Run, difference, identity
 from calosim.slurm import Slurm
 from calosim.studies.plan import Step, command_words
 
 __all__ = [
-    "Execution",
     "Runner",
     "check_training",
     "command",
@@ -223,31 +223,6 @@ def _print_aligned(lines: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(f"{word:<{width}}" for word, width in zip(line, widths, strict=True)).rstrip())
-
-
-@dataclass(frozen=True)
-class Execution:
-    """Where and how the steps of a study run.
-
-    Attributes:
-        executor: local, or slurm: all steps are submitted at once, each after those it needs. The same command again shows how
-            they stand, and collects when they are over.
-        jobs: Runs at once, locally; they share the processor cores, and take turns at the CUDA devices.
-        slurm: What each job asks Slurm for: --slurm.partition, --slurm.gpus, --slurm.time and so on, as of `calosim submit`.
-            Only trainings have several tasks.
-        retry: Submit the steps that failed in Slurm again, and those that needed them. Locally they always are.
-    """
-
-    executor: Literal["local", "slurm"] = "local"
-    jobs: int = 1
-    slurm: Slurm | None = None
-    retry: bool = False
-
-    def __post_init__(self) -> None:
-        if self.executor == "local" and (self.slurm or self.retry):
-            raise ValueError("slurm and retry are of `--executor slurm`; expected it beside them")
-        if self.jobs < 1:
-            raise ValueError(f"expected at least one job, got {self.jobs}")
 
 
 def run_steps(

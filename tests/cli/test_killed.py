@@ -303,7 +303,7 @@ def test_a_training_that_was_ended_is_no_success_and_goes_on(words, tmp_path):
 
 def test_what_was_asked_to_end_never_succeeds(capfd):
     """Even where other people's code took the interrupt for an error, or forgot it."""
-    from calosim.cli.signals import ended_in_order
+    from calosim.processes import ended_in_order
 
     handler = signal.getsignal(signal.SIGTERM)
     for become in (None, SystemExit(0), ImportError("half"), KeyboardInterrupt("where it goes on")):
@@ -325,7 +325,7 @@ def test_what_was_asked_to_end_never_succeeds(capfd):
 
 def test_an_interrupt_that_was_lost_comes_again(capfd):
     """Python ignores what is raised in a callback of C, such as numba's compiler makes."""
-    from calosim.cli.signals import ended_in_order
+    from calosim.processes import ended_in_order
 
     callback = ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGTERM))
     with ended_in_order() as status:

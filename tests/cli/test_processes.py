@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jsonargparse import Namespace
 
-from calosim.cli.session import take_processes
+from calosim.cli.train import take_processes
 from calosim.io import read_csv
 from calosim.runs import Run
 

@@ -47,7 +47,7 @@ def told_at(monkeypatch):
 def job(monkeypatch):
     """Puts this process into a job, whose number in the queue is noted."""
     queued = []
-    monkeypatch.setattr("calosim.cli.requeue.requeue", lambda job: queued.append(job) or "")
+    monkeypatch.setattr("calosim.cli.record.requeue", lambda job: queued.append(job) or "")
     for name, value in JOB.items():
         monkeypatch.setenv(name, value)
     return queued

@@ -15,7 +15,6 @@ import torch
 import yaml
 
 from calosim.cli.record import WholeCheckpoints
-from calosim.cli.session import said_words
 from calosim.io import read_csv
 from calosim.runs import Run
 
@@ -246,9 +245,6 @@ def test_other_files_are_refused_by_their_content(photons, again, error_of, make
 
 
 def test_optimizers_have_one_place(train):
-    assert said_words(["--optimizer=SGD", "--optimizer.lr", "1", "--lr_scheduler", "X", "--optimizers"]) == [
-        *("--model.optimizer=SGD", "--model.optimizer.lr", "1", "--model.scheduler", "X", "--optimizers"),
-    ]
     words = [
         "--optimizer",
         "AdamW",

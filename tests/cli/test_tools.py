@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from calosim.__main__ import VERBS
+from calosim.__main__ import SUBCOMMANDS
 from calosim.cli import tools
 
 
@@ -107,7 +107,7 @@ def test_evaluate_refuses_changed_data(run_folders, tmp_path, make_showers, erro
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train"], "unknown verb 'train'"),
+        (["train"], "unknown subcommand 'train'"),
         (["simulate", "--detector", "xx", "--out", "x.root"], "unknown detector 'xx'"),
         (["simulate", "--primaries", "5", "--out", "/proc/x/zn.root"], "/proc/x"),
         (["generate", "--shower", "nowhere", "--photons", "nowhere", "--primaries", "p", "--out", "o.root"], "nowhere"),
@@ -123,11 +123,11 @@ def test_errors_are_one_line(words, said, tmp_path, monkeypatch, error_of):
     assert not list(tmp_path.glob("*.root"))
 
 
-def test_help_lists_every_verb(capsys, command):
+def test_help_lists_every_subcommand(capsys, command):
     assert command() == 0
     text = capsys.readouterr().out
-    assert all(verb in text for verb in VERBS)
-    assert set(tools.TOOLS) < set(VERBS)
+    assert all(name in text for name in SUBCOMMANDS)
+    assert set(tools.TOOLS) < set(SUBCOMMANDS)
 
 
 def test_the_installed_command_answers():
@@ -155,42 +155,43 @@ class Size:
     names: tuple[str, ...] = ()
 
 
-DEFAULT = Size()
-
-
-def measure(out: str, size: Size = DEFAULT, quiet: bool = False) -> None:
+@dataclass(frozen=True)
+class Measure:
     """Measures.
 
-    Args:
+    Attributes:
         out: Where to.
         size: Its fields are options.
         quiet: Show no progress.
     """
-    measured.append((out, size, quiet))
 
-
-measured: list[tuple[str, Size, bool]] = []
+    out: str
+    size: Size = Size()
+    quiet: bool = False
 
 
 @pytest.fixture
 def tool(monkeypatch):
-    """Runs :func:`measure` as a tool and returns what reached it."""
+    """Gives words to a tool that is told a :class:`Measure`, and returns what reached it."""
+    told = []
+    monkeypatch.setattr(sys.modules[__name__], "measure", told.append, raising=False)
     monkeypatch.setitem(sys.modules, "test_tools_measure", sys.modules[__name__])
-    monkeypatch.setitem(tools.TOOLS, "measure", "test_tools_measure:measure")
+    monkeypatch.setitem(tools.TOOLS, "measure", (Measure, "test_tools_measure:measure"))
 
     def run(*words: str):
-        measured.clear()
-        tools.run(["measure", *words])
-        return measured[0]
+        tools.run("measure", words)
+        return told[-1]
 
     return run
 
 
 def test_fields_of_settings_are_options(tool, tmp_path):
-    assert tool("--out", "x") == ("x", Size(), False)
-    assert tool("--out", "x", "--width", "2", "--names", "[a,b]", "--quiet") == ("x", Size(2.0, ("a", "b")), True)
+    assert tool("--out", "x") == Measure("x")
+    assert tool("--out", "x", "--width", "2", "--names", "a", "b", "--quiet") == Measure(
+        "x", Size(2.0, ("a", "b")), True
+    )
     (tmp_path / "size.yaml").write_text("width: 3\nout: y\n")
-    assert tool("-c", str(tmp_path / "size.yaml"), "--out", "x") == ("x", Size(3.0), False)
+    assert tool("-c", str(tmp_path / "size.yaml"), "--out", "x") == Measure("x", Size(3.0))
 
 
 @pytest.mark.parametrize(("words", "shown"), [(["--quiet"], False), (["--quiet=true"], False), ([], True)])

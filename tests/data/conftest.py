@@ -15,6 +15,7 @@ import uproot
 from calosim.__main__ import main
 from calosim.data import FEATURES, Showers, convert
 from calosim.detectors import DETECTORS
+from calosim.options import Convert
 
 #: Mass in MeV and charge in e from the PDG listings of 2024, by code: what the files must hold.
 PARTICLES = {22: (0, 0), 2112: (939.5654, 0), 2212: (938.2721, 1), 3122: (1115.683, 0), -211: (139.5704, -1)}
@@ -218,7 +219,7 @@ def refused(spoil: Spoiler, capsys: pytest.CaptureFixture[str]) -> Callable[...,
         source, target = make(spoil), spoil.folder / out
         before = {path: path.read_bytes() for path in spoil.folder.iterdir() if path.is_file()}
         with pytest.raises(ValueError) as caught:
-            convert(source, str(target), **options)
+            convert(Convert(source, str(target), **options))
         message = str(caught.value)
         assert "\n" not in message
         for part in says:

@@ -10,6 +10,7 @@ import pytest
 
 from calosim.data import convert, read
 from calosim.data.extract import read_table
+from calosim.options import Convert
 
 #: The largest photon sum seen in real output, from one pion of 12 GeV.
 ARTEFACT = 177_940
@@ -67,7 +68,7 @@ def test_real_output_of_o2(tmp_path, real_data):
     lines = (" ".join(map(str, line)) + " \n" for line in images.reshape(-1, 30).tolist())
     (tmp_path / "proton_image.txt").write_text("".join(lines))
     source, out = [str(examples), str(tmp_path / "proton_image.txt")], str(tmp_path / "zp.root")
-    convert(source, out, detector="zp", assume_beam_direction=True)
+    convert(Convert(source, out, detector="zp", assume_beam_direction=True))
     got = read(out)
     np.testing.assert_array_equal(got.photon_sum, proton["PhotonSum"])
     np.testing.assert_array_equal(got.pdg, proton["Pdg"])

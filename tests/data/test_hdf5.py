@@ -10,6 +10,7 @@ from calosim.data import FEATURES, Showers, convert, read, write
 from calosim.data.datamodule import RootDataModule
 from calosim.data.hdf5 import Hdf5Writer
 from calosim.detectors import DETECTORS
+from calosim.options import Convert
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def hdf5(tmp_path, make):
     """A file of 20 ZN responses, as the command makes it, and what it holds."""
     showers = make(20)
     write(tmp_path / "a.root", showers)
-    convert(str(tmp_path / "a.root"), str(tmp_path / "a.h5"), quiet=True)
+    convert(Convert(str(tmp_path / "a.root"), str(tmp_path / "a.h5"), quiet=True))
     return tmp_path / "a.h5", showers
 
 
@@ -30,7 +31,7 @@ def test_there_and_back(detector, tmp_path, make, check_equal):
     showers = Showers(showers.particles, showers.pdg, images, detector)
     write(tmp_path / "a.root", showers)
     for source, out in (("a.root", "a.h5"), ("a.h5", "b.hdf5"), ("b.hdf5", "b.root")):
-        convert(str(tmp_path / source), str(tmp_path / out), quiet=True)
+        convert(Convert(str(tmp_path / source), str(tmp_path / out), quiet=True))
     check_equal(read(tmp_path / "a.h5"), showers)
     assert (tmp_path / "b.root").read_bytes() == (tmp_path / "a.root").read_bytes()
     assert (tmp_path / "b.hdf5").read_bytes() == (tmp_path / "a.h5").read_bytes()

@@ -8,6 +8,7 @@ import pytest
 import uproot
 
 from calosim.data import Showers, convert, read
+from calosim.options import Convert
 
 #: Masses are those of the tables; all else went through ROOT as it is.
 TABLES, ROUNDING = 1e-7, 1e-12
@@ -35,7 +36,7 @@ def expected(by_root):
 def test_particles_that_left_photons(name, detector, by_root, expected, tmp_path, check_equal):
     path = by_root.FOLDER / f"o2sim-{name}.root"
     check_equal(read(path, detector), expected(detector), TABLES)
-    convert(str(path), str(tmp_path / "out.root"), detector, quiet=True)
+    convert(Convert(str(path), str(tmp_path / "out.root"), detector, quiet=True))
     check_equal(read(tmp_path / "out.root"), expected(detector), TABLES)
 
 

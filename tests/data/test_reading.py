@@ -17,6 +17,7 @@ import pytest
 
 from calosim.data import FEATURES, Showers, convert, read, read_primaries, reading, write
 from calosim.data.reading import PrimariesFile, files_read
+from calosim.options import Convert
 
 #: Masses of the PDG's editions differ by less, relatively.
 EDITIONS = 1e-5
@@ -205,7 +206,7 @@ def test_convert_joins_every_form(tmp_path, capsys, make, join, check_equal, sav
     pair = save_npz(tmp_path, parts[1], dtype=np.float32)
     text = save_text(tmp_path, {"N": parts[2], "P": make(20, "zp")})
     out = tmp_path / "new" / "folder" / "all.root"
-    convert([str(text), str(pair[0]), str(tmp_path / "a.root")], str(out), detector="zn")
+    convert(Convert([str(text), str(pair[0]), str(tmp_path / "a.root")], str(out), detector="zn"))
     check_equal(read(out), join(parts[::-1]), SIX_DIGITS)  # in listed order
     shown = capsys.readouterr()
     assert shown.out.startswith(f"{out}: 60 ZN responses of 5 particle types")

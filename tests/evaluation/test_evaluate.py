@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from calosim.evaluation.evaluate import EXAMPLES, Models, _examples, evaluate
-from calosim.evaluation.selection import FloorOptions, Protocol
+from calosim.evaluation.evaluate import EXAMPLES, _examples, evaluate
 from calosim.io import read_json, read_npz
+from calosim.options import Evaluate, FloorOptions, Models, Protocol
 
 FEW = Protocol(runs=2, responses=2, rows=40)
 
@@ -19,7 +19,7 @@ def judged(run_folders, tmp_path_factory):
     """The folder of a small evaluation of both models."""
     out = tmp_path_factory.mktemp("judged")
     models = Models(str(run_folders["teacher"]), [str(run_folders["photons"])], "best", ["neutron=1"])
-    evaluate(str(out), models, protocol=FEW, quiet=True)
+    evaluate(Evaluate(str(out), models, protocol=FEW, quiet=True))
     return out
 
 
@@ -71,7 +71,7 @@ def test_a_floor_of_halves_is_called_one(judged):
 
 def test_a_single_primary_can_be_judged(run_folders, tmp_path):
     models = Models(str(run_folders["splits"]), [str(run_folders["photons"])])
-    evaluate(str(tmp_path), models, protocol=Protocol(runs=1, responses=1, rows=1), quiet=True)
+    evaluate(Evaluate(str(tmp_path), models, protocol=Protocol(runs=1, responses=1, rows=1), quiet=True))
     results = read_json(tmp_path / "evaluation.json")
     assert 1 <= results["rows"] < 10
     assert "nan" not in (tmp_path / "evaluation.md").read_text()
@@ -88,7 +88,7 @@ def test_exceptions_are_stronger_than_the_best_requantization(judged):
 
 def test_photon_sums_do_not_depend_on_what_else_is_judged(judged, run_folders, tmp_path):
     alone = {"floors": FloorOptions(references=False), "protocol": FEW}
-    evaluate(str(tmp_path), Models(photons=[str(run_folders["photons"])]), **alone, quiet=True)
+    evaluate(Evaluate(str(tmp_path), Models(photons=[str(run_folders["photons"])]), **alone, quiet=True))
     alone, together = (read_json(folder / "evaluation.json")["photon_sum"] for folder in (tmp_path, judged))
     assert len(alone) == 1
     assert set(together) == {*alone, "halves", "trivial"}
@@ -100,7 +100,7 @@ def test_another_simulation_is_a_floor_on_all_rows(judged, run_folders, root_fil
     """The same file stands for it: every row is answered with a response to its own primary."""
     monkeypatch.setattr("calosim.evaluation.evaluate._draw", lambda *_: [])  # the pictures take longest
     models = Models(str(run_folders["teacher"]))
-    evaluate(str(tmp_path), models, floors=FloorOptions(str(root_file)), protocol=FEW, quiet=True)
+    evaluate(Evaluate(str(tmp_path), models, floors=FloorOptions(str(root_file)), protocol=FEW, quiet=True))
     results, samples = read_json(tmp_path / "evaluation.json"), read_npz(tmp_path / "samples.npz")
     assert results["floor"] == str(root_file)
     assert results["floor_rows_without_their_primary"] == 0
@@ -113,7 +113,7 @@ def test_another_simulation_is_a_floor_on_all_rows(judged, run_folders, root_fil
 
 def test_nothing_to_evaluate_is_refused(tmp_path):
     with pytest.raises(ValueError, match="nothing to evaluate"):
-        evaluate(str(tmp_path / "out"))
+        evaluate(Evaluate(str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 

@@ -15,7 +15,8 @@ from calosim.evaluation.references import (
     floor_of_sums,
     trivial_model,
 )
-from calosim.evaluation.selection import FloorOptions, Protocol, select_rows
+from calosim.evaluation.selection import select_rows
+from calosim.options import FloorOptions, Protocol
 
 #: Standard deviations that a share may lie off its expectation.
 SIGMAS = 4.0

@@ -19,6 +19,7 @@ from calosim.evaluation.selection import (
     trained_data,
 )
 from calosim.models.finetune import FineTune
+from calosim.options import Ensemble
 from calosim.runs import Run
 from calosim.simulation.ensemble import save_ensemble
 
@@ -117,7 +118,7 @@ def test_models_that_began_from_one_that_may_have_seen_the_rows_are_refused(run_
         with pytest.raises(ValueError, match="it has seed 0, not 7"):
             check_splits(tmp_path / "tuned", [tmp_path / "tuned"], given)
     # Also as a member of an ensemble, whose folder cannot tell of one split.
-    save_ensemble(tmp_path / "e", str(run_folders["splits"]), {"lambda": str(tmp_path / "tuned")})
+    save_ensemble(Ensemble(tmp_path / "e", str(run_folders["splits"]), {"lambda": str(tmp_path / "tuned")}))
     with pytest.raises(ValueError, match="it has seed 7, not 0"):
         check_splits(run_folders["splits"], [tmp_path / "e"], given=True)
 

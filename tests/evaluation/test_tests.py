@@ -12,14 +12,14 @@ import pytest
 
 from calosim import FastSimulator
 from calosim.data.record import Showers
-from calosim.evaluation.evaluate import Models, as_csv, as_markdown, evaluate
+from calosim.evaluation.evaluate import as_csv, as_markdown, evaluate
 from calosim.evaluation.references import floor_of_simulation, floor_of_sums
-from calosim.evaluation.selection import ClassifierOptions, FloorOptions, Protocol
 from calosim.evaluation.stored import TITLES
 from calosim.evaluation.tests import C2ST, CONTROLS, LIKELIHOOD, PRIMARY, c2st_with_controls, compare_likelihoods
 from calosim.io import read_json, read_npz
 from calosim.metrics.c2st import C2STSettings
 from calosim.models.student import Student
+from calosim.options import ClassifierOptions, Evaluate, FloorOptions, Models, Protocol
 from calosim.particles import particle_code
 
 FEW = Protocol(runs=1, responses=2, rows=40)
@@ -126,7 +126,7 @@ def test_it_is_of_the_samples_that_are_judged_anyway(run_folders, data, root_fil
     monkeypatch.setattr("calosim.evaluation.tests.c2st_with_controls", judge)
     models = Models(str(run_folders["teacher"]), [str(run_folders["photons"])])
     floors = FloorOptions(str(root_file), str(root_file))
-    evaluate(str(tmp_path), models, floors=floors, protocol=FEW, quiet=True)
+    evaluate(Evaluate(str(tmp_path), models, floors=floors, protocol=FEW, quiet=True))
     ((rows, channels, others),) = asked
     samples = read_npz(tmp_path / "samples.npz")
     assert set(channels) == {"shape", "chain"}

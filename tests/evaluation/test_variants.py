@@ -7,11 +7,12 @@ import pytest
 
 from calosim import FastSimulator
 from calosim.evaluation.channels import unrounded_channels
-from calosim.evaluation.evaluate import Models, evaluate
-from calosim.evaluation.selection import ClassifierOptions, FloorOptions, Protocol, select_rows
+from calosim.evaluation.evaluate import evaluate
+from calosim.evaluation.selection import select_rows
 from calosim.evaluation.stored import Evaluation
 from calosim.io import read_npz
 from calosim.metrics.wasserstein import VARIANTS, variant_metrics
+from calosim.options import ClassifierOptions, Evaluate, FloorOptions, Models, Protocol
 
 
 def test_unrounded_channels_are_of_the_same_draws(run_folders, data):
@@ -40,7 +41,8 @@ def test_an_evaluation_has_a_table_of_them(kind, run_folders, tmp_path, monkeypa
     monkeypatch.setattr("calosim.evaluation.evaluate._draw", lambda *_: [])
     protocol = Protocol(runs=2, responses=2, rows=20, variants=list(VARIANTS))
     settings = {"floors": FloorOptions(references=False), "classifier": ClassifierOptions(classifier=False)}
-    evaluate(str(tmp_path), Models(str(run_folders[kind])), protocol=protocol, quiet=True, **settings)
+    models = Models(str(run_folders[kind]))
+    evaluate(Evaluate(str(tmp_path), models, protocol=protocol, quiet=True, **settings))
     found, answers = Evaluation(tmp_path).record["variants"], read_npz(tmp_path / Evaluation.SAMPLES)
     assert list(found) == list(VARIANTS)
     for name, variant in VARIANTS.items():

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from calosim.explain.shap import METHODS, NAMES
-from calosim.explain.surrogates import MIN_SURROGATE_ROWS
+from calosim.explain.shap import NAMES
 from calosim.io import read_csv
+from calosim.options import METHODS, MIN_SURROGATE_ROWS
 
 #: Rounding of networks in single precision, relative.
 SINGLE = 1e-4

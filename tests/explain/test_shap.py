@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from calosim.explain.shap import METHODS, ShapSettings, compare_explainers, shap_values
+from calosim.explain.shap import compare_explainers, shap_values
+from calosim.options import METHODS, ShapSettings
 
 #: Rounding of what masks features one after another, relative to values of about 1.
 EXACT = 1e-9

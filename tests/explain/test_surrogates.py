@@ -8,13 +8,12 @@ import torch
 
 from calosim.explain.shap import NAMES, predict, shap_values
 from calosim.explain.surrogates import (
-    MIN_SURROGATE_ROWS,
     PosteriorMeans,
-    SurrogateSettings,
     fit_surrogate,
     surrogate_fit,
 )
 from calosim.models.photon_sum import MIN_SCALE, PhotonSum
+from calosim.options import MIN_SURROGATE_ROWS, SurrogateSettings
 
 #: Rounding of networks in single precision, relative.
 SINGLE = 1e-4

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from calosim.studies.layout import Row, Table
 
 from calosim.evaluation.channels import CHANNELS, measure
 from calosim.evaluation.evaluate import as_csv
@@ -20,7 +21,6 @@ from calosim.io import write_json, write_npz
 from calosim.metrics.bootstrap import resampled_mean
 from calosim.metrics.registry import METRICS, Metric, definition_table, definitions
 from calosim.particles import groups
-from calosim.studies.layout import Row, Table
 from calosim.studies.statistics import fill_cells, winners
 
 README = Path(__file__).resolve().parents[2] / "README.md"

@@ -16,11 +16,12 @@ from calosim.models.checkpoints import older, weights_of
 from calosim.models.finetune import FineTune
 from calosim.models.photon_sum import PhotonSum
 from calosim.models.teacher import Teacher
+from calosim.options import Ensemble, Generate, Requantization, Stages
 from calosim.representations import PixelConfig
 from calosim.runs import FORMAT, Run
 from calosim.simulation.ensemble import save_ensemble
 from calosim.simulation.generate import generate
-from calosim.simulation.simulator import FastSimulator, Requantization, Stages
+from calosim.simulation.simulator import FastSimulator
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def ensemble(run_folders, other_teacher, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "ensemble"
     members = {"neutron": other_teacher}
     removal = Requantization(1, ["lambda=2"])
-    save_ensemble(folder, run_folders["teacher"], members, run_folders["photons"], removal)
+    save_ensemble(Ensemble(folder, run_folders["teacher"], members, run_folders["photons"], removal))
     return folder
 
 
@@ -95,14 +96,14 @@ def test_what_is_given_beside_an_ensemble_wins(ensemble, run_folders):
 def test_generate_with_an_ensemble(ensemble, run_folders, tmp_path):
     primaries = tmp_path / "primaries.csv"
     primaries.write_text("pdg,energy,vx,vy,vz,px,py,pz\n22,100,0,0,0,0,0,100\n2112,1000,0,0,0,0.1,0,-999.99955\n")
-    generate(Stages(str(ensemble)), str(primaries), str(tmp_path / "out.root"), responses=2, quiet=True)
+    generate(Generate(Stages(str(ensemble)), str(primaries), str(tmp_path / "out.root"), responses=2, quiet=True))
     generated = read(tmp_path / "out.root", "zn")
     assert generated.pdg.tolist() == [22, 22, 2112, 2112]
     simulator = FastSimulator.load(ensemble)
     particles = generated.particles
     assert np.array_equal(generated.images, simulator.sample(particles, generated.pdg, 1))
     with pytest.raises(ValueError, match="holds no photon-sum model; name one with --photons"):
-        generate(Stages(str(run_folders["teacher"])), str(primaries), str(tmp_path / "none.root"), quiet=True)
+        generate(Generate(Stages(str(run_folders["teacher"])), str(primaries), str(tmp_path / "none.root"), quiet=True))
     assert not (tmp_path / "none.root").exists()
 
 
@@ -115,7 +116,7 @@ def test_an_ensemble_of_one_split_can_be_evaluated(seeds, run_folders, tmp_path)
         data = {"data_hash": "x", "split_by": "primary", "seed": seed}
         (runs[k] / "run.json").write_text(json.dumps({"format": FORMAT, "data": data}))
         (runs[k] / "config.yaml").write_text(f"data: {{fractions: [0.7, 0.1, 0.2], seed: {seed}}}\n")
-    save_ensemble(tmp_path / "e", runs[0], {"lambda": runs[1]})
+    save_ensemble(Ensemble(tmp_path / "e", runs[0], {"lambda": runs[1]}))
     for name in ("config.yaml", "run.json"):
         assert (tmp_path / "e" / name).exists() == (seeds[0] == seeds[1])
 
@@ -125,8 +126,8 @@ def test_a_member_answers_for_what_it_was_trained_on(run_folders, fit, root_file
     fit(FineTune(run_folders["splits"]), root_file, tmp_path / "tuned", particle="lambda", trainer=few)
     baseline = str(run_folders["splits"])
     with pytest.raises(ValueError, match="expected a member trained on gamma or on all particles, got one of lambda"):
-        save_ensemble(tmp_path / "wrong", baseline, {"gamma": str(tmp_path / "tuned")})
-    save_ensemble(tmp_path / "right", baseline, {"gamma": baseline})
+        save_ensemble(Ensemble(tmp_path / "wrong", baseline, {"gamma": str(tmp_path / "tuned")}))
+    save_ensemble(Ensemble(tmp_path / "right", baseline, {"gamma": baseline}))
     record = Run(tmp_path / "right").record
     assert record["model"] == "Ensemble"
     assert record["members"].keys() == {"default.ckpt", "gamma.ckpt"}
@@ -136,7 +137,7 @@ def test_a_member_answers_for_what_it_was_trained_on(run_folders, fit, root_file
 def test_ensembles_that_cannot_be(ensemble, run_folders, tmp_path):
     teacher = run_folders["teacher"]
     with pytest.raises(ValueError, match="exists already"):
-        save_ensemble(ensemble, teacher, {})
+        save_ensemble(Ensemble(ensemble, teacher, {}))
     for members, said in (
         ({"xyz": teacher}, "unknown particle 'xyz'"),
         ({"lambda": run_folders["photons"]}, "expected a checkpoint of ShowerModel, got one of PhotonSum"),
@@ -144,7 +145,7 @@ def test_ensembles_that_cannot_be(ensemble, run_folders, tmp_path):
         ({"lambda": teacher, "3122": teacher}, "one particle twice"),
     ):
         with pytest.raises(ValueError, match=said):
-            save_ensemble(tmp_path / "new", teacher, members)
+            save_ensemble(Ensemble(tmp_path / "new", teacher, members))
     default, member = Teacher.load(teacher), Teacher("zp", FlowConfig(transforms=1, hidden=(8,), bins=4), PixelConfig())
     with pytest.raises(ValueError, match="a shower model of ZN and a member lambda of ZP"):
         FastSimulator(default, members={3122: member})
@@ -158,7 +159,7 @@ def test_ensembles_that_cannot_be(ensemble, run_folders, tmp_path):
 
 def test_an_ensemble_is_older_than_members_that_were_trained_on(run_folders, tmp_path, train_on):
     run = shutil.copytree(run_folders["teacher"], tmp_path / "r")
-    save_ensemble(str(tmp_path / "e"), str(run), {"lambda": str(run_folders["teacher"])})
+    save_ensemble(Ensemble(str(tmp_path / "e"), str(run), {"lambda": str(run_folders["teacher"])}))
     told = weights_of([tmp_path / "e"], tmp_path / "evaluation")
     assert older(told, tmp_path / "evaluation") == ""
     train_on(run)

@@ -13,9 +13,10 @@ from calosim.data import Writer, read, write
 from calosim.data.reading import PrimariesFile
 from calosim.data.root import read_made
 from calosim.io import claimed
+from calosim.options import Generate, Merge, Shard, Stages, Work
 from calosim.simulation import generate as generating
-from calosim.simulation.generate import Shard, Work, generate, merge, stream
-from calosim.simulation.simulator import FastSimulator, Stages
+from calosim.simulation.generate import generate, merge, stream
+from calosim.simulation.simulator import FastSimulator
 
 CSV = "pdg,energy,vx,vy,vz,px,py,pz\n" + "".join(f"22,{100 + k},0,0,0,0,0,{100 + k}\n" for k in range(7))
 
@@ -88,11 +89,11 @@ def test_what_does_not_belong_together_is_refused(shard, root_file, tmp_path):
         ([first, str(tmp_path / "no.root")], "no.root: no such file"),
     ):
         with pytest.raises(ValueError, match=said):
-            merge(files, str(tmp_path / "all.root"), quiet=True)
+            merge(Merge(files, str(tmp_path / "all.root"), quiet=True))
     with pytest.raises(ValueError, match=r"2\.root: is also a source"):
-        merge([first, second], second, quiet=True)
+        merge(Merge([first, second], second, quiet=True))
     assert not (tmp_path / "all.root").exists()
-    merge([second, first], str(tmp_path / "all.root"), quiet=True)
+    merge(Merge([second, first], str(tmp_path / "all.root"), quiet=True))
     assert len(read(tmp_path / "all.root")) == 20
     assert json.dumps(read_made(tmp_path / "all.root")["shard"]) == '"1/1"'
 
@@ -149,7 +150,7 @@ def test_what_was_interrupted_goes_on(models, primaries, sampled, tmp_path, caps
     out, parts = tmp_path / "out.root", tmp_path / "out.root.parts"
 
     def make(seed=1):
-        generate(models, primaries, str(out), 2, seed=seed, work=Work(batch_size=10), quiet=True)
+        generate(Generate(models, primaries, str(out), 2, seed=seed, work=Work(batch_size=10), quiet=True))
 
     FastSimulator.sample.stop = 40
     with pytest.raises(KeyboardInterrupt):
@@ -183,7 +184,7 @@ def test_primaries_outside_of_the_training_are_counted_and_refused_if_asked(run_
 
     def answer(lines, **more):
         (tmp_path / "p.csv").write_text(head + photon + lines)
-        generate(Stages(*models), "p.csv", "out.root", quiet=True, **more)
+        generate(Generate(Stages(*models), "p.csv", "out.root", quiet=True, **more))
 
     answer("")
     assert not capsys.readouterr().err
@@ -214,6 +215,6 @@ def test_what_cannot_be_made_is_refused_before_the_work(models, primaries, sampl
         ("a.root", {"work": Work(device="abacus")}, "device 'abacus' is not available"),
     ):
         with pytest.raises(ValueError, match=said):
-            generate(models, primaries, str(tmp_path / out), quiet=True, **more)
+            generate(Generate(models, primaries, str(tmp_path / out), quiet=True, **more))
     assert not sampled
     assert [path.name for path in tmp_path.iterdir()] == ["primaries.root"]

@@ -9,8 +9,9 @@ import torch
 from calosim.flows import FlowConfig
 from calosim.models.photon_sum import PhotonSum
 from calosim.models.teacher import Teacher
+from calosim.options import Requantization
 from calosim.representations import PixelConfig
-from calosim.simulation.simulator import FastSimulator, Requantization, devices_of, pick_device
+from calosim.simulation.simulator import FastSimulator, devices_of, pick_device
 
 ROWS = 6
 

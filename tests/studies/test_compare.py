@@ -9,10 +9,10 @@ import pytest
 
 from calosim.__main__ import main
 from calosim.data.root import write
+from calosim.options import Execution
 from calosim.simulation.simulator import FastSimulator
 from calosim.slurm import Slurm
 from calosim.studies import compare
-from calosim.studies.run import Execution
 
 
 def test_where_it_runs_is_read_from_options_and_files(tmp_path, monkeypatch):

@@ -7,9 +7,9 @@ import shutil
 import pytest
 import yaml
 
+from calosim.options import Execution
 from calosim.studies.ensemble import _best, make_ensemble
 from calosim.studies.plan import Study
-from calosim.studies.run import Execution
 
 
 @pytest.fixture

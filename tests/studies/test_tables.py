@@ -9,6 +9,7 @@ import pytest
 
 from calosim.io import read_csv
 from calosim.models.shower import ShowerModel
+from calosim.options import Compare
 from calosim.studies import tables
 from calosim.studies.compare import compare
 from calosim.studies.plan import Study
@@ -42,7 +43,7 @@ def test_speeds_are_milliseconds(evaluated):
 
 @pytest.fixture
 def written(evaluated, tmp_path, capsys):
-    compare(str(evaluated), resamples=2000, quiet=True)
+    compare(Compare(str(evaluated), resamples=2000, quiet=True))
     return tmp_path / "out"
 
 
@@ -72,7 +73,7 @@ def test_tables_show_who_is_better(written):
 def test_few_primaries_are_said(evaluated, tmp_path, monkeypatch, capsys):
     for module in ("statistics", "tables"):
         monkeypatch.setattr(f"calosim.studies.{module}.LEAST_PRIMARIES", 1000)
-    compare(str(evaluated), resamples=100, quiet=True)
+    compare(Compare(str(evaluated), resamples=100, quiet=True))
     text = (tmp_path / "out" / "comparison.md").read_text()
     assert "With fewer than 1000 there are no intervals" in text
     assert "## Winners" not in text
