@@ -11,6 +11,7 @@ import inspect
 import io
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,10 +50,16 @@ def write(folder: Path) -> None:
 
 
 def commands() -> str:
-    """What every subcommand says of itself."""
-    from calosim.__main__ import VERBS
+    """What every subcommand says of itself; of trainings that share their options, what is their own."""
+    from calosim.__main__ import SUBCOMMANDS
 
-    return "\n".join(f"## {verb}\n\n```text\n{help_of(verb)}\n```\n" for verb in VERBS)
+    told = {name: help_of(name) for name in SUBCOMMANDS}
+    options = {name: re.split(r"\n(?=  -|\S)", text) for name, text in told.items()}
+    for name, (usage, *own) in options.items():
+        others = [text for text in own if text not in options["fit"]]
+        if name != "fit" and len(others) < len(own) / 2:
+            told[name] = "\n".join([usage, "", "The options of fit, and", "", *others])
+    return "\n".join(f"## {name}\n\n```text\n{text}\n```\n" for name, text in told.items())
 
 
 def help_of(*words: str) -> str:

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,12 @@ import pytest
 from calosim.cli.words import checked
 
 import calosim
+<<<<<<< HEAD
 from calosim.__main__ import VERBS, main
+=======
+from calosim.__main__ import SUBCOMMANDS, main
+from calosim.cli.tools import check
+>>>>>>> 500dde2 (Pages and their tests follow the command's parsers)
 from calosim.data.record import FEATURES
 from calosim.detectors import DETECTORS
 
@@ -74,7 +80,7 @@ def lines_of(text: str) -> Iterator[list[str]]:
 
 
 def written(page: Path) -> list[list[str]]:
-    """All command lines of a page: those of its blocks, and `calosim VERB ...` in its sentences and tables."""
+    """All command lines of a page: those of its blocks, and `calosim SUBCOMMAND ...` in its sentences and tables."""
     text = page.read_text("utf-8")
     found = [words for block in blocks(page) if block.language in ("bash", "text") for words in lines_of(block.text)]
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
@@ -105,18 +111,22 @@ def reader(tmp_path, monkeypatch) -> Path:
 
 def parse(words: list[str]) -> None:
     """Has the command's own parser read a line."""
-    verb, *rest = words
+    subcommand, *rest = words
     rest = ["conf/teacher.yaml" if re.fullmatch(r"(runs|demo)/.*config\.yaml", word) else word for word in rest]
-    checked([verb, *rest])
+    if subcommand == "submit":
+        assert main([subcommand, *rest, *(["--dry-run"] if "--dry-run" not in rest else [])]) == 0
+    else:
+        with suppress(SystemExit):  # of a help
+            check(subcommand, rest)
 
 
 @pytest.mark.parametrize("page", named([page for page in PAGES if commands(page)]))
 def test_every_command_is_one_that_the_parser_takes(page, reader):
     for words in commands(page):
-        if words[0] == "VERB" or words[0] in ("--help", "--version"):
+        if words[0] == "SUBCOMMAND" or words[0] in ("--help", "--version"):
             continue
-        assert words[0] in VERBS, words
-        in_full = not re.search(r"[A-Z]{3}|VERB|\.\.\.|--help", " ".join(words)) and len(words) > 1
+        assert words[0] in SUBCOMMANDS, words
+        in_full = not re.search(r"[A-Z]{3}|\.\.\.|--help", " ".join(words)) and len(words) > 1
         if in_full:
             parse(words)
 
@@ -241,7 +251,7 @@ def test_the_reference_is_read_from_the_code(tmp_path, monkeypatch):
     (tmp_path / "api" / "gone.rst").touch()
     generate.write(tmp_path)
     helps, settings = ((tmp_path / f"_{name}.md").read_text("utf-8") for name in ("commands", "settings"))
-    assert all(f"## {verb}\n" in helps for verb in VERBS)
+    assert all(f"## {subcommand}\n" in helps for subcommand in SUBCOMMANDS)
     assert {"--run", "--requantization"} <= set(helps.split())
     assert str(ROOT) not in helps
     assert all(f"### {file.relative_to(ROOT).as_posix()}\n" in settings for file in (ROOT / "conf").rglob("*.yaml"))
@@ -294,14 +304,16 @@ def test_lessons_run_from_top_to_bottom(page, reader, run_folders, root_file, ca
 
 def run(words: list[str], capfd) -> None:
     """Runs a reader's command, made small."""
-    verb, *rest = words
-    rest += shlex.split(SMALL.get(verb, ""))
-    if verb == "simulate" and not Path(rest[rest.index("--primaries") + 1]).exists():
+    subcommand, *rest = words
+    rest += shlex.split(SMALL.get(subcommand, ""))
+    if subcommand == "simulate" and not Path(rest[rest.index("--primaries") + 1]).exists():
         rest += ["--primaries", "100"]
     if "--ckpt_path" in rest:
         rest = [*rest, "--trainer.max_epochs", "2"]
-    if "pixels" in " ".join(rest) and verb == "fit":
+    if "pixels" in " ".join(rest) and subcommand == "fit":
         rest += ["--model.flow.hidden", "[8,8]", "--model.flow.transforms", "1"] if "conf/teacher.yaml" in rest else []
-    if "--quiet" in rest and verb in ("export", "ensemble"):
+    if "--quiet" in rest and subcommand in ("export", "ensemble"):
         rest.remove("--quiet")
-    assert main([verb, *rest]) == 0, f"calosim {shlex.join([verb, *rest])}\n{capfd.readouterr().err[-2000:]}"
+    assert main([subcommand, *rest]) == 0, (
+        f"calosim {shlex.join([subcommand, *rest])}\n{capfd.readouterr().err[-2000:]}"
+    )
