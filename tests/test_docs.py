@@ -16,12 +16,8 @@ import pytest
 from calosim.cli.words import checked
 
 import calosim
-<<<<<<< HEAD
-from calosim.__main__ import VERBS, main
-=======
 from calosim.__main__ import SUBCOMMANDS, main
 from calosim.cli.tools import check
->>>>>>> 500dde2 (Pages and their tests follow the command's parsers)
 from calosim.data.record import FEATURES
 from calosim.detectors import DETECTORS
 
