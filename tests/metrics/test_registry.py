@@ -20,8 +20,8 @@ from calosim.io import write_json, write_npz
 from calosim.metrics.bootstrap import resampled_mean
 from calosim.metrics.registry import METRICS, Metric, definition_table, definitions
 from calosim.particles import groups
-from calosim.studies.layout import Row, Table
-from calosim.studies.statistics import fill_cells, winners
+from calosim.studies.plan import Table
+from calosim.studies.statistics import Row, fill_cells, winners
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
