@@ -140,8 +140,8 @@ def _check_evaluation(step: Step) -> None:
     differs = difference(made, {key: wanted[key] for key in made})
     if not differs:
         split = Run(step.options["shower"]).split
-        trained, judged = split and split["data_hash"], evaluation.record["data"]["data_hash"]
-        differs = f"data of hash {judged} instead of {trained}" if split and trained != judged else ""
+        trained, found = split and split["data_hash"], evaluation.record["data"]["data_hash"]
+        differs = f"data of hash {found} instead of {trained}" if split and trained != found else ""
     if differs:
         raise ValueError(
             f"{step.folder}: finished with other settings than the plan's (it has {differs}); remove the folder {_ADVICE}"

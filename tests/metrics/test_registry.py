@@ -7,7 +7,6 @@ import io
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,11 +95,9 @@ def test_an_evaluation_without_the_metric_is_named(evaluations, monkeypatch):
 
 
 def test_a_plan_may_name_all_that_is_registered(toy):
-    plan = SimpleNamespace(entries={"table": {"metrics": list(METRICS)}}, path="plan", trainings={})
-    assert Table.of(plan).metrics == list(METRICS)
-    plan.entries["table"]["metrics"] = ["tea"]
+    assert Table.of(Path("plan"), {"metrics": list(METRICS)}, {}).metrics == list(METRICS)
     with pytest.raises(ValueError, match=r"unknown metric 'tea'; expected ws, mae_cond, .*, toy"):
-        Table.of(plan)
+        Table.of(Path("plan"), {"metrics": ["tea"]}, {})
 
 
 def test_every_number_is_told_in_the_words_of_the_readme():

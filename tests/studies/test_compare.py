@@ -41,12 +41,12 @@ def test_a_whole_study_with_its_ensemble(tmp_path, make_showers, make_plan, caps
         "gd": {"each": each, "config": ["conf/finetune/gd.yaml"], "options": tune},
         "broken": {"config": config, "options": {**teacher, "data.particle": "muon"}},
     }
-    judge = {"runs": 2, "responses": 2, "rows": 30, "rows_of_each": 12, "requantization": "best", "references": False}
+    options = {"runs": 2, "responses": 2, "rows": 30, "rows_of_each": 12, "requantization": "best", "references": False}
     plan = make_plan(
         common={"data.files": [str(tmp_path / "zn.root")], "trainer.max_epochs": 1},
         trainings=trainings,
-        evaluate={**judge, "photons": ["{photons}"]},
-        validate={**judge, "runs": 1},
+        evaluate={**options, "photons": ["{photons}"]},
+        validate={**options, "runs": 1},
         table={
             "particles": ["all", "gamma", "neutron"],
             "reference": "base",
@@ -73,7 +73,7 @@ def test_a_whole_study_with_its_ensemble(tmp_path, make_showers, make_plan, caps
         out=str(tmp_path / "second"),
         uses=["plan.yaml"],
         trainings={"teacher": {"use": "base"}},
-        evaluate={**judge, "runs": 1},
+        evaluate={**options, "runs": 1},
     )
     assert main(["compare", "--plan", str(other), "--dry_run"]) == 0
     listing = capsys.readouterr().out

@@ -75,8 +75,8 @@ def test_names_stand_for_values_and_run_folders(tmp_path, make_plan):
             "evaluate": False,
         },
     }
-    judge = {"runs": 2, "photons": ["{base}"]}
-    plan = Study(make_plan(trainings=trainings, common={"data.files": ["x.root"]}, evaluate=judge))
+    evaluate = {"runs": 2, "photons": ["{base}"]}
+    plan = Study(make_plan(trainings=trainings, common={"data.files": ["x.root"]}, evaluate=evaluate))
     assert {label: [step.name for step in steps] for label, steps in plan.runs.items()} == {
         "base": ["base"],
         "gd": ["gd-gamma-1", "gd-gamma-2", "gd-lambda-1", "gd-lambda-2"],
