@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from calosim.cli.words import checked
 
 import calosim
 from calosim.__main__ import SUBCOMMANDS, main
