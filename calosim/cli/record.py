@@ -24,8 +24,8 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from calosim.data.datamodule import generated
 from calosim.io import atomic_write, read_npz, write_json, write_npz
 from calosim.loggers import MLflow
+from calosim.models.base import split_unlike
 from calosim.models.checkpoints import read_checkpoint
-from calosim.models.provenance import split_unlike
 from calosim.runs import FORMAT, Run, identity, origin
 from calosim.slurm import listen, own_job, requeue, told
 

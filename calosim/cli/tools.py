@@ -27,7 +27,7 @@ TOOLS: dict[str, tuple[type, str]] = {
     "generate": (options.Generate, "calosim.simulation.generate:generate"),
     "merge": (options.Merge, "calosim.simulation.generate:merge"),
     "evaluate": (options.Evaluate, "calosim.evaluation.evaluate:evaluate"),
-    "ensemble": (options.Ensemble, "calosim.simulation.ensemble:save_ensemble"),
+    "ensemble": (options.Ensemble, "calosim.simulation.simulator:save_ensemble"),
     "explain": (options.Explain, "calosim.explain.explain:explain"),
     "report": (options.Report, "calosim.report.report:report"),
     "export": (options.Export, "calosim.export.o2:export"),

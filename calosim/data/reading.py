@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from calosim.data.arrays import SUFFIXES, Hdf5Writer, hdf5_source, npz_header, npz_source
 from calosim.data.extract import column_pieces, count_lines, is_table, pair_texts, text_source
-from calosim.data.hdf5 import SUFFIXES, Hdf5Writer, hdf5_source
-from calosim.data.npz import npz_header, npz_source
 from calosim.data.o2sim import o2sim_source
 from calosim.data.record import (
     COLUMNS,

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from calosim.evaluation.channels import CHANNELS, VARIANT_CODES, monte_carlo
 from calosim.evaluation.references import Floors, Nearest
-from calosim.evaluation.samples import Judgement, Work, load_models, packed
+from calosim.evaluation.samples import CHANNELS, VARIANT_CODES, Judgement, Work, load_models, monte_carlo, packed
 from calosim.evaluation.selection import Selection, check_splits, select_rows, trained_data
 from calosim.evaluation.stored import Evaluation
 from calosim.evaluation.sums import ACCEPTANCE, PHOTON_SUMS, draw_acceptance

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from calosim.io import read_json
-from calosim.models.base import CalosimModule
-from calosim.models.provenance import Lineage, first_not_finite, joined
+from calosim.models.base import CalosimModule, Lineage, first_not_finite, joined
 from calosim.runs import FORMAT, Run, renamed
 
 __all__ = [

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from calosim import rng
 from calosim.flows import FlowChanges, prune
-from calosim.models.base import fit_sample, step_keys
+from calosim.models.base import fit_sample, joined, step_keys
 from calosim.models.losses import CHANNEL_POWERS, StudentLosses, channel_loss, distillation, shower_center
-from calosim.models.provenance import joined
 from calosim.models.shower import FlowModel
 from calosim.representations import RepresentationConfig, SplitConfig, from_plain
 from calosim.representations.distillation import Paired

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import shutil
 import signal
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
@@ -21,18 +25,19 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from calosim.data.record import check_primaries, row_name
-from calosim.io import read_json
+from calosim.io import atomic_write, read_json, take_place, temporary_folder, write_json
 from calosim.models.acceptance import Acceptance
-from calosim.models.base import CalosimModule, evaluating
-from calosim.models.checkpoints import digest
+from calosim.models.base import CalosimModule, evaluating, joined, not_seen
+from calosim.models.checkpoints import digest, lineages, read_checkpoint, weights_of
 from calosim.models.photon_sum import PhotonSum
-from calosim.models.provenance import not_seen
 from calosim.models.shower import ShowerModel
-from calosim.particles import particle_name
+from calosim.options import Ensemble
+from calosim.particles import particle_code, particle_name
 from calosim.processes import look_here_last, one_thread
-from calosim.runs import Run, renamed
+from calosim.runs import Run, origin, renamed
 
-__all__ = ["FastSimulator", "devices_of", "pick_device", "read_ensemble"]
+__all__ = ["FastSimulator", "devices_of", "pick_device", "read_ensemble", "save_ensemble"]
+
 
 #: Of fewer rows a call costs more than what they have to do.
 _LEAST_ROWS = 32
@@ -239,7 +244,7 @@ class FastSimulator:
             pdg: PDG codes with shape (N,).
 
         Returns:
-            How many there are, by model and reason; see :func:`calosim.models.provenance.not_seen`.
+            How many there are, by model and reason; see :func:`calosim.models.base.not_seen`.
         """
         counts: dict[str, int] = {}
         own: dict[CalosimModule, Any] = dict(self.groups(pdg))
@@ -389,3 +394,80 @@ def _answer(
 ) -> np.ndarray:
     """A process's share of a sample."""
     return _OWN[0].sample(particles, pdg, seed, rows, sums, batch_size)
+
+
+def save_ensemble(options: Ensemble) -> None:
+    """Makes a folder of models that simulate together: one for each of some particles, the default for all others.
+
+    Raises:
+        ValueError: If the folder exists, a particle is unknown, or the models do not fit together.
+    """
+    folder, default, members, photons = options.folder, options.default, options.members, options.photons
+    target = Path(folder)
+    if target.exists():
+        raise ValueError(f"{folder}: exists already; expected a new folder for the ensemble")
+    codes = {particle_code(name): Run(run) for name, run in members.items()}
+    if len(codes) < len(members):
+        raise ValueError(
+            f"expected one member for each particle, got one particle twice among {', '.join(map(str, members))}"
+        )
+    for code, run in codes.items():
+        line = lineages(run.checkpoint)
+        if line and (trained := line[-1]["particle"]) not in (None, code):
+            raise ValueError(
+                f"{run.folder}: expected a member trained on {particle_name(code)} or on all particles, got one of "
+                f"{particle_name(trained)}"
+            )
+    # Loaded once here, so that what does not fit together is refused by its own name.
+    together = FastSimulator(
+        ShowerModel.load(default),
+        PhotonSum.load(photons) if photons else None,
+        options.requantization.by_code(),
+        {code: ShowerModel.load(run.checkpoint) for code, run in codes.items()},
+    )
+    sources = {"default.ckpt": Run(default)}
+    sources |= {f"{particle_name(code)}.ckpt": run for code, run in codes.items()}
+    if photons:
+        sources["photons.ckpt"] = Run(photons)
+    record = origin() | {
+        "default": "default.ckpt",
+        "members": {str(code): f"{particle_name(code)}.ckpt" for code in codes},
+        "photons": "photons.ckpt" if photons else None,
+        "requantization": {str(code): method for code, method in together.requantization.items()},
+        "sources": {name: str(run.checkpoint.resolve()) for name, run in sources.items()},
+        "weights": weights_of((run.checkpoint for run in sources.values()), target),
+    }
+    with temporary_folder(target.parent, folder) as temporary:
+        made = temporary / target.name
+        made.mkdir()
+        for name, run in sources.items():
+            atomic_write(made / name, _inference_only(run.checkpoint))
+        write_json(made / Run.ENSEMBLE, record)
+        runs = list(sources.values())
+        if None not in (splits := [run.split for run in runs]) and all(s == splits[0] for s in splits):
+            shutil.copyfile(runs[0] / Run.CONFIG, made / Run.CONFIG)
+            write_json(made / Run.RECORD, {**runs[0].record, **_making(sources)})
+        take_place(made, target)
+    names = ", ".join(particle_name(code) for code in codes)
+    print(
+        f"{folder}: {len(codes)} members ({names}) beside the default, {'with' if photons else 'without'} a photon-sum model"
+    )
+
+
+def _making(sources: dict[str, Run]) -> dict[str, Any]:
+    """What an ensemble's record says of how it was made, in the place of how its default model was trained."""
+    return origin(torch=torch.__version__) | {
+        "command": sys.argv[1:],
+        "model": "Ensemble",
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "members": {name: str(run.checkpoint.resolve()) for name, run in sources.items()},
+        "ancestors": joined(*(lineages(run.checkpoint) for run in sources.values())),
+    }
+
+
+def _inference_only(path: Path) -> bytes:
+    """A checkpoint's bytes without optimizers, schedulers and loops."""
+    checkpoint = read_checkpoint(path)
+    stream = io.BytesIO()
+    torch.save({key: checkpoint[key] for key in ("calosim", "state_dict", "epoch") if key in checkpoint}, stream)
+    return stream.getvalue()

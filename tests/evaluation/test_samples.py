@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from calosim.detectors import get_detector
-from calosim.evaluation.channels import measure
-from calosim.evaluation.samples import best_requantizations, packed, radial_profile, sample
+from calosim.evaluation.samples import best_requantizations, measure, packed, radial_profile, sample
 from calosim.metrics.bootstrap import LEAST_PRIMARIES
 from calosim.models.shower import ShowerModel
 

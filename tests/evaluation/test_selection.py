@@ -21,7 +21,7 @@ from calosim.evaluation.selection import (
 from calosim.models.finetune import FineTune
 from calosim.options import Ensemble
 from calosim.runs import Run
-from calosim.simulation.ensemble import save_ensemble
+from calosim.simulation.simulator import save_ensemble
 
 
 def test_rank_within_counts_earlier_rows():

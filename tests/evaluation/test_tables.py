@@ -8,9 +8,8 @@ import io
 import numpy as np
 import pytest
 
-from calosim.evaluation.channels import measure
 from calosim.evaluation.evaluate import as_csv, as_markdown
-from calosim.evaluation.samples import sample
+from calosim.evaluation.samples import measure, sample
 from calosim.evaluation.sums import photon_report
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from calosim import FastSimulator
-from calosim.evaluation.channels import unrounded_channels
 from calosim.evaluation.evaluate import evaluate
+from calosim.evaluation.samples import unrounded_channels
 from calosim.evaluation.selection import select_rows
 from calosim.evaluation.stored import Evaluation
 from calosim.io import read_npz

@@ -7,7 +7,7 @@ import torch
 
 from calosim.flows import InverseSplits, mixture
 from calosim.flows.splits import MaskedSplits, log_density, share_of_noise
-from calosim.representations.tree import SplitTree
+from calosim.representations.splits import SplitTree
 
 NODES, CONTEXT = 15, 3
 SOURCE = torch.tensor([-1] + [(j - 1) // 2 for j in range(1, NODES)])

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calosim.evaluation.channels import CHANNELS, measure
 from calosim.evaluation.evaluate import as_csv
-from calosim.evaluation.samples import packed, sample
+from calosim.evaluation.samples import CHANNELS, measure, packed, sample
 from calosim.evaluation.stored import Evaluation
 from calosim.io import write_json, write_npz
 from calosim.metrics.bootstrap import resampled_mean

@@ -11,8 +11,7 @@ from scipy import stats
 from calosim import rng
 from calosim.detectors import DETECTORS
 from calosim.flows import FlowConfig, stages
-from calosim.representations.splits import EventNetwork, LevelSplits, SplitConfig, SplitRepresentation
-from calosim.representations.tree import SplitTree
+from calosim.representations.splits import EventNetwork, LevelSplits, SplitConfig, SplitRepresentation, SplitTree
 
 HIDDEN, ROWS = 16, 3
 

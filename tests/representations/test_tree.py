@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from calosim.representations.tree import SplitTree
 
 SHAPES = [(44, 44), (56, 30), (30, 30), (7, 13), (1, 7), (5, 1), (3, 3), (2, 1), (1, 1)]

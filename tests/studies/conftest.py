@@ -10,8 +10,7 @@ import yaml
 
 from calosim.cli.train import resolved
 from calosim.data.cache import content_hash
-from calosim.evaluation.channels import measure
-from calosim.evaluation.samples import packed, sample
+from calosim.evaluation.samples import measure, packed, sample
 from calosim.evaluation.stored import Evaluation
 from calosim.io import write_json, write_npz
 from calosim.runs import FORMAT, Run
