@@ -12,8 +12,7 @@ from calosim.models.checkpoints import older
 from calosim.options import Ensemble, Execution, Requantization
 from calosim.particles import particle_code
 from calosim.runs import Run, difference, identity
-from calosim.simulation.ensemble import save_ensemble
-from calosim.simulation.simulator import read_ensemble
+from calosim.simulation.simulator import read_ensemble, save_ensemble
 from calosim.studies.plan import ENSEMBLE, Step, Study, command_words
 from calosim.studies.run import run_steps
 from calosim.studies.statistics import mean_ranks

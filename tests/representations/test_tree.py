@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from calosim.representations.tree import SplitTree
+
+from calosim.representations.splits import SplitTree
 
 SHAPES = [(44, 44), (56, 30), (30, 30), (7, 13), (1, 7), (5, 1), (3, 3), (2, 1), (1, 1)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
