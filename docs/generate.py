@@ -91,7 +91,7 @@ def settings() -> str:
 
 def metrics() -> str:
     """The table of the metrics, in the words of the code."""
-    from calosim.evaluation.definitions import definition_table
+    from calosim.metrics.registry import definition_table
 
     return definition_table() + "\n"
 

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 import subprocess
 import sys
-from contextlib import suppress
-from dataclasses import fields, is_dataclass
-from pathlib import Path
 
 import pytest
 
-from calosim import options
-from calosim.__main__ import SUBCOMMANDS
 from calosim.cli.parser import one_line
-from calosim.cli.tools import TOOLS, _parted, check, resolved, submit
+from calosim.cli.tools import TOOLS, check, resolved, submit
 from calosim.cli.train import parsed
 from calosim.cli.train import resolved as trained
 from calosim.io import read_yaml, shipped_config
@@ -185,48 +178,3 @@ def test_every_shipped_file_has_known_settings():
         parsed("fit", [*([] if name else ["--model", of]), "-c", str(file), *needs])
     for tool in ("simulate", "evaluate", "explain"):
         check(tool, ["-c", f"conf/demo/{tool}.yaml", "--out", "x", *(["--photons", "p"] if tool == "explain" else [])])
-
-
-def test_commands_of_the_readme_have_known_options():
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    text = re.sub(r"(?m)root …$", "root --out …", text)  # and so on
-    commands = re.findall(r"^calosim (\w.*)$", text, re.MULTILINE)
-    found = [shlex.split(line.split("  #")[0], comments=True) for line in commands if line.split()[0] in SUBCOMMANDS]
-    assert len(found) > 12
-    for subcommand, *words in found:
-        if "runs/teacher/wide/config.yaml" in words:
-            continue  # which a reader has by then
-        init = ["--model.init_from", "x"] if any("conf/finetune" in word for word in words) else []
-        if subcommand == "submit":
-            subcommand, *words = _parted(words)[1]
-        with suppress(SystemExit):  # after a help
-            check(subcommand, [*words, *init])
-
-
-# -- help --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("subcommand", TOOLS)
-def test_a_tool_explains_all_its_options(subcommand, capsys, command):
-    assert command(subcommand, "--help") == 0
-    text = capsys.readouterr().out
-    kinds = [TOOLS[subcommand][0]]
-    for kind in kinds:
-        for field in fields(kind):
-            inner = getattr(options, str(field.type), None)
-            if is_dataclass(inner):
-                kinds.append(inner)
-            else:
-                assert re.search(rf"^  --{field.name}\b[^(]*\S[^(]+\(", text, re.MULTILINE), field.name
-
-
-@pytest.mark.parametrize("words", [["--help"], ["--model.help", "Teacher"]])
-def test_a_training_explains_its_options(words, capsys, command):
-    assert command("fit", *words) == 0
-    text = capsys.readouterr().out
-    known = (
-        ["--model.representation"]
-        if "Teacher" in words
-        else ["--data.files", "--trainer.max_epochs", "--run", "PhotonSum"]
-    )
-    assert all(word in text for word in known)

@@ -152,4 +152,4 @@ def test_help_fits_any_terminal(columns, command, monkeypatch, capsys):
 def test_a_command_outlives_its_readers(reader, tmp_path):
     done = shell(f"calosim {' '.join(SMALL)} --out s.root {reader}", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert {path.name for path in tmp_path.iterdir()} == {"s.root", "s.root.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"s.root"}

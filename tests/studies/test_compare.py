@@ -18,7 +18,7 @@ from calosim.studies import compare
 def test_where_it_runs_is_read_from_options_and_files(tmp_path, monkeypatch):
     (tmp_path / "cluster.yaml").write_text('{account: plg, time: "4:00:00", more: [qos=long]}')
     seen = {}
-    monkeypatch.setattr(compare, "compare", functools.wraps(compare.compare)(lambda **given: seen.update(given)))
+    monkeypatch.setattr(compare, "compare", functools.wraps(compare.compare)(lambda given: seen.update(vars(given))))
     assert main(["compare", "--plan", "x.yaml", "--jobs", "2"]) == 0
     assert seen["execution"] == Execution(jobs=2)
     words = ["--executor", "slurm", "--slurm", str(tmp_path / "cluster.yaml"), "--slurm.gpus", "2", "--retry"]
