@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -100,10 +100,6 @@ class ShowerModel(CalosimModule):
     def expected(self, points: Tensor, photon_sum: Tensor) -> Tensor:
         """Photons (B, nx, ny) that real numbers stand for before requantization, the expected noise subtracted."""
         raise NotImplementedError
-
-    def sequential(self, particles: Tensor, photon_sum: Tensor) -> tuple[Callable[[], Any], int] | None:
-        """One pass of a network, and how many of them a feature-by-feature sampler takes; None if nobody samples so."""
-        return None
 
     def not_exportable(self) -> str:
         """Why the model cannot be exported as a graph, in words; empty if it can."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -51,7 +48,3 @@ class Teacher(FlowModel):
     def loss(self, batch: dict[str, Tensor], step: int = -1) -> Tensor:
         """The negative log-likelihood, see :meth:`ShowerModel.loss`."""
         return -self.log_likelihood(batch, step)
-
-    def sequential(self, particles: Tensor, photon_sum: Tensor) -> tuple[Callable[[], Any], int] | None:
-        """As the representation does, see :meth:`ShowerModel.sequential`."""
-        return self.representation.sequential(self.flow, self.context(particles, photon_sum))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -164,7 +163,3 @@ class Representation(nn.Module, ABC):
             ValueError: If counts come out exactly.
         """
         raise ValueError("counts come out exactly: there is nothing to requantize")
-
-    def sequential(self, flow: Any, context: Tensor) -> tuple[Callable[[], Any], int] | None:
-        """One pass of the flow, and how many of them a feature-by-feature sampler takes; None if nobody samples so."""
-        return None

@@ -16,7 +16,6 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,11 +196,6 @@ class PixelLogits(Representation):
     def pairing(self, teacher: Any, student: Any) -> PointPairing:
         """Transformation by transformation, see :meth:`Representation.pairing`."""
         return PointPairing(self, teacher, student)
-
-    def sequential(self, flow: Any, context: Tensor) -> tuple[Callable[[], Any], int]:
-        """A pass a pixel, see :meth:`Representation.sequential`."""
-        transform, x = flow(context).transform, context.new_zeros(len(context), self.size)
-        return lambda: transform(x), self.size
 
     def points(self, flow: Any, context: Tensor, keys: Tensor) -> Tensor:
         """Draws logits (B, nx * ny) before they become counts, see :meth:`generate`."""
