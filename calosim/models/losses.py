@@ -109,9 +109,13 @@ class StudentLosses:
             step: The training step, for the ramp of the channel loss; its full weight if not given.
         """
         found = {f"{space}_{part}": w for space in "xz" for part, w in asdict(getattr(self, space)).items()}
+        return {name: w for name, w in found.items() if w} | self.physics(step)
+
+    def physics(self, step: int | None = None) -> dict[str, float]:
+        """The weights of the losses of images among them, see :meth:`weights`."""
         warmup = self.channel.warmup_steps
         ramp = 1.0 if step is None or step >= warmup else (step + 1) / (warmup + 1)
-        found |= {"channel": self.channel.weight * ramp, "center": self.center}
+        found = {"channel": self.channel.weight * ramp, "center": self.center}
         return {name: w for name, w in found.items() if w}
 
 

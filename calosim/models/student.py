@@ -197,7 +197,7 @@ class Student(FlowModel):
     @property
     def row_weights(self) -> tuple[str, ...]:
         """Which of the weights that a callback may put into a batch change anything."""
-        return ("loss_weight", *(("physics_weight",) if self.losses.channel.weight or self.losses.center else ()))
+        return ("loss_weight", *(("physics_weight",) if self.losses.physics() else ()))
 
     def parts(self, batch: dict[str, Tensor], step: int = -1) -> dict[str, Tensor]:
         """The losses of each row: their weighted sum, and each without its weight.
@@ -215,11 +215,11 @@ class Student(FlowModel):
         weights, pairing = self.losses.weights(), self.representation.pairing(self.teacher.flow, self.flow)
         images, context, keys = self.inputs(batch, step)
         parts: dict[str, Tensor] = {}
-        if any(n in weights for n in ("x_outputs", "x_intermediate", "x_parameters", "channel", "center")):
+        if self.losses.physics() or any(name.startswith("x_") for name in weights):
             found = pairing.from_data(images, context, keys)
             parts |= self._compared("x", found)
             parts |= self._physics(batch, cast(Tensor, found.data), found.made)
-        if any(n in weights for n in ("z_outputs", "z_intermediate", "z_parameters")):
+        if any(name.startswith("z_") for name in weights):
             z = rng.normal(step_keys(batch["rows"], rng.TRAINING_STREAM, step), self.representation.size)
             found = pairing.from_noise(z, context, images.flatten(1).sum(1))
             parts |= self._compared("z", found)
@@ -242,7 +242,7 @@ class Student(FlowModel):
         total = torch.zeros_like(next(iter(parts.values())))
         for name, weight in self.losses.weights(step).items():
             if name in parts:
-                of_rows = rows.get("physics_weight", 1.0) if name in ("channel", "center") else 1.0
+                of_rows = rows.get("physics_weight", 1.0) if name in self.losses.physics() else 1.0
                 total = total + weight * of_rows * parts[name]
         return total * rows.get("loss_weight", 1.0)
 
