@@ -47,15 +47,6 @@ BELOW = {
 }
 #: Which file an overlay lies on; others stand alone.
 BASES = {
-    "base.yaml": "photons.yaml",
-    "data/zn.yaml": "photons.yaml",
-    "data/zp.yaml": "photons.yaml",
-    "data/focal_h.yaml": "photons.yaml",
-    "cluster/slurm.yaml": "photons.yaml",
-    "logger/mlflow.yaml": "photons.yaml",
-    "logger/wandb.yaml": "photons.yaml",
-    "demo/photons.yaml": "photons.yaml",
-    "photons/published.yaml": "photons.yaml",
     "demo/teacher.yaml": "teacher.yaml",
     "demo/student.yaml": "student.yaml",
     "representation/pixels.yaml": "teacher.yaml",
@@ -132,7 +123,8 @@ def test_training_configuration(name, tmp_path, monkeypatch, showers_of, teacher
     called: list[object] = []
     if name == "logger/mlflow.yaml":
         monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **_: called.append(words) or [])
-    base = BASES.get(name, name)
+    own = yaml.safe_load((CONF / name).read_text()).get("model") or {}
+    base = BASES.get(name, name if "class_path" in own else "photons.yaml")
     detector = yaml.safe_load((CONF / name).read_text()).get("data", {}).get("detector", "zn")
     model = yaml.safe_load((CONF / base).read_text())["model"]["class_path"]
     layers = [base, *BELOW.get(name, []), *([name] if name != base else [])]

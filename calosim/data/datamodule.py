@@ -158,7 +158,7 @@ class RootDataModule(LightningDataModule):
 
     Args:
         files: One file of showers or several, in any form that ``calosim convert`` reads; ROOT is the usual one.
-        detector: The detector the files must hold: zn, zp or focal_h.
+        detector: The detector the files must hold: its name in calosim/detectors.py, such as zn, zp or focal_h.
         batch_size: Rows of a batch on one process.
         particle: Keep only this particle type, by name (``lambda``) or PDG code (``3122``); all if not given. The split
             is made before the filter, so that a test row of one selection is never a training row of another.
