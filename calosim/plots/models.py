@@ -148,9 +148,14 @@ def comparison(
         for x in range(1, len(columns)):
             axis.axvline(x - 0.5, color="0.85", lw=0.8)
     axes[-1].set_xticks(range(len(columns)), [typeset(column) for column in columns])
-    handles, labels = axes[0].get_legend_handles_labels()
+    named = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(
-        handles, labels, loc="outside upper center", ncols=min(4, len(columns) + 1), fontsize="small", frameon=False
+        named.values(),
+        named.keys(),
+        loc="outside upper center",
+        ncols=min(4, len(columns) + 1),
+        fontsize="small",
+        frameon=False,
     )
     return save(figure, Path(path))
 

@@ -46,8 +46,8 @@ def looks(titles: Iterable[str]) -> dict[str, Look]:
     for title in titles:
         if title.startswith("floor"):
             found[title] = Look(FLOOR, "-." if "same photon sums" in title else "--", "_")
-        elif title.startswith("trivial"):
-            found[title] = Look(TRIVIAL, ":", "x")
+        elif title.startswith(("trivial", "power")):
+            found[title] = Look(TRIVIAL, ":", "x" if title.startswith("trivial") else "+")
         else:
             number = next(models)
             found[title] = Look(COLORS[number % len(COLORS)], "-", MARKERS[number % len(MARKERS)])
