@@ -51,9 +51,9 @@ def run(subcommand: str, words: Sequence[str]) -> None:
         # In the environment, so that commands which a command starts have it too.
         os.environ["CALOSIM_TRUST"] = ",".join(names)
     kind, where = TOOLS[subcommand]
-    told = _made(kind, dict(parser.instantiate(given)))
+    settings = _made(kind, dict(parser.instantiate(given)))
     module, _, name = where.partition(":")
-    getattr(importlib.import_module(module), name)(told)
+    getattr(importlib.import_module(module), name)(settings)
 
 
 def resolved(subcommand: str, words: Sequence[str]) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def _checked(given: Namespace) -> Namespace:
     return expanded(given)
 
 
-def simulate(told: options.Simulate) -> None:
+def simulate(settings: options.Simulate) -> None:
     """Makes showers with the toy Monte Carlo and writes them to a ROOT file.
 
     Raises:
@@ -125,16 +125,16 @@ def simulate(told: options.Simulate) -> None:
     from calosim.montecarlo.simulate import simulate_file
 
     simulate_file(
-        told.out,
-        told.detector,
-        told.primaries,
-        told.responses_per_primary,
-        told.seed,
-        split=told.split,
-        match_sums=told.match_sums,
-        keep_empty=told.keep_empty,
-        workers=told.workers,
-        quiet=told.quiet,
+        settings.out,
+        settings.detector,
+        settings.primaries,
+        settings.responses_per_primary,
+        settings.seed,
+        split=settings.split,
+        match_sums=settings.match_sums,
+        keep_empty=settings.keep_empty,
+        workers=settings.workers,
+        quiet=settings.quiet,
     )
 
 

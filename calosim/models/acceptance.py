@@ -38,6 +38,8 @@ class Acceptance(CalosimModule):
     #: What batches need not hold.
     with_images = False
 
+    loss_name = "cross-entropy"
+
     def __init__(
         self,
         detector: str = "zn",

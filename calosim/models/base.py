@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -242,6 +242,9 @@ class CalosimModule(LightningModule):
 
     small_products = True
 
+    #: What :meth:`loss` is, in words; of most models a sum of their own.
+    loss_name = "loss"
+
     def __init__(
         self,
         detector: str,
@@ -269,6 +272,15 @@ class CalosimModule(LightningModule):
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self.lineage = joined(self.ancestors, lineage_of(data))
             self.seen = primaries_of(data, self.seen_before)
+
+    @property
+    def size(self) -> int:
+        """The number of parameters that a response needs."""
+        return sum(p.numel() for part in self.answering() for p in part.parameters())
+
+    def answering(self) -> Sequence[nn.Module]:
+        """The parts that a response needs; others serve the training alone."""
+        return (self,)
 
     def on_fit_start(self) -> None:
         """Trains with one thread on a CPU where products are small, unless ``OMP_NUM_THREADS`` says how many.

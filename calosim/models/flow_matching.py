@@ -168,6 +168,10 @@ class FlowMatching(ImageModel):
         super().optimizer_step(*args, **kwargs)
         self.averaged.update_parameters(self.velocity)
 
+    def answering(self) -> tuple[nn.Module, ...]:
+        """The averaged network."""
+        return (self.averaged,)
+
     def loss(self, batch: dict[str, Tensor], step: int = -1) -> Tensor:
         """Mean squared error of the velocity over the pixels, of the weights in training or the averaged ones in validation."""
         x, context = self.inputs(batch)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import softplus
 from torch.nn.utils.parametrizations import spectral_norm
@@ -71,6 +71,10 @@ class GAN(ImageModel):
     def logarithms(self, z: Tensor, context: Tensor) -> Tensor:
         """Logarithms log(1 + n), not negative, shape (B, nx, ny), of noise (B, Z) and context (B, C)."""
         return softplus(self.generator(z, context) - DARK)
+
+    def answering(self) -> tuple[nn.Module, ...]:
+        """The generator."""
+        return (self.generator,)
 
     def parts(self, batch: dict[str, Tensor], step: int = -1) -> dict[str, Tensor]:
         """The losses of ``critic`` and ``generator`` in training, the energy score in validation; see :meth:`loss`."""

@@ -297,6 +297,8 @@ class PhotonSum(CalosimModule):
     #: What batches need not hold.
     with_images = False
 
+    loss_name = "negative log-likelihood"
+
     def __init__(
         self,
         detector: str = "zn",

@@ -33,6 +33,8 @@ class Teacher(FlowModel):
           https://arxiv.org/abs/2608.12795
     """
 
+    loss_name = "negative log-likelihood"
+
     def __init__(
         self,
         detector: str = "zn",

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
 from calosim import rng
 from calosim.models.base import step_keys
@@ -74,6 +74,10 @@ class VAE(ImageModel):
         self.noise, shape, context = latent, self.detector.shape, self.features.width
         self.encoder = Encoder(shape, context, 2 * latent, width)
         self.decoder = Decoder(shape, latent + context, width)
+
+    def answering(self) -> tuple[nn.Module, ...]:
+        """The decoder."""
+        return (self.decoder,)
 
     def loss(self, batch: dict[str, Tensor], step: int = -1) -> Tensor:
         """The bound of the negative log-likelihood."""

@@ -41,8 +41,6 @@ __all__ = [
 #: Quantities that are logged in training and validation alike, the first that is there: the losses of students and
 #: Bayesian networks have parts in training, such as weights of rows, that validation has not.
 PAIRS = (("train/kl", "val/kl"), ("train/nll", "val/loss"), ("train/loss", "val/loss"))
-#: What they are, by the model's class: the loss of others is a sum of their own.
-WORDS = {"Teacher": "negative log-likelihood", "PhotonSum": "negative log-likelihood", "Acceptance": "cross-entropy"}
 DIVERGENCE = "divergence from the teacher"
 UNITS = {"splits": "nats an image", "pixels": "nats a pixel"}
 CAPTION = (
@@ -64,9 +62,8 @@ def curves(folders: Sequence[Path]) -> Section:
     short = [folder_name(folder) for folder in folders]
     for run, name in sorted(zip(map(Run, folders), short, strict=True), key=lambda found: _place(found[0])):
         called = str(run.folder) if short.count(name) > 1 else name
-        model = run.record["model"].replace("FineTune", "Teacher")  # the same likelihood
-        kind = ", ".join(filter(None, (model, run.record.get("representation"))))
-        for label, curve in _logged(run, model).items():
+        kind = ", ".join(filter(None, (run.record["model"], run.record.get("representation"))))
+        for label, curve in _logged(run).items():
             rows = "all particles" if run.particle is None else particle_symbol(run.particle)
             title = f"{rows}: channels" if label.startswith("WS") else rows
             panel = kinds.setdefault(kind, {}).setdefault(title, Panel(label, {}))
@@ -85,7 +82,7 @@ def _place(run: Run) -> int:
     return order.index(run.particle) if run.particle in order else len(order)
 
 
-def _logged(run: Run, model: str) -> dict[str, Curve]:
+def _logged(run: Run) -> dict[str, Curve]:
     """A run's curves by what they show: its loss, and the distance of channels if a callback measured it."""
     from calosim.plots import Curve
 
@@ -97,7 +94,7 @@ def _logged(run: Run, model: str) -> dict[str, Curve]:
     losses = series("val/loss")
     best = min(losses, key=lambda point: point[1])[0] if losses else None
     train, val = next(((t, v) for t, v in PAIRS if series(t) and series(v)), PAIRS[-1])
-    said = DIVERGENCE if val == "val/kl" else WORDS.get(model, "loss")
+    said = DIVERGENCE if val == "val/kl" else run.record.get("loss", "loss")
     unit = UNITS.get(run.record.get("representation") or "", "nats" if said != "loss" else "")
     found = {", ".join(filter(None, (said, unit))): Curve(series(train), series(val), best)}
     if len(distances := series("val/ws")) > 1:  # a point alone is no curve

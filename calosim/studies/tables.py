@@ -109,7 +109,7 @@ def measure_speeds(study: Study, quiet: bool) -> dict[str, dict[str, float]]:
             showers = data.showers("test", np.arange(min(max(BATCHES), len(data.rows("test")))))
             measured[label].append(generation_times(models[label], showers))
     return {
-        label: {"parameters": sum(p.numel() for p in models[label].parameters())}
+        label: {"parameters": models[label].size}
         | {key: float(np.median([one[key] for one in times])) for key in times[0]}
         for label, times in measured.items()
     }

@@ -226,3 +226,8 @@ def test_the_critic_learns_from_the_cut_off_image_and_the_generator_from_the_hel
         assert all(g is None for g in gradients)
         own = torch.autograd.grad(parts[name].mean(), list(getattr(model, name).parameters()), retain_graph=True)
         assert any(g.abs().sum() > 0 for g in own)
+
+
+def test_a_response_needs_a_part_of_the_parameters(make):
+    model = make()
+    assert 0 < model.size < sum(p.numel() for p in model.parameters())

@@ -23,6 +23,8 @@ from calosim.report.sections import (
 )
 from calosim.runs import FORMAT, Run
 
+LOSSES = {"Teacher": "negative log-likelihood", "PhotonSum": "negative log-likelihood"}
+
 
 @pytest.fixture
 def panels(monkeypatch, tmp_path):
@@ -35,7 +37,13 @@ def panels(monkeypatch, tmp_path):
             calosim.plots, "training_curves", lambda shown, path: drawn.append(shown) or draw(shown, path)
         )
         for name, (model, particle, columns) in runs.items():
-            record = {"format": FORMAT, "model": model, "representation": None, "data": {"particle": particle}}
+            record = {
+                "format": FORMAT,
+                "model": model,
+                "loss": LOSSES.get(model, "loss"),
+                "representation": None,
+                "data": {"particle": particle},
+            }
             write_json(tmp_path / name / Run.RECORD, record)
             lines = list(zip(*columns.values(), strict=True))
             atomic_write(
@@ -65,7 +73,7 @@ def test_training_and_validation_are_of_the_same_quantity(panels):
 
 def test_panels_are_of_one_particle_type_in_the_order_of_the_study(panels):
     logged = {"train/loss": [5, 4], "val/loss": [4, 3], "val/ws": [1, ""]}
-    kinds = {"gd": ("FineTune", 3122), "dg": ("FineTune", 22), "own": ("Teacher", 3122), "all": ("Teacher", None)}
+    kinds = {"gd": ("Teacher", 3122), "dg": ("Teacher", 22), "own": ("Teacher", 3122), "all": ("Teacher", None)}
     found = panels({name: (*kind, logged) for name, kind in kinds.items()})
     assert list(found) == ["Teacher"]
     names = {title: [run.rpartition("/")[2] for run in panel.runs] for title, panel in found["Teacher"].items()}
