@@ -174,7 +174,10 @@ class Student(FlowModel):
             ValueError: If there is none.
         """
         if not self._teacher:
-            raise ValueError("expected a teacher to learn from: --model.init_from RUN_FOLDER, got none")
+            raise ValueError(
+                "expected a teacher to learn from: --model.init_from RUN_FOLDER, got none; what is fine-tuned is the teacher, from "
+                "which a student is distilled that may begin with this one, --model.start"
+            )
         return self._teacher[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Student:
