@@ -175,8 +175,8 @@ class Student(FlowModel):
         """
         if not self._teacher:
             raise ValueError(
-                "expected a teacher to learn from: --model.init_from RUN_FOLDER, got none; what is fine-tuned is the teacher, from "
-                "which a student is distilled that may begin with this one, --model.start"
+                "expected a teacher to learn from: --model.init_from RUN_FOLDER, got none; what is fine-tuned is the teacher, of "
+                "which a student is distilled, which may begin with this one, --model.start"
             )
         return self._teacher[0]
 
