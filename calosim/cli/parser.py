@@ -257,13 +257,13 @@ def _innermost(text: str, dashes: str) -> str:
     for line in text.splitlines():
         depth, words = len(line) - len(line.lstrip()), line.strip()
         outer = [entry for entry in path if entry[0] < depth]
-        if key := re.match(r"(?:- )?(?:Parser key \"(.+)\"|Problem with given class_path '(.+)'):", words):
+        if key := re.search(r"(?:Parser key \"(.+?)\"|Problem with given class_path '(.+?)'):$", words):
             path = [*outer, (depth, key[1] or "", key[2] or "")]
         elif words.startswith("Subtypes: "):
             kinds = re.findall(r"<class '([\w.]+)'>", words)
         elif value := re.match(r"Given value: (.*)", words):
             given = given or value[1]
-        elif (leaf := _LEAF.match(words)) or re.match(r"- .*: expected ", words):
+        elif (leaf := _LEAF.match(words)) or re.match(r"- (?!Does not validate)", words):
             classes = [entry[2] for entry in outer if entry[2]]
             name = ".".join(entry[1] for entry in outer if entry[1])
             found.append((name, classes[-1] if classes else "", leaf[1] if leaf else words[2:]))
@@ -299,6 +299,7 @@ def _innermost(text: str, dashes: str) -> str:
 
 def _plain(words: str) -> str:
     """A message of jsonargparse in fewer words."""
+    words = re.sub(r"\. Got value: Namespace\(.*", "", words)  # around what was said already
     return re.sub(r"^Expected an? (.*?)\. Got value: (.*)$", lambda m: f"expected {_kind(m[1])}, got {m[2]}", words)
 
 

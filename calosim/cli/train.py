@@ -131,7 +131,7 @@ class CalosimCLI(LightningCLI):
         if self.words is None:
             raise _Ready(own)
         outer = vars(own).pop("parent_parser")  # which alone would answer to --print_config
-        self.config = Namespace({"subcommand": self.only, self.only: parse(own, self.words)})
+        self.config = Namespace({"subcommand": self.only, self.only: _parse(own, self.words)})
         vars(own)["parent_parser"] = outer
 
     def _parse_ckpt_path(self) -> None:
@@ -292,7 +292,14 @@ def parsed(subcommand: str, words: Sequence[str]) -> Namespace:
     Raises:
         ValueError: If the command would refuse them.
     """
-    return parse(_parser(subcommand), words)
+    return _parse(_parser(subcommand), words)
+
+
+def _parse(parser: LightningArgumentParser, words: Sequence[str]) -> Namespace:
+    for word in words:
+        if word != word.encode("utf-8", "ignore").decode("utf-8"):
+            raise ValueError(f"{word!a}: expected a name in UTF-8, which the settings of a run can hold")
+    return parse(parser, words)
 
 
 def resolved(words: Sequence[str]) -> dict[str, Any]:

@@ -59,11 +59,8 @@ class Acceptance(CalosimModule):
             bins=bins,
             members=members,
         )
-        if min_photons < 1 or members < 1 or bins < 0:
-            raise ValueError(
-                "expected min_photons and members of at least 1 and bins of at least 0, "
-                f"got {min_photons}, {members} and {bins}"
-            )
+        if bins < 0:
+            raise ValueError(f"expected bins of at least 0, got {bins}")
         self.min_photons = min_photons
         self.features = FeatureScaler(self.detector)
         self.encoding = PiecewiseLinear(self.features.width, (MASS, *SPOT) if bins else (), bins)

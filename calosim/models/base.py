@@ -179,6 +179,8 @@ def check_rows(values: Tensor, rows: Tensor, what: str) -> None:
 
 #: Rows of the training split that fit the standardization; beyond this the means no longer move.
 FIT_ROWS = 20_000
+#: Settings of networks that count something there must be.
+SIZES = {"components", "embedding", "hidden", "latent", "members", "min_photons", "noise", "steps", "width", "widths"}
 
 
 class evaluating:
@@ -252,6 +254,9 @@ class CalosimModule(LightningModule):
         scheduler: LRSchedulerCallable | None,
         **init: Any,
     ):
+        for name in SIZES & init.keys():
+            if min(init[name] if isinstance(init[name], list) else [init[name]], default=1) < 1:
+                raise ValueError(f"expected {name} of at least 1, got {init[name]}")
         super().__init__()
         self.detector = get_detector(detector)
         self.optimizer, self.scheduler = optimizer, scheduler

@@ -324,10 +324,9 @@ class PhotonSum(CalosimModule):
             posterior=posterior,
             members=members,
         )
-        if posterior not in ("ensemble", "bayesian") or members < 1 or bins < 0:
+        if posterior not in ("ensemble", "bayesian") or bins < 0:
             raise ValueError(
-                "expected a posterior ensemble or bayesian, at least 1 member and at least 0 bins, "
-                f"got {posterior!r}, {members} and {bins}"
+                f"expected a posterior ensemble or bayesian and at least 0 bins, got {posterior!r} and {bins}"
             )
         self.head, self.members = build_head(head, components), members
         self.features = FeatureScaler(self.detector, physics=physics)

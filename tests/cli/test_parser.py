@@ -53,6 +53,8 @@ REFUSED = {
     "--trainer.max_epochs: expected a whole number, got x": [*FIT, "--trainer.max_epochs", "x"],
     "--trainer.callbacks.rows: expected a whole number, got abc": [*FIT, "--trainer.callbacks.rows", "abc"],
     "--model.representation.hidden: expected a whole number, got x": [*FIT, "--model.representation.hidden", "x"],
+    "--model.optimizer.lr: expected a number, got x": [*FIT, "--model.optimizer.lr", "x"],
+    r"'runs/\udcff': expected a name in UTF-8": [*FIT, "--run", "runs/\udcff"],
     "--quiet: expected true or false, got perhaps": [*EVALUATE, "--quiet", "perhaps"],
     "--requantization: expected a whole number or best, got worst": [*EVALUATE, "--requantization", "worst"],
     "--shower: expected one, got 2: a, b": [*EVALUATE, "--shower", "a", "b"],

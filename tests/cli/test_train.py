@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from calosim.io import read_json, write_json
+from calosim.detectors import DETECTORS
 from calosim.runs import Run
 
 #: A few batches of everything (the command reads 1 as all of them), quietly.
@@ -117,119 +113,11 @@ def test_a_checkpoint_must_be_named(photons, again, error_of):
     assert "loading state_dict" in error_of("test", *other)
 
 
-def test_what_a_model_says_of_its_arguments_is_one_clear_line(tmp_path, root_file, error_of):
-    words = ["--data.files", root_file, *TINY, "--model.flow.bins", -1, "--run", tmp_path / "run"]
-    line = error_of("fit", *PIXELS, *words)
-    assert line == "calosim: error: expected a number of bins, or 0 for affine maps, got -1"
-    words = ["--data.files", root_file, "--model.representation.phases", 5, "--run", tmp_path / "run"]
-    assert error_of("fit", "-c", "conf/teacher.yaml", *words) == "calosim: error: expected phases of 1 or 2, got 5"
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--data.files", "nowhere.root"], "nowhere.root: no such file"),
-        (["--data.particle", "k0s"], "no row of particle k0s"),
-        (["--data.particle", "xyz"], "unknown particle 'xyz'"),
-        (["--data.detector", "zp"], "holds ZN responses; expected ZP"),
-        (["--data.batch_size", "0"], "batch size"),
-    ],
-)
-def test_errors_are_one_line(words, said, root_file, tmp_path, monkeypatch, error_of):
-    monkeypatch.chdir(tmp_path)
-    assert said in error_of("fit", "-c", "conf/photons.yaml", "--data.files", root_file, *words)
-
-
-# -- logs and processes -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("silence", [[], ["--quiet"], ["--quiet", "false"]])
-def test_a_log_without_a_terminal_gets_a_line_an_epoch(silence, root_file, tmp_path, capfd, command):
-    words = ["-c", "conf/photons.yaml", "--data.files", root_file, "--model.hidden", "[8]", "--run", tmp_path, *QUICK]
-    more = ["--trainer.enable_progress_bar", "null", "--trainer.max_epochs", 2, *silence]
-    assert command("fit", *words, *more) == 0
-    said = capfd.readouterr().out
-    assert said.count("epoch ") == (0 if silence == ["--quiet"] else 2)
-    assert ("epoch 2 of 2: train/loss" in said) == (silence != ["--quiet"])
-    assert "\r" not in said
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        ["-c", "conf/representation/pixels.yaml", *TINY, "--model.flow.dropout", "0"],
-        # All rows count below the coarse part: which rows come first in a batch depends on the number of processes.
-        [*SPLITS, "--model.representation.local_share", "1"],
-    ],
-    ids=["pixels", "splits"],
-)
-def test_two_processes_train_as_one(sizes, root_file, tmp_path):
-    """Half the batch size on two processes: the same global batches, the same loss, one run folder."""
-    command = [sys.executable, "-m", "calosim", "fit", "-c", "conf/teacher.yaml", *sizes, *QUICK[:4]]
-    command += ["--data.files", root_file, "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1"]
-    command += ["--trainer.callbacks", CALLBACKS]
-    losses = []
-    for processes, batch in ((1, 64), (2, 32)):
-        words = ["--run", tmp_path / str(processes), "--data.batch_size", batch, "--trainer.devices", processes]
-        if processes > 1:
-            words += ["--trainer.strategy", "ddp"]
-        done = subprocess.run([*map(str, [*command, *words])], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        rows = list(csv.DictReader((tmp_path / str(processes) / Run.METRICS).read_text().splitlines()))
-        losses.append([float(next(r[key] for r in rows if r.get(key))) for key in ("val/loss", "val/ws")])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-    assert "sessions" not in Run(tmp_path / "2").record
-
-
-@pytest.mark.parametrize(
-    ("environment", "one"),
-    [
-        ({}, False),
-        ({"SLURM_JOB_ID": "7"}, False),
-        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}, False),
-        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "3", "SLURM_NTASKS": "1"}, False),
-        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "3", "SLURM_NTASKS": "2"}, True),
-    ],
-)
-def test_only_tasks_of_one_slurm_step_share_a_folder(environment, one, monkeypatch, tmp_path):
-    """Two trainings in one job are two runs; the tasks of a step cannot talk to each other before they have a folder."""
-    from jsonargparse import Namespace
-
-    from calosim.cli.train import folder_of
-
-    monkeypatch.chdir(tmp_path)
-    for name in ("CALOSIM_RUN", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_NTASKS"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    config = Namespace(model=Namespace(class_path="calosim.Teacher"), run=None)
-    folders = [folder_of("fit", config, None, ["a"]) for _ in range(2)]
-    assert (folders[0] == folders[1]) == one
-    assert all(folder.startswith("runs/teacher/slurm-7-") for folder in folders) == bool(environment)
-    assert folder_of("fit", config, None, ["b"]) not in folders
-    # One that has come to its end is not begun again.
-    write_json(Run(folders[1]) / Run.TRAINING, {"steps": 1})
-    assert folder_of("fit", config, None, ["a"]) not in folders
-
-
-def test_a_job_that_starts_again_finds_its_runs(monkeypatch, tmp_path, run_folders):
-    from jsonargparse import Namespace
-
-    from calosim.cli.train import folder_of, newest
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    config = Namespace(model=Namespace(class_path="calosim.PhotonSum"), run=None)
-    run = Run(folder_of("fit", config, None, ["a"]))
-    shutil.copytree(run_folders["photons"], run.folder, dirs_exist_ok=True)
-    write_json(run / Run.RECORD, {"format": 2, "job": {"cluster": "", "job": "7"}})
-    assert folder_of("fit", config, None, ["a"]) != str(run.folder)
-    assert newest(run) is None
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert folder_of("fit", config, None, ["a"]) == str(run.folder)
-    assert newest(run) == str(run.last)
-    # What it was gone on with last counts.
-    write_json(run / Run.RECORD, read_json(run / Run.RECORD) | {"sessions": [{"job": {"cluster": "", "job": "8"}}]})
-    assert newest(run) is None
+def test_what_a_model_says_of_its_settings_is_the_whole_refusal(root_file, tmp_path, capsys, command):
+    for option, said in {
+        "--data.detector=zem": f"unknown detector 'zem'; expected one of {', '.join(DETECTORS)}",
+        "--model.representation.phases=7": "expected phases of 1 or 2, got 7",
+    }.items():
+        words = ["-c", "conf/teacher.yaml", "--data.files", root_file, "--run", tmp_path / "r", option]
+        assert command("fit", *words) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == f"calosim: error: {said}"

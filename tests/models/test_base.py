@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from calosim import models
 from calosim.data.datamodule import RootDataModule
 from calosim.data.record import Showers, check_showers
 from calosim.flows import FlowConfig
@@ -324,3 +325,20 @@ def test_small_products_are_not_shared_by_threads(name, given, expected, run_fol
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("PhotonSum", {"components": 0}),
+        ("PhotonSum", {"hidden": (8, 0)}),
+        ("Acceptance", {"hidden": (-1,)}),
+        ("VAE", {"latent": 0}),
+        ("GAN", {"width": 0}),
+        ("FlowMatching", {"steps": 0}),
+    ],
+)
+def test_networks_of_nothing_are_refused(name, settings):
+    (key,) = settings
+    with pytest.raises(ValueError, match=f"expected {key} of at least 1, got"):
+        getattr(models, name)(**settings)
