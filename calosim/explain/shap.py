@@ -120,7 +120,14 @@ def _explainer(
     else:
         sampling = shap.PermutationExplainer(partial(predict, model), masker, seed=settings.seed)
         most = settings.permutations * (2 * count + 1)
-    return lambda row: sampling(rows[row : row + 1], max_evals=most, silent=True).values
+
+    def sample(row: int) -> np.ndarray:
+        point = rows[row : row + 1]
+        if (masked == point).all():  # no feature tells it from the background, which these explainers do not expect
+            return np.zeros((1, count, predict(model, point).reshape(1, -1).shape[1]))
+        return sampling(point, max_evals=most, silent=True).values
+
+    return sample
 
 
 def shap_values(

@@ -69,6 +69,14 @@ def test_an_unused_feature_gets_nothing(rows, method):
     assert np.abs(values[:, :2]).min() > EXACT
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_tells_a_row_from_a_background_that_is_itself(rows, method):
+    some = rows[0], np.repeat(rows[0][1:2], 4, axis=0)
+    values = explained(some, method, points=FEW)
+    assert values.shape == (5, 4, 2)
+    assert np.abs(values[1]).max() == 0 < np.abs(values[0]).max()
+
+
 def test_an_interaction_is_shared_as_shapley_says(rows):
     values = explained(rows, "exact")[:, :, 1]
     x, b = rows[0][:, None], rows[1]
