@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
 import os
 import zipfile
@@ -221,7 +222,12 @@ def load_module(path: str | Path, device: str | torch.device = "cpu") -> Calosim
     checkpoint = read_checkpoint(path, device)
     own, weights = renamed(checkpoint["calosim"]), renamed(checkpoint["state_dict"])
     name = own["class"]
-    module = _model_class(name, str(path))(**own["init"])
+    kind = _model_class(name, str(path))
+    if unknown := set(own["init"]) - set(inspect.signature(kind).parameters):
+        raise ValueError(
+            f"{path}: of a {name} with {', '.join(sorted(unknown))}; expected no such settings: a newer calosim wrote it"
+        )
+    module = kind(**own["init"])
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:

@@ -188,7 +188,7 @@ class FastSimulator:
         rows = np.arange(len(pdg)) if rows is None else _whole("rows", rows, pdg.shape)
         check_primaries(particles, pdg, "particles", partial(row_name, 0))
         if photon_sum is not None:
-            photon_sum = _whole("photon_sum", photon_sum, pdg.shape, least=0)
+            photon_sum = _whole("photon_sum", photon_sum, pdg.shape, least=0, most=2**31 - 1)
         if self._processes and len(pdg):
             return self._processes.sample(particles, pdg, seed, rows, photon_sum, batch_size)
         images = np.empty((len(pdg), *self.detector.shape), dtype=np.int32)
@@ -255,19 +255,20 @@ class FastSimulator:
         return counts
 
 
-def _whole(name: str, values: ArrayLike, shape: tuple[int, ...], least: int | None = None) -> np.ndarray:
+def _whole(
+    name: str, values: ArrayLike, shape: tuple[int, ...], least: int = -(2**63), most: int = 2**63 - 1
+) -> np.ndarray:
     """An argument as int64 with the expected shape.
 
     Raises:
-        ValueError: If it has another shape, or holds something else than whole numbers, or smaller ones than ``least``.
+        ValueError: If it has another shape, or holds something else than whole numbers from ``least`` to ``most``.
     """
     array = np.asarray(values)
     if array.shape != shape:
         raise ValueError(f"expected {name} with shape {shape}, got {array.shape}")
     whole = array.dtype.kind in "iuf" and (array == np.rint(array)).all()
-    if not whole or (least is not None and (array < least).any()):
-        bound = "" if least is None else f" of at least {least}"
-        raise ValueError(f"expected whole numbers{bound} in {name}, got {array.ravel()[:5].tolist()}")
+    if not whole or (array < least).any() or (array > most).any():
+        raise ValueError(f"expected whole numbers from {least} to {most} in {name}, got {array.ravel()[:5].tolist()}")
     return array.astype(np.int64)
 
 

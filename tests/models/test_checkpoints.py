@@ -100,6 +100,10 @@ FOREIGN = {
     "base": (entry("ShowerModel"), r"got one of 'ShowerModel'"),
     "first": ({"calosim": {"class": "calosim.teacher.Teacher", "init": {}}}, r"a checkpoint of format 2, got 1; train"),
     "later": (entry("Teacher", format=3), r"a checkpoint of format 2, got 3; train the model anew"),
+    "newer": (
+        entry("PhotonSum", depth=3),
+        r"of a PhotonSum with depth; expected no such settings: a newer calosim wrote it",
+    ),
     "weights": (entry("PhotonSum", hidden=[3]), r"its weights do not fit PhotonSum \(.*Missing key"),
 }
 
