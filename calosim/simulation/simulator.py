@@ -188,7 +188,7 @@ class FastSimulator:
         rows = np.arange(len(pdg)) if rows is None else _whole("rows", rows, pdg.shape)
         check_primaries(particles, pdg, "particles", partial(row_name, 0))
         if photon_sum is not None:
-            photon_sum = _whole("photon_sum", photon_sum, pdg.shape, least=0, most=2**31 - 1)
+            photon_sum = _whole("photon_sum", photon_sum, pdg.shape, range(2**31))
         if self._processes and len(pdg):
             return self._processes.sample(particles, pdg, seed, rows, photon_sum, batch_size)
         images = np.empty((len(pdg), *self.detector.shape), dtype=np.int32)
@@ -255,20 +255,19 @@ class FastSimulator:
         return counts
 
 
-def _whole(
-    name: str, values: ArrayLike, shape: tuple[int, ...], least: int = -(2**63), most: int = 2**63 - 1
-) -> np.ndarray:
+def _whole(name: str, values: ArrayLike, shape: tuple[int, ...], allowed: range | None = None) -> np.ndarray:
     """An argument as int64 with the expected shape.
 
     Raises:
-        ValueError: If it has another shape, or holds something else than whole numbers from ``least`` to ``most``.
+        ValueError: If it has another shape, or holds something else than whole numbers, or than those that are allowed.
     """
     array = np.asarray(values)
     if array.shape != shape:
         raise ValueError(f"expected {name} with shape {shape}, got {array.shape}")
     whole = array.dtype.kind in "iuf" and (array == np.rint(array)).all()
-    if not whole or (array < least).any() or (array > most).any():
-        raise ValueError(f"expected whole numbers from {least} to {most} in {name}, got {array.ravel()[:5].tolist()}")
+    if not whole or (allowed and ((array < allowed.start) | (array >= allowed.stop)).any()):
+        bound = f" from {allowed.start} to {allowed.stop - 1}" if allowed else ""
+        raise ValueError(f"expected whole numbers{bound} in {name}, got {array.ravel()[:5].tolist()}")
     return array.astype(np.int64)
 
 
