@@ -223,7 +223,9 @@ def load_module(path: str | Path, device: str | torch.device = "cpu") -> Calosim
     own, weights = renamed(checkpoint["calosim"]), renamed(checkpoint["state_dict"])
     name = own["class"]
     kind = _model_class(name, str(path))
-    if unknown := set(own["init"]) - set(inspect.signature(kind).parameters):
+    known = inspect.signature(kind).parameters.values()
+    unknown = set(own["init"]) - {parameter.name for parameter in known}
+    if unknown and all(parameter.kind is not parameter.VAR_KEYWORD for parameter in known):
         raise ValueError(
             f"{path}: of a {name} with {', '.join(sorted(unknown))}; expected no such settings: a newer calosim wrote it"
         )
