@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def _o2sim(ROOT, name: str, split: int, compression: int, event: int = 0) -> Non
     particles, pdg, zn = showers("zn")
     zp = showers("zp")[2].copy()
     zp[[1, 3]] = 0  # the first leaves no light anywhere
-    file = ROOT.TFile(str(FOLDER / f"{name}.root"), "RECREATE", "", compression)
+    file = ROOT.TFile(f"{name}.root", "RECREATE", "", compression)
     tree = ROOT.TTree("o2sim", "o2sim")
     ROOT.branch(tree, split)
     for number in EVENTS:
@@ -121,7 +122,7 @@ def _tree(ROOT, name: str, detector: str, form: str, tree: str = "showers", colu
     """A tree that a loop fills, with images of a form; its detector is told by a TNamed where the file is named for it."""
     particles, pdg, images = showers(detector)
     nx, ny = SHAPES[detector]
-    file = ROOT.TFile(str(FOLDER / f"{name}.root"), "RECREATE")
+    file = ROOT.TFile(f"{name}.root", "RECREATE")
     folder, _, title = tree.rpartition("/")
     if folder:
         file.mkdir(folder).cd()
@@ -163,9 +164,9 @@ def _snapshots(ROOT, ours: str) -> None:
     """RDataFrame's copies of a file of ours: as a TTree and as an RNTuple."""
     frame = ROOT.RDataFrame("showers", ours)
     options = ROOT.RDF.RSnapshotOptions()
-    frame.Snapshot("showers", str(FOLDER / "snapshot.root"), "", options)
+    frame.Snapshot("showers", "snapshot.root", "", options)
     options.fOutputFormat = ROOT.RDF.ESnapshotOutputFormat.kRNTuple
-    frame.Snapshot("showers", str(FOLDER / "rntuple.root"), "", options)
+    frame.Snapshot("showers", "rntuple.root", "", options)
 
 
 def main() -> None:
@@ -175,6 +176,7 @@ def main() -> None:
     from calosim.data import Showers, write
 
     FOLDER.mkdir(exist_ok=True)
+    os.chdir(FOLDER)  # a file of ROOT holds the name by which it was opened
     ROOT.gSystem.Load("libEG")  # of TParticle
     compiled = (
         tempfile.TemporaryDirectory()
