@@ -405,7 +405,7 @@ class Simulate:
     """Makes showers with the toy Monte Carlo and writes them to a ROOT file.
 
     Attributes:
-        detector: zn, zp or focal_h.
+        detector: Its name in calosim/detectors.py, such as zn, zp or focal_h.
         primaries: How many primaries to draw from the published mix, or a ROOT or CSV file whose primaries to take: with
             another seed, the Monte Carlo's own floor.
         responses_per_primary: Responses of at least 10 photons to a primary, on average over the published mix, where most
@@ -442,7 +442,7 @@ class Convert:
         source: ROOT, HDF5, npz or text files, one or a list. npz: particles and responses (key ``arr_0``). Text of O2's
             Extract.C: the CSV and the image texts. A partner that is not listed is looked for beside its file.
         out: The file to write, .root, or .h5 in the layout of the CaloChallenge.
-        detector: The detector expected: zn, zp or focal_h. Required where text files hold both ZN and ZP.
+        detector: The detector expected, such as zn, zp or focal_h. Required where text files hold both ZN and ZP.
         assume_beam_direction: Take tracks of the older CSV, which has no momenta, as parallel to the beam.
         prefer: PDG codes to take where an npz file without PDG codes leaves a choice; 310 takes K0S where K0L
             fits as well.

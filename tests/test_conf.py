@@ -32,8 +32,6 @@ SMALL = {
     ],
     "PhotonSum": ["--model.hidden", "[8]"],
     "Acceptance": ["--model.hidden", "[8]"],
-    "Student": [],
-    "FineTune": [],
     "FlowMatching": ["--model.widths", "[4,4]", "--model.embedding", "8", "--model.steps", "2"],
     "GAN": ["--model.width", "8"],
     "VAE": ["--model.width", "8", "--model.latent", "2"],
@@ -79,8 +77,6 @@ TOOLS = {
     ],
 }
 TOOLS["demo/explain.yaml"] += ["--surrogate_rows", "100", "--surrogate_epochs", "1", "--compare_rows", "0"]
-#: Overlays after which the checkerboard callback is not the last one.
-NOT_LAST = {"plain.yaml", "diversity.yaml", "processor_time.yaml"}
 #: Plans of `calosim compare`, and what they have in common.
 PLANS = [name for name in FILES if "trainings" in yaml.safe_load((CONF / name).read_text())]
 COMMON = [name for name in FILES if name.startswith("study/common/")]
@@ -116,6 +112,16 @@ def teacher_of(showers_of, run_folders, once, fit):
     return get
 
 
+def last_callback(layers):
+    """The class of the last callback of files of settings, one on top of the other."""
+    classes = []
+    for layer in layers:
+        trainer = yaml.safe_load((CONF / layer).read_text()).get("trainer", {})
+        classes = [entry["class_path"] for entry in trainer.get("callbacks", [])] if "callbacks" in trainer else classes
+        classes += [entry["class_path"] for entry in trainer.get("callbacks+", [])]
+    return classes[-1] if classes else None
+
+
 @pytest.mark.parametrize("name", [f for f in FILES if f not in {*TOOLS, *PLANS, *COMMON}])
 def test_training_configuration(name, tmp_path, monkeypatch, showers_of, teacher_of, caplog):
     monkeypatch.chdir(tmp_path)
@@ -130,7 +136,7 @@ def test_training_configuration(name, tmp_path, monkeypatch, showers_of, teacher
     layers = [base, *BELOW.get(name, []), *([name] if name != base else [])]
     pixels = any("pixels" in layer for layer in layers)
     files = [word for layer in layers for word in ("-c", str(CONF / layer))]
-    small = (PIXELS if model == "Teacher" else PIXELS[:2]) if pixels else SMALL[model]
+    small = (PIXELS if model == "Teacher" else PIXELS[:2]) if pixels else SMALL.get(model, [])
     words = [*LIMITS, *small, "--data.files", str(showers_of("dark" if model == "Acceptance" else detector))]
     words += ["--run", str(tmp_path / "run")]
     if model in ("FineTune", "Student"):
@@ -138,7 +144,7 @@ def test_training_configuration(name, tmp_path, monkeypatch, showers_of, teacher
         words += ["--model.init_from", str(teacher_of(detector, pixels or model == "FineTune"))]
     # The checkerboard callback generates; its default of 512 rows is for real trainings. The option reaches the last
     # callback of the list.
-    if "CheckerboardValidation" in (CONF / base).read_text() and name.split("/")[-1] not in NOT_LAST:
+    if last_callback(layers) == "callbacks.CheckerboardValidation":
         words += ["--trainer.callbacks.rows", "2", "--trainer.callbacks.pictures", "1"]
     if name == "processor_time.yaml":
         words[words.index("--trainer.max_epochs") + 1] = "-1"

@@ -5,7 +5,10 @@ Coordinates that join :data:`KINDS` are held to the same laws.
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import fields
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ import torch
 
 from calosim import rng
 from calosim.detectors import DETECTORS
-from calosim.representations import PixelConfig, Representation, SplitConfig, from_plain, to_plain
+from calosim.representations import PixelConfig, Representation, RepresentationConfig, SplitConfig, from_plain, to_plain
 
 KINDS = {
     "pixels": PixelConfig(),
@@ -123,6 +126,15 @@ def test_settings_lead_back(kind):
     assert from_plain(plain) == KINDS[kind]
     assert from_plain(KINDS[kind]) is KINDS[kind]
     assert plain["kind"] == kind.partition(",")[0]
+
+
+def test_settings_are_told_apart_by_their_names():
+    """The parser takes the first settings of the union that have all names which a file gives, whatever class it says."""
+    kinds = get_args(RepresentationConfig)
+    assert {type(config) for config in KINDS.values()} == set(kinds), "expected laws to be tested of every kind"
+    names = [{field.name for field in fields(kind)} for kind in kinds]
+    for earlier, later in itertools.combinations(names, 2):
+        assert later - earlier, f"expected a name that is not among {', '.join(sorted(earlier))}"
 
 
 @pytest.mark.parametrize("kind", ["voxels", None])
