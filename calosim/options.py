@@ -654,7 +654,7 @@ class Compare:
         dry_run: Only print the steps with their state and command.
         options: Further options of every training, for instance '{"trainer.max_epochs": 1}'.
         each: Other values of `each`, for instance '{"seed": [1]}'.
-        resamples: Bootstrap resamples of unique inputs.
+        resamples: Bootstrap resamples of primaries.
         quiet: Show no progress.
     """
 

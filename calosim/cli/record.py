@@ -241,6 +241,7 @@ class RunRecord(SaveConfigCallback):
             "model": type(pl_module).__name__,
             "representation": pl_module.init.get("representation", {}).get("kind"),
             "loss": pl_module.loss_name,
+            "unit": pl_module.loss_unit,
             "parameters": pl_module.size,
             "processes": trainer.world_size,
             "job": own_job(),

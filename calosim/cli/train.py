@@ -29,9 +29,7 @@ from calosim.cli.record import PredictionFile, Requeue, RunCheckpoint, RunRecord
 from calosim.data.datamodule import RootDataModule
 from calosim.io import expanded, shipped_config
 from calosim.loggers import wandb_offline_where_needed
-
-# So that `--model Teacher` finds them by their short names.
-from calosim.models import Acceptance, CalosimModule, FineTune, PhotonSum, Student, Teacher  # noqa: F401
+from calosim.models import CalosimModule  # from there, with all kinds, so that `--model Teacher` finds them
 from calosim.models.checkpoints import MODULES, read_checkpoint
 from calosim.models.optim import WarmupCosine  # noqa: F401
 from calosim.runs import Run, difference, identity

@@ -22,7 +22,7 @@ from calosim.evaluation.tests import C2ST, LIKELIHOOD
 from calosim.io import atomic_write, check_writable, csv_text, write_json, write_npz
 from calosim.metrics.bootstrap import LEAST_PRIMARIES
 from calosim.models.checkpoints import weights_of
-from calosim.options import ClassifierOptions, Evaluate, FloorOptions, Models, Protocol, Requantization
+from calosim.options import Evaluate, FloorOptions, Requantization
 from calosim.particles import STUDY_PARTICLES, particle_symbol
 from calosim.runs import origin
 from calosim.simulation.simulator import FastSimulator, devices_of, pick_device
@@ -45,17 +45,7 @@ def evaluate(options: Evaluate) -> None:
     out, models, floors, protocol = options.out, options.models, options.floors, options.protocol
     given = {name: getattr(options, name) for name in ("out", "files", "data", "device", "devices")}
     check_writable(out)
-    work = _prepare(
-        models,
-        options.data,
-        options.files,
-        floors,
-        protocol,
-        options.classifier,
-        options.device,
-        options.devices,
-        options.quiet,
-    )
+    work = _prepare(options)
     groups = (models, floors, protocol, options.classifier)
     results = origin()
     results |= {"arguments": {**given, **{key: value for some in groups for key, value in asdict(some).items()}}}
@@ -68,34 +58,27 @@ def evaluate(options: Evaluate) -> None:
     _save(Path(out), results, work)
 
 
-def _prepare(
-    models: Models,
-    given: str | None,
-    files: list[str] | None,
-    options: FloorOptions,
-    protocol: Protocol,
-    classifier: ClassifierOptions,
-    device: str,
-    devices: int,
-    quiet: bool,
-) -> Work:
+def _prepare(options: Evaluate) -> Work:
     """Chooses the rows, loads models and references; all that can be refused at once comes first."""
-    judge = given or models.paths[0]
+    models, protocol = options.models, options.protocol
+    judge = options.data or models.paths[0]
     exceptions = Requantization(None, models.requantization_of or ()).by_code()
-    where = pick_device(device)
-    devices_of(where, devices)
-    data, particle = trained_data(judge, files, models.shower)
-    check_splits(judge, models.paths, given is not None)
+    where = pick_device(options.device)
+    devices_of(where, options.devices)
+    data, particle = trained_data(judge, options.files, models.shower)
+    check_splits(judge, models.paths, options.data is not None)
     rows = select_rows(data, protocol, particle)
     if not len(rows):
         raise ValueError(f"{', '.join(data.files)}: the {protocol.split} split has no row to evaluate")
-    floors = Floors.read(options, data, protocol.split) if options.references else Floors()
-    references = floors.references(data, protocol.split, rows) if options.references else {}
-    simulator, photons, distances = load_models(models, exceptions, data, protocol, where, devices, quiet)
+    floors = Floors.read(options.floors, data, protocol.split) if options.floors.references else Floors()
+    references = floors.references(data, protocol.split, rows) if options.floors.references else {}
+    simulator, photons, distances = load_models(
+        models, exceptions, data, protocol, where, options.devices, options.quiet
+    )
     return Work(
         models,
         protocol,
-        classifier,
+        options.classifier,
         data,
         particle,
         rows,
@@ -105,7 +88,7 @@ def _prepare(
         floors,
         references,
         distances,
-        quiet,
+        options.quiet,
     )
 
 

@@ -1,7 +1,7 @@
 """What is judged on what: loaded models, the judged rows, what is held against them, and the samples of them all.
 
-Standard deviations over runs say how much draws matter; the same primaries are judged in every run, and with few of them
-that is the smaller uncertainty.
+Two uncertainties are told: standard deviations over runs say how much draws matter, intervals of a bootstrap how much it
+matters which primaries were judged, the same in every run. With few primaries the second is the larger.
 
 References:
     | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), section 4,

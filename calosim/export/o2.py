@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from calosim.data.record import FEATURES
+from calosim.detectors import Detector
 from calosim.export.builder import NORMALS, OPSET, SEED, require, row_numbers
 from calosim.export.card import card, not_quoted
 from calosim.export.check import check_folder
@@ -100,7 +101,8 @@ def export(options: Export) -> None:
     if to != "torchscript":
         require("onnx")
     models = {"shape": shower, "photons": photons} | ({"acceptance": acceptance} if acceptance else {})
-    files = _files(models, to)
+    model = ShowerModel.load(shower)
+    files = _files(model, models, to)
     with temporary_folder(target.parent, out) as temporary:
         made = temporary / target.name
         made.mkdir()
@@ -108,7 +110,7 @@ def export(options: Export) -> None:
             atomic_write(made / name, content)
             if to == "o2":
                 atomic_write(made / scales_name(name), scales_text(np.zeros(len(FEATURES)), np.ones(len(FEATURES))))
-        record = _record(models, files, to)
+        record = _record(model.detector, models, files, to)
         write_json(made / RECORD, record)
         atomic_write(made / CARD, card(record))
         take_place(made, target)
@@ -118,18 +120,17 @@ def export(options: Export) -> None:
         print(f"calosim: {out}: {said}", file=sys.stderr)
 
 
-def _files(models: dict[str, str], to: str) -> dict[str, bytes]:
+def _files(model: ShowerModel, models: dict[str, str], to: str) -> dict[str, bytes]:
     """The graphs by file name."""
-    model, photons = ShowerModel.load(models["shape"]), PhotonSum.load(models["photons"])
+    photons = PhotonSum.load(models["photons"])
     acceptance = Acceptance.load(models["acceptance"]) if "acceptance" in models else None
     if to != "o2":
         return {SIMULATOR[to]: (simulator if to == "onnx" else script)(model, photons, acceptance)}
     return {GENERATOR: generator(model, photons, acceptance), CLASSIFIER: classifier(model.detector, acceptance)}
 
 
-def _record(models: dict[str, str], files: dict[str, bytes], to: str) -> dict[str, Any]:
+def _record(detector: Detector, models: dict[str, str], files: dict[str, bytes], to: str) -> dict[str, Any]:
     """What a folder says of itself."""
-    module = ShowerModel.load(models["shape"])
     sources = {}
     for role, path in models.items():
         run = Run(path)
@@ -144,9 +145,9 @@ def _record(models: dict[str, str], files: dict[str, bytes], to: str) -> dict[st
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "to": to,
         **({"torch": torch.__version__} if to == "torchscript" else {"opset": OPSET}),
-        "detector": module.detector.name,
-        "title": module.detector.title,
-        "pixels": list(module.detector.shape),
+        "detector": detector.name,
+        "title": detector.title,
+        "pixels": list(detector.shape),
         "models": sources,
         "files": {n: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in files.items()},
     }

@@ -38,7 +38,7 @@ class Acceptance(CalosimModule):
     #: What batches need not hold.
     with_images = False
 
-    loss_name = "cross-entropy"
+    loss_name, loss_unit = "cross-entropy", "nats"
 
     def __init__(
         self,

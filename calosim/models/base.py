@@ -246,6 +246,8 @@ class CalosimModule(LightningModule):
 
     #: What :meth:`loss` is, in words; of most models a sum of their own.
     loss_name = "loss"
+    #: The unit of that where it is a likelihood, and of a student's divergence from its teacher; else empty.
+    loss_unit = ""
 
     def __init__(
         self,

@@ -1,14 +1,11 @@
 """The photon sum of a response: networks of the primary with a mixture head, or as published: Bayesian, with a Gaussian head.
 
-Decays and secondaries give the sums of Lambda, K0S and Sigma+ several modes, which a Gaussian cannot make; the heads are in
-:mod:`calosim.models.photon_sum`.
+Decays and secondaries give the sums of Lambda, K0S and Sigma+ several modes, which a Gaussian cannot make.
 
 References:
-    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), section 3.1: the Gaussian head,
-      https://arxiv.org/abs/2608.12795
+    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), section 3.1: the Gaussian head, and
+      section 4.2: the photon sum is the bottleneck of the two-stage model, https://arxiv.org/abs/2608.12795
     | PixelCNN++: discretized logistic mixture likelihood (Salimans et al., 2017), https://arxiv.org/abs/1701.05517
-    | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), sections 3.1 and 4.2: the photon
-      sum is the bottleneck of the two-stage model, https://arxiv.org/abs/2608.12795
 """
 
 from __future__ import annotations
@@ -297,7 +294,7 @@ class PhotonSum(CalosimModule):
     #: What batches need not hold.
     with_images = False
 
-    loss_name = "negative log-likelihood"
+    loss_name, loss_unit = "negative log-likelihood", "nats"
 
     def __init__(
         self,

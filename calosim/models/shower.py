@@ -199,7 +199,8 @@ class FlowModel(ShowerModel):
         super().__init__(detector, physics, optimizer, scheduler, **plain)
         self.representation = representation.build(self.detector, self.features.width)
         self.flow = self.representation.flow(self.features.width, flow, inverse)
-        self.nll_unit = self.representation.inverse_nll_unit if inverse else self.representation.nll_unit
+        self.loss_unit = self.representation.nll_unit
+        self.nll_unit = self.representation.inverse_nll_unit if inverse else self.loss_unit
         self.requantizations = self.representation.requantizations
         self.requantization = self.representation.requantization
         self.small_products = self.representation.small_products

@@ -42,7 +42,6 @@ __all__ = [
 #: Bayesian networks have parts in training, such as weights of rows, that validation has not.
 PAIRS = (("train/kl", "val/kl"), ("train/nll", "val/loss"), ("train/loss", "val/loss"))
 DIVERGENCE = "divergence from the teacher"
-UNITS = {"splits": "nats an image", "pixels": "nats a pixel"}
 CAPTION = (
     "{}: pale lines are means over groups of training batches, dots the validation split after an epoch; the ring is the "
     "epoch whose checkpoint is kept. Particle types have panels of their own: their rows differ."
@@ -95,7 +94,7 @@ def _logged(run: Run) -> dict[str, Curve]:
     best = min(losses, key=lambda point: point[1])[0] if losses else None
     train, val = next(((t, v) for t, v in PAIRS if series(t) and series(v)), PAIRS[-1])
     said = DIVERGENCE if val == "val/kl" else run.record.get("loss", "loss")
-    unit = UNITS.get(run.record.get("representation") or "", "nats" if said != "loss" else "")
+    unit = run.record.get("unit") if said != "loss" else ""
     found = {", ".join(filter(None, (said, unit))): Curve(series(train), series(val), best)}
     if len(distances := series("val/ws")) > 1:  # a point alone is no curve
         found["WS of the validation split, photons"] = Curve([], distances, best)

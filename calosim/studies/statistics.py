@@ -1,7 +1,7 @@
 """The rows and cells of a study's tables: metrics with their uncertainties, and paired comparisons with a reference model.
 
 Cells are means over generation runs with the standard deviation over them (over training seeds where there are several).
-Whether two models differ is told by a paired bootstrap over unique inputs: the same inputs are drawn for all models.
+Whether two models differ is told by a paired bootstrap over primaries: the same ones are drawn for all models.
 
 References:
     | Fine-tuned Normalizing Flows for ALICE ZDC Fast Simulation (Majerz et al., 2026), section 4,
@@ -105,8 +105,8 @@ class Cell:
         seeds: How many trainings the cell is of.
         target: What the metric should be: 0, or for center distances the Monte Carlo's own, below which showers are too
             much alike.
-        primaries: The number of unique inputs.
-        samples: The metric in each bootstrap resample of unique inputs, with shape (R,); None for metrics that are
+        primaries: The number of primaries.
+        samples: The metric in each bootstrap resample of primaries, with shape (R,); None for metrics that are
             not resampled, for tests, and for fewer than :data:`LEAST_PRIMARIES`.
         versus: The paired comparison with the reference row.
     """
@@ -157,7 +157,7 @@ def fill_cells(rows: Sequence[Row], table: Table, resamples: int, quiet: bool) -
     Args:
         rows: The rows.
         table: Columns, metrics and modes.
-        resamples: Bootstrap resamples of unique inputs.
+        resamples: Bootstrap resamples of primaries.
         quiet: Show no progress.
 
     Raises:

@@ -100,14 +100,16 @@ def measure_speeds(study: Study, quiet: bool) -> dict[str, dict[str, float]]:
     """Times on one thread, and the number of parameters, of each label's first run that was evaluated."""
     runs = {label: steps[0].folder for label, steps in study.runs.items() if steps and study.evaluation(steps[0])}
     models = {label: ShowerModel.load(run) for label, run in runs.items()}
+    showers = {}
+    for label, run in runs.items():
+        data, _ = trained_data(run)
+        showers[label] = data.showers("test", np.arange(min(max(BATCHES), len(data.rows("test")))))
     measured: dict[str, list[dict[str, float]]] = {label: [] for label in runs}
     with one_thread():
         # In turns: a machine's speed drifts by more than models differ.
         turns = [label for _ in range(SPEED_TURNS) for label in runs]
         for label in tqdm(turns, desc="speed", disable=True if quiet else None):
-            data, _ = trained_data(runs[label])
-            showers = data.showers("test", np.arange(min(max(BATCHES), len(data.rows("test")))))
-            measured[label].append(generation_times(models[label], showers))
+            measured[label].append(generation_times(models[label], showers[label]))
     return {
         label: {"parameters": models[label].size}
         | {key: float(np.median([one[key] for one in times])) for key in times[0]}

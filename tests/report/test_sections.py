@@ -41,6 +41,7 @@ def panels(monkeypatch, tmp_path):
                 "format": FORMAT,
                 "model": model,
                 "loss": LOSSES.get(model, "loss"),
+                "unit": "nats an image",
                 "representation": None,
                 "data": {"particle": particle},
             }
@@ -61,12 +62,12 @@ def test_training_and_validation_are_of_the_same_quantity(panels):
     found = panels({"bayes": ("PhotonSum", None, bayes), "student": ("Student", None, student)})
     ((label, runs),) = found["PhotonSum"].values()
     (curve,) = runs.values()
-    assert label == "negative log-likelihood, nats"
+    assert label == "negative log-likelihood, nats an image"
     assert (curve.train, curve.val) == ([(0, 3), (1, 2)], [(0, 2), (1, 3)])
     assert curve.best == 0
     ((label, runs),) = found["Student"].values()
     (curve,) = runs.values()
-    assert label == "divergence from the teacher, nats"
+    assert label == "divergence from the teacher, nats an image"
     assert (curve.train, curve.val) == ([(0, 9), (1, 7)], [(0, 8), (1, 9)])
     assert curve.best == 1  # by the loss, which decides about the checkpoint
 
